@@ -1,0 +1,468 @@
+"""The recipe: the single source of every option.
+
+A recipe is one TOML file. The classes below are its sections; their fields, defaults and descriptions are what the
+command line, the JSON schema (``diffats config --schema``) and the documentation show.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from diffats.errors import RecipeError
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SECRET = re.compile(r"secret|token|password|passwd|credential|\bkey\b|_key$|access_key", re.IGNORECASE)
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Windows(Section):
+    """Windows cut from long dimensions; each window is a sample."""
+
+    size: dict[str, int] = Field(default_factory=dict, description="window length by dimension, in grid points")
+    stride: dict[str, int] = Field(default_factory=dict, description="step between windows; the size where left out")
+
+    @model_validator(mode="after")
+    def _positive(self) -> Windows:
+        for key, sizes in (("size", self.size), ("stride", self.stride)):
+            for dim, n in sizes.items():
+                if n < 1:
+                    raise ValueError(f'{key} {n} for dim "{dim}" is not positive. Use at least 1.')
+        for dim in self.stride:
+            if dim not in self.size:
+                raise ValueError(f'stride names dim "{dim}" but size does not. Add its size or remove the stride.')
+        return self
+
+
+class Split(Section):
+    """How samples are divided into a training and a test part."""
+
+    test: float = Field(0.1, gt=0, lt=1, description="share held out")
+    by: Literal["sample", "block", "coordinate"] = Field("sample", description="what is held out")
+    block: dict[str, int] = Field(
+        default_factory=dict, description="block length by windowed dim; twice the window where left out"
+    )
+    coordinate: str | None = Field(None, description="by coordinate: its name; a share of its values is held out")
+    values: list[float | str] = Field(default_factory=list, description="by coordinate: the values to hold out")
+
+    @model_validator(mode="after")
+    def _coordinate_named(self) -> Split:
+        if self.by == "coordinate" and self.coordinate is None:
+            raise ValueError('by = "coordinate" needs the coordinate\'s name. Set data.split.coordinate.')
+        return self
+
+
+class Initial(Section):
+    """A slice of the sample that is given, not generated."""
+
+    dim: str
+    index: int = 0
+
+
+class Condition(Section):
+    """What a sample is generated from. Nothing here: unconditional."""
+
+    initial: Initial | None = Field(None, description="a slice of each sample, e.g. the first time step")
+    fields: list[str] = Field(default_factory=list, description="other variables, given in full")
+    scalars: list[str] = Field(default_factory=list, description="variables or coordinates, one number a sample")
+    labels: str | None = Field(None, description="variable or coordinate with a class; majority class in a window")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of training samples that see no condition")
+
+    @property
+    def any(self) -> bool:
+        """Whether generation is conditional."""
+        return bool(self.initial or self.fields or self.scalars or self.labels)
+
+
+class Data(Section):
+    """Where the raw fields are and what a sample is."""
+
+    source: str = Field(description='"builtin:NAME", a path, a glob, or an fsspec URL')
+    variables: list[str] = Field(default_factory=list, description="several become a component mode; all where empty")
+    modes: list[str] = Field(description="the sample's dims, in tensor order", min_length=1)
+    sample_dim: str | None = Field(None, description="an existing dim of samples; none where windows cut them")
+    group: str | None = Field(None, description="group inside a NetCDF, Zarr or Icechunk source")
+    engine: str | None = Field(None, description="xarray engine; guessed from the source where left out")
+    concat_dim: str | None = Field(None, description="dim along which a glob's files are joined; by coordinates if none")
+    storage_options: dict[str, str | int | bool] = Field(
+        default_factory=dict, description="passed to fsspec; credentials belong in the environment"
+    )
+    center: Literal["none", "variable", "point"] = Field("variable", description="subtract the training mean of")
+    scale: Literal["none", "variable"] = Field("variable", description="divide by the training standard deviation of")
+    missing: Literal["fail", "mask"] = Field("fail", description='"mask": a mask equal in all samples is handled')
+    max_failed: float = Field(0.01, ge=0, le=1, description="share of bad samples (at least one) that is tolerated")
+    windows: Windows = Windows()
+    split: Split = Split()
+    condition: Condition = Condition()
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for key in options:
+            if _SECRET.search(key):
+                raise ValueError(f'"{key}" looks like a credential. Remove it and set it in the environment.')
+        return options
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Data:
+        twice = {mode for mode in self.modes if self.modes.count(mode) > 1}
+        if twice:
+            raise ValueError(f'mode "{twice.pop()}" is named twice in data.modes. Name each dim once.')
+        if self.sample_dim is None and not self.windows.size:
+            raise ValueError("nothing makes samples. Set data.sample_dim, or data.windows.size to cut windows.")
+        if self.sample_dim in self.modes:
+            raise ValueError(f'data.sample_dim "{self.sample_dim}" is also a mode. A dim is either samples or a mode.')
+        for dim in self.windows.size:
+            if dim not in self.modes:
+                raise ValueError(f'windows cut dim "{dim}", which data.modes does not name. Add it to data.modes.')
+        initial = self.condition.initial
+        if initial is not None and initial.dim not in self.modes:
+            raise ValueError(f'data.condition.initial.dim "{initial.dim}" is no mode ({", ".join(self.modes)}).')
+        if self.split.by == "block" and not self.windows.size:
+            raise ValueError('by = "block" holds out blocks of windowed dims. Set data.windows.size, or by = "sample".')
+        return self
+
+
+class Primitive(Section):
+    """Which primitive a sample becomes."""
+
+    kind: Literal["tgp", "mgp"] = Field("tgp", description="tensor (Tucker) or matrix (patch-SVD) primitive")
+    patch: dict[str, int] = Field(default_factory=dict, description="mgp: patch length by mode")
+    rank: int | None = Field(None, ge=1, description="mgp: columns kept of each patch matrix")
+
+
+class Decompose(Section):
+    """Tucker decomposition (tgp only)."""
+
+    ranks: dict[str, int] = Field(default_factory=dict, description="rank by mode; a mode left out is not decomposed")
+    tolerance: float | None = Field(None, gt=0, lt=1, description="relative error from which ranks are found")
+    rank_quantile: float = Field(1.0, gt=0, le=1, description="ranks cover this share of the pilot samples")
+    method: Literal["sthosvd", "hooi"] = Field("sthosvd", description="hooi refines the ST-HOSVD start")
+
+    @field_validator("ranks")
+    @classmethod
+    def _positive(cls, ranks: dict[str, int]) -> dict[str, int]:
+        for mode, rank in ranks.items():
+            if rank < 1:
+                raise ValueError(f'rank {rank} for mode "{mode}" is not positive. Use at least 1.')
+        return ranks
+
+
+class Anchor(Section):
+    """What each mode's factors are aligned to."""
+
+    strategy: Literal["medoid", "random", "index", "mean"] = "medoid"
+    index: int | None = Field(None, ge=0, description='"index": the sample whose factors are the anchors')
+
+
+class Align(Section):
+    """Which modes are aligned; the others are absorbed into the core."""
+
+    modes: list[str] = Field(default_factory=list, description="at least two decomposed modes; all where empty")
+    min_overlap: float = Field(0.05, ge=0, le=1, description="warn where a sample's smallest overlap is below")
+
+
+class Model(Section):
+    """The denoiser: a DiT (adaLN-Zero) over the primitive's streams."""
+
+    width: int = Field(128, ge=8)
+    depth: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    core_patch: int = Field(1, ge=1, description="slices of the core that share one token")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Model:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}.")
+        return self
+
+
+class Diffusion(Section):
+    """The noising process and what the network predicts."""
+
+    target: Literal["eps", "x0", "v"] = "x0"
+    schedule: Literal["linear", "cosine"] = "cosine"
+    noise_steps: int = Field(1000, ge=2, description="discrete noise levels in training")
+
+
+class Train(Section):
+    """Optimisation. More ``steps`` continue a finished training."""
+
+    steps: int = Field(2000, ge=1)
+    batch: int = Field(32, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0)
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    clip: float = Field(1.0, gt=0, description="gradient norm limit")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
+    checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints")
+    log_every: int = Field(25, ge=1, description="steps between logged metrics")
+
+
+class Generate(Section):
+    """How many samples to draw, and how."""
+
+    count: int = Field(64, ge=1)
+    steps: int = Field(20, ge=1)
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "ddim"
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
+    retract: bool = Field(False, description="retract generated factors to orthonormal columns")
+    batch: int = Field(64, ge=1, description="samples per network call")
+
+
+class Evaluate(Section):
+    """What decides between candidate and champion."""
+
+    metric: Literal["energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"] = (
+        "energy_distance"
+    )
+    members: int = Field(8, ge=2, description="ensemble members per condition, for conditional recipes")
+    samples: int = Field(256, ge=2, description="at most this many samples of each kind are compared")
+
+
+class Tracking(Section):
+    """Where MLflow keeps runs and models."""
+
+    uri: str = Field("", description="MLflow tracking URI; empty: an SQLite file under root")
+
+
+class Compute(Section):
+    """Where the work runs."""
+
+    scheduler: str = Field("local", description='"local", or the address of a Dask scheduler, "tcp://host:8786"')
+    workers: int = Field(2, ge=1, description="local workers, one BLAS thread each")
+    processes: bool = Field(False, description="local workers as processes instead of threads")
+    memory: str = Field("4GiB", description="per worker")
+    shard_samples: int | None = Field(None, ge=1, description="samples per shard; from the sample's size if left out")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @field_validator("memory")
+    @classmethod
+    def _readable(cls, memory: str) -> str:
+        parse_bytes(memory)
+        return memory
+
+    @field_validator("scheduler")
+    @classmethod
+    def _address(cls, scheduler: str) -> str:
+        if scheduler != "local" and "://" not in scheduler:
+            raise ValueError(f'"{scheduler}" is neither "local" nor an address such as "tcp://host:8786".')
+        return scheduler
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory limit of one worker, in bytes."""
+        return parse_bytes(self.memory)
+
+
+class Recipe(Section):
+    """One complete description of a data set, its primitives and its model."""
+
+    name: str = Field(description="names the store, the MLflow experiment and the registered model", max_length=100)
+    seed: int = Field(0, ge=0, lt=2**32)
+    root: str = Field("", description="where stores, checkpoints and reports go; runs/NAME where left out")
+    data: Data
+    primitive: Primitive = Primitive()
+    decompose: Decompose = Decompose()
+    anchor: Anchor = Anchor()
+    align: Align = Align()
+    model: Model = Model()
+    diffusion: Diffusion = Diffusion()
+    train: Train = Train()
+    generate: Generate = Generate()
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+    compute: Compute = Compute()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f'name "{name}" may hold letters, digits, ".", "_" and "-" only, and starts with a letter or digit.')
+        return name
+
+    @model_validator(mode="after")
+    def _modes_agree(self) -> Recipe:
+        if self.primitive.kind == "tgp":
+            self._check_tgp()
+        else:
+            self._check_mgp()
+        metric, condition = self.evaluate.metric, self.data.condition
+        if metric in ("relative_l2", "crps") and not condition.any:
+            raise ValueError(f'evaluate.metric "{metric}" needs a condition. Set data.condition or use energy_distance.')
+        if self.anchor.strategy == "index" and self.anchor.index is None:
+            raise ValueError('anchor.strategy "index" needs anchor.index, the number of the sample.')
+        return self
+
+    def _check_tgp(self) -> None:
+        given = [key for key in ("patch", "rank") if getattr(self.primitive, key)]
+        if given:
+            raise ValueError(f'primitive.{given[0]} is for kind = "mgp". Remove it, or set primitive.kind = "mgp".')
+        ranks, tolerance = self.decompose.ranks, self.decompose.tolerance
+        if bool(ranks) == (tolerance is not None):
+            raise ValueError("give either decompose.ranks or decompose.tolerance.")
+        known = self.tensor_modes
+        for section, modes in (("decompose.ranks", list(ranks)), ("align.modes", self.align.modes)):
+            for mode in modes:
+                if mode not in known:
+                    raise ValueError(f'{section} names "{mode}", which is no mode ({", ".join(known)}).')
+        if len(set(self.align.modes)) < len(self.align.modes):
+            raise ValueError("align.modes names a mode twice.")
+        for mode in self.align.modes:
+            if ranks and mode not in ranks:
+                raise ValueError(f'align.modes names "{mode}", which has no rank. Add it to decompose.ranks.')
+        if len(self.aligned_modes) < 2:
+            raise ValueError(
+                f"a tensor primitive aligns at least two modes, got {len(self.aligned_modes)}: add ranks or align.modes, "
+                'or use primitive.kind = "mgp".'
+            )
+
+    def _check_mgp(self) -> None:
+        if not self.primitive.patch or self.primitive.rank is None:
+            raise ValueError('primitive.kind "mgp" needs primitive.patch and primitive.rank.')
+        for mode in self.primitive.patch:
+            if mode not in self.data.modes:
+                raise ValueError(f'primitive.patch names "{mode}", which is no mode ({", ".join(self.data.modes)}).')
+        if self.decompose.ranks or self.decompose.tolerance is not None or self.align.modes:
+            raise ValueError('decompose and align are for kind = "tgp"; for "mgp" set primitive.patch and rank.')
+
+    @property
+    def tensor_modes(self) -> tuple[str, ...]:
+        """The modes of a sample tensor: ``data.modes``, after ``"component"`` where there are several variables."""
+        return (("component",) if len(self.data.variables) > 1 else ()) + tuple(self.data.modes)
+
+    @property
+    def aligned_modes(self) -> tuple[str, ...]:
+        """The aligned modes of a tensor primitive, in tensor order."""
+        chosen = self.align.modes or self.decompose.ranks or self.data.modes
+        return tuple(mode for mode in self.tensor_modes if mode in chosen)
+
+    @property
+    def location(self) -> str:
+        """Where everything of this recipe is kept."""
+        return self.root or f"runs/{self.name}"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in a size such as ``"4GiB"`` or ``"512 MB"``.
+
+    >>> parse_bytes("4GiB")
+    4294967296
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f'"{text}" is not a size. Write it like "4GiB".')
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if not math.isfinite(size) or size < 1:
+        raise ValueError(f'"{text}" is not a positive size.')
+    return int(size)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file.
+
+    Parameters
+    ----------
+    path
+        A TOML file.
+    overrides
+        ``"section.key=value"`` each; the value is TOML, or a plain string.
+
+    Raises
+    ------
+    RecipeError
+        Where the file cannot be read, is not TOML, or breaks a rule; the message names the key and the fix.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
+        raise RecipeError(f"recipe {path}: {reason}. Give the path of a TOML file.") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {path} is not TOML: {error}.") from error
+    for override in overrides:
+        _apply(tree, override)
+    return parse_recipe(tree, where=str(path))
+
+
+def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe given as nested mappings.
+
+    >>> parse_recipe({"name": "a", "data": {"source": "x.zarr", "modes": ["y", "x"], "sample_dim": "time"},
+    ...               "decompose": {"rank": {"y": 4}}})
+    Traceback (most recent call last):
+    ...
+    diffats.errors.RecipeError: recipe: unknown key "decompose.rank". The nearest known key is "decompose.ranks".
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        raise RecipeError(f"{where}: " + "\n  ".join(dict.fromkeys(problems))) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f'override "{override}" is not of the form section.key=value.')
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, last = key.strip().split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f'override "{override}": "{section}" is a value, not a section.')
+    node[last] = value
+
+
+def _explain(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path, known_keys(), n=1, cutoff=0.0)
+        return f'unknown key "{path}". The nearest known key is "{near[0]}".'
+    if problem["type"] == "missing":
+        return f'"{path}" is required.'
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    given = json.dumps(problem.get("input"), default=str)
+    return f'"{path}": {message[0].lower()}{message[1:]}, got {given[:80]}.'
+
+
+def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key a recipe may have."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, Section):
+                keys += known_keys(part, f"{prefix}{name}.")
+    return keys
+
+
+def portable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data for stores and trackers: without the root and without paths of this machine."""
+    tree = recipe.model_dump(mode="json", exclude={"root", "tracking", "compute"})
+    source = recipe.data.source
+    if "://" not in source and not source.startswith("builtin:") and Path(source).is_absolute():
+        tree["data"]["source"] = Path(source).name
+    return tree
