@@ -1,0 +1,1 @@
+"""Aligned tensor primitives of spatiotemporal fields, and diffusion models on them."""

@@ -23,6 +23,21 @@ _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 _SECRET = re.compile(r"secret|token|password|passwd|credential|\bkey\b|_key$|access_key", re.IGNORECASE)
 
 
+def parse_bytes(text: str) -> int:
+    """Bytes in a size such as ``"4GiB"`` or ``"512 MB"``.
+
+    >>> parse_bytes("4GiB")
+    4294967296
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f'"{text}" is not a size. Write it like "4GiB".')
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if not math.isfinite(size) or size < 1:
+        raise ValueError(f'"{text}" is not a positive size.')
+    return int(size)
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values never change."""
 
@@ -91,12 +106,16 @@ class Data(Section):
     """Where the raw fields are and what a sample is."""
 
     source: str = Field(description='"builtin:NAME", a path, a glob, or an fsspec URL')
-    variables: list[str] = Field(default_factory=list, description="several become a component mode; all where empty")
+    variables: list[str] = Field(
+        default_factory=list, description="several become a component mode; the only one where empty"
+    )
     modes: list[str] = Field(description="the sample's dims, in tensor order", min_length=1)
     sample_dim: str | None = Field(None, description="an existing dim of samples; none where windows cut them")
     group: str | None = Field(None, description="group inside a NetCDF, Zarr or Icechunk source")
     engine: str | None = Field(None, description="xarray engine; guessed from the source where left out")
-    concat_dim: str | None = Field(None, description="dim along which a glob's files are joined; by coordinates if none")
+    concat_dim: str | None = Field(
+        None, description="dim along which a glob's files are joined; by coordinates if none"
+    )
     storage_options: dict[str, str | int | bool] = Field(
         default_factory=dict, description="passed to fsspec; credentials belong in the environment"
     )
@@ -292,7 +311,9 @@ class Recipe(Section):
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError(f'name "{name}" may hold letters, digits, ".", "_" and "-" only, and starts with a letter or digit.')
+            raise ValueError(
+                f'name "{name}" may hold letters, digits, ".", "_" and "-" only, and starts with a letter or digit.'
+            )
         return name
 
     @model_validator(mode="after")
@@ -303,7 +324,9 @@ class Recipe(Section):
             self._check_mgp()
         metric, condition = self.evaluate.metric, self.data.condition
         if metric in ("relative_l2", "crps") and not condition.any:
-            raise ValueError(f'evaluate.metric "{metric}" needs a condition. Set data.condition or use energy_distance.')
+            raise ValueError(
+                f'evaluate.metric "{metric}" needs a condition. Set data.condition or use energy_distance.'
+            )
         if self.anchor.strategy == "index" and self.anchor.index is None:
             raise ValueError('anchor.strategy "index" needs anchor.index, the number of the sample.')
         return self
@@ -355,21 +378,6 @@ class Recipe(Section):
     def location(self) -> str:
         """Where everything of this recipe is kept."""
         return self.root or f"runs/{self.name}"
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes in a size such as ``"4GiB"`` or ``"512 MB"``.
-
-    >>> parse_bytes("4GiB")
-    4294967296
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f'"{text}" is not a size. Write it like "4GiB".')
-    size = float(match[1]) * _UNITS[match[2].upper()]
-    if not math.isfinite(size) or size < 1:
-        raise ValueError(f'"{text}" is not a positive size.')
-    return int(size)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
