@@ -1,0 +1,63 @@
+# `make demo` and `make test` are all a newcomer needs; each first makes .venv where it is not there yet.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RECIPE := deployments/recipes/indian_pines.toml
+ROOT := runs/indian-pines
+
+# The first Python that can run this project. Another one: make demo PYTHON=/path/to/python3
+PYTHON = $(shell for p in python3 python3.11 python3.12; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo test lint types format test-slow test-install mlflow-ui prefect-ui clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: $(STAMP)  ## make .venv and install everything into it
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found. Install one, or give it: make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): about four minutes the first time"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## run the main job on real data; run it again to see what is there (options: ARGS="--set train.steps=500")
+	@$(BIN)/python -m flows.end_to_end $(RECIPE) $(ARGS)
+
+test: lint types  ## fast tests, doctests, linters and types
+	$(BIN)/python -m pytest -m "not slow and not faults"
+
+lint: $(STAMP)  ## ruff and the layers (import-linter)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-slow: $(STAMP)  ## tests that start servers or take minutes
+	$(BIN)/python -m pytest -m slow
+
+# Tests what is committed, as a newcomer gets it: neither this .venv nor files that were never added can help.
+test-install:  ## both commands in a fresh clone
+	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
+	git clone --quiet . "$$place/diffats"; \
+	$(MAKE) -C "$$place/diffats" demo; \
+	$(MAKE) -C "$$place/diffats" test
+
+mlflow-ui: $(STAMP)  ## the demo's runs and models, on http://127.0.0.1:5000
+	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
+
+prefect-ui: $(STAMP)  ## flow runs and their reports, on http://127.0.0.1:4200
+	$(BIN)/prefect server start --host 127.0.0.1 --port 4200
+
+clean:  ## remove caches and the environment; results under runs/ stay
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""``python -m diffats`` is the ``diffats`` command."""
+
+from diffats.cli import main
+
+main()

@@ -1,0 +1,253 @@
+"""Dask over shards: one way to run a function on many items, on this machine or on a cluster.
+
+Work is one call per shard, submitted a few at a time, so that a run of any length holds little memory. Local workers
+are threads of this process (the kernels are BLAS, which releases the interpreter lock) or processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, TypeVar
+
+import dask.config
+import distributed
+import threadpoolctl
+from distributed.comm.core import CommClosedError
+from distributed.scheduler import KilledWorker
+
+from diffats.config import Compute
+from diffats.errors import DiffatsError, InputError
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_CONNECT_SECONDS = 30
+_WORKER_SECONDS = 60
+_LOOPBACK = "127.0.0.1:0"
+_NO_PAGES: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+
+
+class Cluster:
+    """Workers that run one function on many items; they start at the first use.
+
+    Parameters
+    ----------
+    compute
+        Where the work runs, and on how many workers.
+
+    Examples
+    --------
+    >>> with open_cluster(Compute(workers=2)) as cluster:
+    ...     sorted(result for item, result in cluster.map(abs, [-3, 1, -2]))
+    [1, 2, 3]
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
+        self._resources = contextlib.ExitStack()
+        self._client: Any = None
+        self._starting = threading.Lock()
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the workers are threads of this process."""
+        return self.compute.scheduler == "local" and not self.compute.processes
+
+    def start(self) -> None:
+        """Start or reach the workers now rather than at the first use.
+
+        Raises
+        ------
+        InputError
+            Where no scheduler answers at the given address, or it has no worker.
+        """
+        with self._starting:
+            if self._client is None:
+                local = self.compute.scheduler == "local"
+                self._client = self._start_local() if local else self._connect()
+
+    def close(self) -> None:
+        """Stop what was started; an external scheduler and its workers stay up."""
+        with self._starting:
+            self._client = None
+            self._resources.close()
+
+    @property
+    def slots(self) -> int:
+        """How many items run at the same time."""
+        self.start()
+        return max(1, sum(int(threads) for threads in self._client.nthreads().values()))
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], *, in_flight: int | None = None
+    ) -> Generator[tuple[Item, Result]]:
+        """Run ``function`` on each item; yield ``(item, result)`` as they complete.
+
+        Parameters
+        ----------
+        function
+            Importable on the workers, which need nothing but ``diffats`` installed.
+        items
+            Taken from lazily: at most ``in_flight`` are submitted and not yet yielded.
+        in_flight
+            Two for each worker where left out.
+
+        Raises
+        ------
+        Exception
+            The first error of a call, as it was raised there; what has not started is cancelled.
+        InputError
+            Where the scheduler or its workers lack this library.
+        DiffatsError
+            Where workers die again and again, or the scheduler goes away.
+        """
+        self.start()
+        limit = in_flight or 2 * self.slots
+        with contextlib.ExitStack() as stack:
+            if self.in_process:
+                # Process-wide, so set once around the loop: set by each call, overlapping calls would restore wrongly.
+                stack.enter_context(threadpoolctl.threadpool_limits(1, user_api="blas"))
+            try:
+                yield from self._stream(function, items, limit)
+            except KilledWorker as error:
+                raise DiffatsError(
+                    f"a worker process died repeatedly in the same piece of work ({error}), mostly for lack of memory "
+                    f"(limit {self.compute.memory} a worker). Lower compute.shard_samples or raise compute.memory."
+                ) from error
+            except RuntimeError as error:
+                if "deserialization of the task graph" not in str(error):
+                    raise
+                raise InputError(
+                    f'the Dask scheduler or a worker at "{self.compute.scheduler}" cannot import the work '
+                    f"({error.__cause__ or error}). In their environments, install this release of diffats and the "
+                    "same versions of dask and distributed."
+                ) from error
+            except (CommClosedError, distributed.client.FutureCancelledError) as error:
+                raise DiffatsError(
+                    f'lost the Dask scheduler at "{self.compute.scheduler}" during the work ({error}). '
+                    "Run the command again when it is back: committed shards are kept."
+                ) from error
+
+    def _stream(
+        self, function: Callable[[Item], Result], items: Iterable[Item], limit: int
+    ) -> Generator[tuple[Item, Result]]:
+        call = function if self.in_process else _OneBlasThread(function)
+        waiting, running = iter(items), {}
+        completed: Any = distributed.as_completed(loop=self._client.loop)  # type: ignore[no-untyped-call]
+
+        def submit(count: int) -> None:
+            for item in itertools.islice(waiting, count):
+                future = self._client.submit(call, item, pure=False)
+                running[future] = item
+                completed.add(future)
+
+        submit(limit)
+        try:
+            for future in completed:
+                result = future.result()
+                item = running.pop(future)
+                del future  # the result leaves the worker now, not when the loop comes round
+                submit(1)
+                yield item, result
+                del result
+        finally:
+            self._client.cancel(list(running))
+
+    def _start_local(self) -> Any:
+        compute = self.compute
+        layout = (
+            {"n_workers": compute.workers, "threads_per_worker": 1, "memory_limit": compute.memory_bytes}
+            if compute.processes
+            # One in-process worker with many threads. No limit: Dask would measure this whole process, not the worker.
+            else {"n_workers": 1, "threads_per_worker": compute.workers, "memory_limit": None}
+        )
+        with dask.config.set(_NO_PAGES):
+            cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
+                **layout,
+                processes=compute.processes,
+                host="127.0.0.1" if compute.processes else None,
+                # Dask always opens a web server; without an address, one that other machines reach.
+                worker_dashboard_address=_LOOPBACK,
+                scheduler_kwargs={"dashboard": False, "dashboard_address": _LOOPBACK},
+                silence_logs=logging.ERROR,
+            )
+        self._resources.enter_context(cluster)
+        log.debug("local Dask cluster with %d workers at %s", compute.workers, cluster.scheduler_address)
+        client = distributed.Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]
+        return self._resources.enter_context(client)
+
+    def _connect(self) -> Any:
+        address = self.compute.scheduler
+        try:
+            client = distributed.Client(  # type: ignore[no-untyped-call]
+                address, timeout=_CONNECT_SECONDS, set_as_default=False
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f'no Dask scheduler answers at "{address}" ({error}). Start one with "dask scheduler", '
+                'correct compute.scheduler, or set it to "local".'
+            ) from error
+        self._resources.enter_context(client)
+        try:
+            client.wait_for_workers(1, timeout=_WORKER_SECONDS)
+        except TimeoutError as error:
+            self._resources.close()
+            raise InputError(
+                f'the Dask scheduler at "{address}" has no worker. Start one with "dask worker {address}" '
+                "in an environment where diffats is installed."
+            ) from error
+        return client
+
+
+class _OneBlasThread:
+    """A function that leaves the other cores to the other workers of its machine."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def __call__(self, item: Any) -> Any:
+        # Not undone: in a worker with several threads the end of one call must not free the BLAS of another.
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+        return self.function(item)
+
+
+_open: dict[tuple[object, ...], tuple[Cluster, int]] = {}
+_opening = threading.Lock()
+
+
+@contextlib.contextmanager
+def open_cluster(compute: Compute) -> Iterator[Cluster]:
+    """Workers for a ``with`` block; a block inside it with the same setting shares them.
+
+    Parameters
+    ----------
+    compute
+        Where the work runs. Nothing starts before the first use.
+
+    Examples
+    --------
+    >>> with open_cluster(Compute()) as outer, open_cluster(Compute()) as inner:
+    ...     inner is outer
+    True
+    """
+    key = (compute.scheduler, compute.workers, compute.processes, compute.memory)
+    with _opening:
+        cluster, users = _open.get(key) or (Cluster(compute), 0)
+        _open[key] = (cluster, users + 1)
+    try:
+        yield cluster
+    finally:
+        with _opening:
+            users = _open[key][1] - 1
+            if users:
+                _open[key] = (cluster, users)
+            else:
+                del _open[key]
+        if not users:
+            cluster.close()

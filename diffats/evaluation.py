@@ -1,0 +1,451 @@
+"""Generated samples against real ones, next to references in the same units, counts and estimators.
+
+Every number of a model stands beside two others: training samples against test samples (how far apart two honest draws
+of these data are), and a Gaussian fitted to the same primitives (what a model without a network reaches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffats import metrics
+from diffats.errors import InputError
+
+Array = npt.NDArray[Any]
+Metrics = dict[str, dict[str, Any]]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+ESTIMATORS = (
+    "Test samples on one side of every distance, equally many samples on the other. Energy distance: U-statistic (zero "
+    "on average for equal distributions, may be slightly negative). Sliced Wasserstein: 512 directions, one seed for "
+    "all columns, biased upwards alike in all columns. CRPS: fair, so that it does not depend on the number of members."
+)
+_SPECTRAL = (
+    "band",
+    "bands",
+    "channel",
+    "channels",
+    "wavelength",
+    "frequency",
+    "level",
+    "lev",
+    "depth",
+    "height",
+    "plev",
+)
+_LEAST_SPECTRUM = 8  # a mode of fewer points has no spectrum worth comparing
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What an evaluation compares. Samples are in physical units; masked points are NaN in all of them.
+
+    Attributes
+    ----------
+    modes
+        The samples' modes in tensor order, ``"component"`` first where there are several variables.
+    train, test, generated, gaussian
+        ``(k, n_1, .., n_N)`` each, the same k. ``gaussian`` is decoded from `gaussian_pca` and may be left out.
+    mean, scale
+        The training mean and scale, broadcastable to a sample. Distances are between ``(x - mean) / scale``.
+    reconstruction
+        ``(k, n_1, .., n_N)``: ``test`` after encoding and decoding, for the codec's floor.
+    z_train, z_test, z_generated, z_gaussian
+        ``(n, D)``, ``(k, D)``, ..: normalised primitives, all training samples if possible, for the search of nearest
+        training samples. Fields are used where these are left out.
+    ensemble
+        ``(cases, members, n_1, .., n_N)``: generated under the conditions of the ``truth``.
+    truth
+        ``(cases, n_1, .., n_N)``: test samples.
+    persistence
+        ``(cases, n_1, .., n_N)``: the initial slice repeated.
+    seed
+        Of the random directions.
+    """
+
+    modes: tuple[str, ...]
+    train: Array
+    test: Array
+    generated: Array
+    mean: Array
+    scale: Array
+    gaussian: Array | None = None
+    reconstruction: Array | None = None
+    z_train: Array | None = None
+    z_test: Array | None = None
+    z_generated: Array | None = None
+    z_gaussian: Array | None = None
+    ensemble: Array | None = None
+    truth: Array | None = None
+    persistence: Array | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        shape = self.test.shape
+        for name in ("train", "generated", "gaussian", "reconstruction"):
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise InputError(
+                    f"evaluation compares equal counts: {name} is {array.shape}, test is {shape}. "
+                    "Cut all of them to the smallest count."
+                )
+        if len(shape) != len(self.modes) + 1 or shape[0] < 2:
+            raise InputError(f"evaluation needs at least 2 samples of modes {self.modes}, got arrays of shape {shape}.")
+
+    @property
+    def sets(self) -> dict[str, Array]:
+        """The sets that are compared with the test samples, by the columns of the table."""
+        sets = {"value": self.generated, "train_vs_test": self.train}
+        return sets if self.gaussian is None else sets | {"gaussian": self.gaussian}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a reader must know of a metric; ``values`` by column."""
+
+    label: str
+    meaning: str
+    better: str = "lower"
+    unit: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        columns = ("value", "train_vs_test", "gaussian", "persistence", "training_mean")
+        numbers = {column: _number(self.values.get(column)) for column in columns}
+        return numbers | {"better": self.better, "unit": self.unit, "label": self.label, "meaning": self.meaning}
+
+
+def _number(value: float | None) -> float | None:
+    """A JSON number: NaN and infinity are null."""
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+# --- reference model ----------------------------------------------------------------------------------------------
+
+
+def gaussian_pca(z_train: Array, count: int, *, seed: int = 0, components: int | None = None) -> Array:
+    """Draw from a Gaussian fitted to the primitives by principal components: the model to beat.
+
+    With all components (the default) the covariance is the empirical one, and no decomposition is needed: for centred
+    rows Z and standard normal e, ``e^T Z / sqrt(n - 1)`` has the covariance ``Z^T Z / (n - 1)`` exactly.
+
+    Parameters
+    ----------
+    z_train
+        ``(n, D)`` normalised primitives of the training samples.
+    count
+        How many samples to draw.
+    seed
+        Of the draw.
+    components
+        Keep only this many leading components.
+
+    Returns
+    -------
+    array
+        ``(count, D)`` of ``z_train``'s dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z = np.random.default_rng(0).normal(size=(500, 2)) * [3.0, 1.0]
+    >>> gaussian_pca(z, 4000).std(axis=0).round().tolist()
+    [3.0, 1.0]
+    """
+    if z_train.ndim != 2 or len(z_train) < 2:
+        raise InputError(f"a Gaussian needs at least 2 training primitives (n, D), got {z_train.shape}.")
+    rng = np.random.default_rng(seed)
+    mean = z_train.mean(axis=0, dtype=np.float64)
+    if components is None or components >= min(len(z_train) - 1, z_train.shape[1]):
+        weights = rng.standard_normal((count, len(z_train)))
+        deviations = weights @ z_train - weights.sum(axis=1, keepdims=True) * mean
+        return np.asarray(mean + deviations / np.sqrt(len(z_train) - 1), dtype=z_train.dtype)
+    from sklearn.decomposition import PCA  # type: ignore[import-untyped]
+
+    fit = PCA(components, random_state=seed).fit(z_train)
+    scores = rng.standard_normal((count, components)) * np.sqrt(fit.explained_variance_)
+    return np.asarray(mean + scores @ fit.components_, dtype=z_train.dtype)
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def profile_mode(modes: Sequence[str], sizes: Mapping[str, int]) -> str:
+    """The mode along which profiles are shown: a spectral or vertical one by name, else time, else the longest.
+
+    >>> profile_mode(("y", "x", "band"), {"y": 16, "x": 16, "band": 200})
+    'band'
+    >>> profile_mode(("component", "row", "column"), {"component": 2, "row": 8, "column": 9})
+    'column'
+    """
+    candidates = [mode for mode in modes if mode != "component"] or list(modes)
+    for mode in candidates:
+        if mode.lower() in _SPECTRAL:
+            return mode
+    for mode in candidates:
+        if mode.lower() in ("time", "t"):
+            return mode
+    return max(candidates, key=lambda mode: sizes[mode])
+
+
+def evaluate(fields: Fields) -> Metrics:
+    """All metrics that the fields allow, by name.
+
+    Returns
+    -------
+    dict
+        JSON-able: ``{name: {"value", "train_vs_test", "gaussian", "persistence", "training_mean", "better", "unit",
+        "label", "meaning"}}``; a number is None where it does not apply. ``better`` is "lower", "near 1" or "near 0.5".
+    """
+    rows = _codec_rows(fields) | _distance_rows(fields) | _spectrum_rows(fields) | _profile_rows(fields)
+    rows |= _novelty_rows(fields) | _forecast_rows(fields)
+    return {name: row.to_dict() for name, row in rows.items()}
+
+
+def distance_from_ideal(metric: Mapping[str, Any], column: str = "value") -> float | None:
+    """How far a column of a metric is from the best it could be; smaller is better whatever ``better`` says.
+
+    >>> distance_from_ideal({"value": 0.75, "better": "near 0.5"})
+    0.25
+    """
+    number: float | None = metric.get(column)
+    if number is None:
+        return None
+    if metric["better"] == "near 1":
+        return abs(float(np.log(max(number, 1e-12))))
+    if metric["better"] == "near 0.5":
+        return abs(number - 0.5)
+    return float(number)
+
+
+def beats(metric: Mapping[str, Any], reference: str = "gaussian") -> bool | None:
+    """Whether the model is better than a reference column; None where one of the two is missing.
+
+    >>> beats({"value": 1.0, "gaussian": 2.0, "better": "lower"})
+    True
+    """
+    own, other = distance_from_ideal(metric), distance_from_ideal(metric, reference)
+    return None if own is None or other is None else own < other
+
+
+def nearest_training(fields: Fields) -> dict[str, Array]:
+    """Distances to the nearest training sample, ``(k,)`` each: of generated, test and (leaving itself out) training.
+
+    Measured between normalised primitives where given, else between centred and scaled fields.
+    """
+    sets = _search_sets(fields)
+    train = sets["train"]
+    reference = train[: len(sets["test"])]
+    distances = {
+        "generated": metrics.nearest_distances(sets["generated"], train),
+        "test": metrics.nearest_distances(sets["test"], train),
+        "train": metrics.nearest_distances(reference, train, leave_one_out=True),
+    }
+    if "gaussian" in sets:
+        distances["gaussian"] = metrics.nearest_distances(sets["gaussian"], train)
+    return distances
+
+
+def _flat(fields: Fields, x: Array) -> Array:
+    """``(k, features)``: centred, scaled, masked points dropped; per-feature root mean square units."""
+    scaled = (x - fields.mean) / fields.scale
+    dtype = np.result_type(x.dtype, np.float32)
+    flat = np.asarray(scaled, dtype=dtype).reshape(len(x), -1)
+    seen = ~np.isnan(fields.test.reshape(len(fields.test), -1)).any(axis=0)
+    return flat if seen.all() else flat[:, seen]
+
+
+def _search_sets(fields: Fields) -> dict[str, Array]:
+    given = {name: getattr(fields, f"z_{name}") for name in ("train", "test", "generated", "gaussian")}
+    if all(given[name] is not None for name in ("train", "test", "generated")):
+        return {name: array for name, array in given.items() if array is not None}
+    arrays = {"train": fields.train, "test": fields.test, "generated": fields.generated, "gaussian": fields.gaussian}
+    present = {name: array for name, array in arrays.items() if array is not None}
+    return dict(zip(present, metrics.embed(*(_flat(fields, x) for x in present.values())), strict=True))
+
+
+def _codec_rows(fields: Fields) -> dict[str, _Row]:
+    """The floor: what encoding and decoding alone costs."""
+    if fields.reconstruction is None:
+        return {}
+    anomaly = metrics.relative_l2(fields.reconstruction, fields.test, np.asarray(fields.mean))
+    relative = metrics.relative_l2(fields.reconstruction, fields.test)
+    return {
+        "anomaly_error": _Row(
+            "Reconstruction, anomaly error",
+            "Error of compressing a test sample, relative to its deviation from the training mean: the share of the "
+            "variability that is lost. Mean over test samples. The training mean itself scores 1.",
+            values={"value": float(np.nanmean(anomaly)), "training_mean": 1.0},
+        ),
+        "reconstruction_error": _Row(
+            "Reconstruction, relative error",
+            "The same error relative to the sample itself. Flattering where the data are far from zero.",
+            values={
+                "value": float(np.nanmean(relative)),
+                "training_mean": float(np.nanmean(_mean_forecast_error(fields, fields.test))),
+            },
+        ),
+    }
+
+
+def _mean_forecast_error(fields: Fields, truth: Array) -> Array:
+    return metrics.relative_l2(np.broadcast_to(np.asarray(fields.mean), truth.shape), truth)
+
+
+def _distance_rows(fields: Fields) -> dict[str, _Row]:
+    names = list(fields.sets)
+    flat = [_flat(fields, x) for x in fields.sets.values()]
+    features = flat[0].shape[1]
+    test, *others = metrics.embed(_flat(fields, fields.test), *flat)
+    per_point = np.sqrt(features)  # distances per grid point do not grow with the sample's size
+    energy = {n: metrics.energy_distance(test / per_point, x / per_point) for n, x in zip(names, others, strict=True)}
+    sliced = {
+        n: metrics.sliced_wasserstein(test, x, seed=fields.seed, features=features)
+        for n, x in zip(names, others, strict=True)
+    }
+    accuracy = {n: metrics.two_sample_accuracy(test, x) for n, x in zip(names, others, strict=True)}
+    spread = {n: _spread(x) / _spread(test) for n, x in zip(names, others, strict=True) if _spread(test) > 0}
+    return {
+        "energy_distance": _Row(
+            "Energy distance",
+            "Distance between the two clouds of whole samples; 0 for equal distributions.",
+            unit="scaled units",
+            values=energy,
+        ),
+        "sliced_wasserstein": _Row(
+            "Sliced Wasserstein distance",
+            "How far samples must be moved to turn one cloud into the other, averaged over random directions.",
+            unit="scaled units",
+            values=sliced,
+        ),
+        "spread_ratio": _Row(
+            "Spread of samples",
+            "How much samples differ from each other, relative to test samples; below 1 the model repeats itself.",
+            better="near 1",
+            values=spread,
+        ),
+        "two_sample_accuracy": _Row(
+            "Told apart from test samples",
+            "How often the nearest neighbour of a sample is of its own kind; 0.5: indistinguishable, 1: always told "
+            "apart, below 0.5: copies. Samples that overlap each other raise it.",
+            better="near 0.5",
+            values=accuracy,
+        ),
+    }
+
+
+def _spread(points: Array) -> float:
+    """Root mean squared deviation from the set's own mean."""
+    return float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
+
+
+def _spectrum_rows(fields: Fields) -> dict[str, _Row]:
+    """Misfit of the power spectrum along each mode that is long enough; NaN points count as the training mean."""
+    filled = {name: _filled(fields, x) for name, x in fields.sets.items()}
+    test = _filled(fields, fields.test)
+    rows = {}
+    for axis, mode in enumerate(fields.modes, start=1):
+        if mode == "component" or test.shape[axis] < _LEAST_SPECTRUM:
+            continue
+        _, reference = metrics.power_spectrum(test, axis)
+        values = {n: metrics.spectrum_error(metrics.power_spectrum(x, axis)[1], reference) for n, x in filled.items()}
+        rows[f"spectrum_error_{mode}"] = _Row(
+            f"Power spectrum along {mode}",
+            f"Typical misfit of the power at each wavelength along {mode}; 3 dB is a factor of two.",
+            unit="dB",
+            values=values,
+        )
+    if not rows:
+        return {}
+    overall = {n: float(np.mean([row.values[n] for row in rows.values()])) for n in filled}
+    first = _Row("Power spectra, all modes", "Mean of the misfits along the modes.", unit="dB", values=overall)
+    return {"spectrum_error": first} | rows
+
+
+def _filled(fields: Fields, x: Array) -> Array:
+    scaled = (x - fields.mean) / fields.scale
+    filled: Array = np.nan_to_num(scaled.astype(np.result_type(x.dtype, np.float32), copy=False), nan=0.0)
+    return filled
+
+
+def _profile_rows(fields: Fields) -> dict[str, _Row]:
+    """Mean and quantiles along the profile mode, relative to the test samples' standard deviation."""
+    sizes = dict(zip(fields.modes, fields.test.shape[1:], strict=True))
+    mode = profile_mode(fields.modes, sizes)
+    axis = fields.modes.index(mode) + 1
+    mean, level = metrics.band_statistics(_filled(fields, fields.test), axis, QUANTILES)
+    deviation = float(np.std(_filled(fields, fields.test), dtype=np.float64)) or 1.0
+    means, levels = {}, {}
+    for name, x in fields.sets.items():
+        own_mean, own_level = metrics.band_statistics(_filled(fields, x), axis, QUANTILES)
+        means[name] = float(np.sqrt(np.mean((own_mean - mean) ** 2))) / deviation
+        levels[name] = float(np.mean(np.abs(own_level - level))) / deviation
+    return {
+        "profile_mean_error": _Row(
+            f"Mean along {mode}",
+            f"Misfit of the mean at each {mode}, in standard deviations of the test samples.",
+            values=means,
+        ),
+        "profile_quantile_error": _Row(
+            f"Quantiles along {mode}",
+            f"Misfit of the 5, 25, 50, 75 and 95 % quantiles at each {mode}, in the same unit.",
+            values=levels,
+        ),
+    }
+
+
+def _novelty_rows(fields: Fields) -> dict[str, _Row]:
+    """Whether the model copies its training samples."""
+    median = {name: float(np.median(distances)) for name, distances in nearest_training(fields).items()}
+    columns = {"generated": "value", "train": "train_vs_test", "gaussian": "gaussian"}
+    values = {columns[name]: m / median["test"] for name, m in median.items() if name != "test" and median["test"] > 0}
+    return {
+        "nearest_training_ratio": _Row(
+            "Distance to the nearest training sample",
+            "Relative to that of test samples: near 0 the model copies, near 1 its samples are as new as unseen data. "
+            "The train column is each training sample against the other training samples.",
+            better="near 1",
+            values=values,
+        )
+    }
+
+
+def _forecast_rows(fields: Fields) -> dict[str, _Row]:
+    """Conditional recipes: the ensemble against the truth, beside trivial predictors."""
+    if fields.ensemble is None or fields.truth is None:
+        return {}
+    truth, mean = fields.truth, np.broadcast_to(np.asarray(fields.mean), fields.truth.shape)
+    l2 = {
+        "value": float(np.nanmean(metrics.relative_l2(fields.ensemble.mean(axis=1), truth))),
+        "training_mean": float(np.nanmean(_mean_forecast_error(fields, truth))),
+    }
+    score = {
+        "value": _scaled_crps(fields, fields.ensemble),
+        "training_mean": _scaled_crps(fields, mean[:, None]),
+    }
+    if fields.persistence is not None:
+        l2["persistence"] = float(np.nanmean(metrics.relative_l2(fields.persistence, truth)))
+        score["persistence"] = _scaled_crps(fields, fields.persistence[:, None])
+    return {
+        "relative_l2": _Row(
+            "Forecast, relative L2",
+            "Error of the mean of the generated ensemble under a test sample's condition, relative to the sample.",
+            values=l2,
+        ),
+        "crps": _Row(
+            "Forecast, CRPS",
+            "Score of the ensemble as a probability forecast; equals the mean absolute error for a single forecast.",
+            unit="scaled units",
+            values=score,
+        ),
+    }
+
+
+def _scaled_crps(fields: Fields, ensemble: Array) -> float:
+    assert fields.truth is not None
+    truth = (fields.truth - fields.mean) / fields.scale
+    return float(np.mean(metrics.crps((ensemble - fields.mean) / fields.scale, truth)))

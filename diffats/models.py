@@ -1,0 +1,380 @@
+"""The denoiser: a diffusion transformer whose tokens are built from a primitive's layout.
+
+A factor gives one token per rank column. A core that keeps physical axes gives tokens over those axes; a core with all
+modes aligned gives one token per slice along its largest rank. Conditions are extra tokens that are never noised. No
+shape is a constant of the model: the layout is data.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffats import config
+from diffats.errors import InputError
+from diffats.primitives import ConditionLayout, Layout, Stream
+
+logger = logging.getLogger(__name__)
+
+MANY_TOKENS = 2048  # attention costs grow with the square: warn from here on
+CONDITION_TOKENS = 64  # at most this many tokens for one field that is a condition
+CONDITION_NUMBERS = 8  # and at least this many numbers in each of them
+SCALAR_FREQUENCIES = 8  # octaves from half a cycle per four standard deviations on
+TIME_FEATURES = 256
+
+Conditions = Mapping[str, Tensor]
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """The torch device of a name; ``"auto"`` takes CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    InputError
+        Where the named device is not there.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, found in there.items() if found)
+    kind = device.partition(":")[0]
+    if not there.get(kind, False):
+        found = ", ".join(name for name, yes in there.items() if yes)
+        raise InputError(f'device "{device}" is not available here (found: {found}). Set compute.device = "auto".')
+    return torch.device(device)
+
+
+@dataclass(frozen=True)
+class StreamTokens:
+    """How one stream becomes tokens and back: ``(B, numbers) <-> (B, count, features)``.
+
+    ``order`` lists the stream's axes, those that number the tokens first (``n_token_axes`` of them), then those inside
+    a token; ``group`` neighbours along the last token axis share a token.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    n_token_axes: int
+    group: int = 1
+
+    @classmethod
+    def of(cls, stream: Stream, core_patch: int = 1) -> StreamTokens:
+        """The tokens of a stream, found from its dims alone."""
+        axes = range(len(stream.dims))
+        if stream.name == "core":
+            kept = tuple(axis for axis in axes if not stream.dims[axis].startswith("rank_"))
+            token_axes = kept or (max(axes, key=lambda axis: stream.shape[axis]),)
+        else:  # (batch..., physical, rank): a column each
+            token_axes = tuple(axis for axis in axes if axis != len(stream.dims) - 2)
+        inside = tuple(axis for axis in axes if axis not in token_axes)
+        group = min(core_patch, stream.shape[token_axes[-1]]) if stream.name == "core" else 1
+        return cls(stream.name, tuple(stream.shape), token_axes + inside, len(token_axes), group)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in the stream."""
+        return math.prod(self.shape)
+
+    @property
+    def _grid(self) -> tuple[int, int, int]:  # (other token axes, last token axis, numbers at one token position)
+        ordered = [self.shape[axis] for axis in self.order]
+        *lead, last = ordered[: self.n_token_axes]
+        return math.prod(lead), last, math.prod(ordered[self.n_token_axes :])
+
+    @property
+    def count(self) -> int:
+        """Tokens of the stream."""
+        lead, last, _ = self._grid
+        return lead * math.ceil(last / self.group)
+
+    @property
+    def features(self) -> int:
+        """Numbers in one token, padding included."""
+        return self.group * self._grid[2]
+
+    def split(self, x: Tensor) -> Tensor:
+        """Numbers ``(B, numbers)`` to tokens ``(B, count, features)``."""
+        lead, last, inside = self._grid
+        x = x.reshape(-1, *self.shape).permute(0, *(axis + 1 for axis in self.order))
+        x = x.reshape(-1, lead, last, inside)
+        if missing := -last % self.group:
+            x = F.pad(x, (0, 0, 0, missing))
+        return x.reshape(-1, self.count, self.features)
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(B, count, features)`` to numbers ``(B, numbers)``; the inverse of ``split``."""
+        lead, last, inside = self._grid
+        x = tokens.reshape(tokens.shape[0], lead, -1, inside)[:, :, :last]
+        x = x.reshape(-1, *(self.shape[axis] for axis in self.order))
+        back = [self.order.index(axis) + 1 for axis in range(len(self.shape))]
+        return x.permute(0, *back).reshape(-1, self.numbers)
+
+
+def patch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The patch by which a condition of ``shape`` is cut into at most 64 tokens of at least 8 numbers.
+
+    >>> patch_shape((128, 128)), patch_shape((128,)), patch_shape((2, 3))
+    ((16, 16), (8,), (2, 3))
+    """
+    patch = [1] * len(shape)
+
+    def counts() -> list[int]:
+        return [math.ceil(n / p) for n, p in zip(shape, patch, strict=True)]
+
+    while math.prod(counts()) > CONDITION_TOKENS or (math.prod(patch) < CONDITION_NUMBERS and math.prod(counts()) > 1):
+        axis = max(range(len(shape)), key=lambda a: counts()[a])
+        patch[axis] = min(2 * patch[axis], shape[axis])
+    return tuple(patch)
+
+
+class FieldCondition(nn.Module):
+    """Tokens of a field that is given: one per patch of the normalised array ``(B, *shape)``."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.shape, self.patch = shape, patch_shape(shape)
+        self.counts = [math.ceil(n / p) for n, p in zip(shape, self.patch, strict=True)]
+        self.count = math.prod(self.counts)
+        self.embed = nn.Linear(math.prod(self.patch), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, count, width)``."""
+        ends = [c * p - n for n, p, c in zip(self.shape, self.patch, self.counts, strict=True)]
+        x = F.pad(x, [pad for end in reversed(ends) for pad in (0, end)])
+        x = x.reshape(-1, *(n for pair in zip(self.counts, self.patch, strict=True) for n in pair))
+        axes = range(1, x.ndim)
+        x = x.permute(0, *axes[::2], *axes[1::2]).reshape(x.shape[0], self.count, -1)
+        tokens: Tensor = self.embed(x)
+        return tokens
+
+
+class ScalarCondition(nn.Module):
+    """One token of a standardised number ``(B,)``, by Fourier features from coarse to fine."""
+
+    count = 1
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        frequencies = 2.0 ** torch.arange(SCALAR_FREQUENCIES) * math.pi / 4
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.embed = nn.Sequential(nn.Linear(1 + 2 * SCALAR_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, 1, width)``."""
+        angles = x[:, None] * self.frequencies
+        tokens: Tensor = self.embed(torch.cat([x[:, None], angles.sin(), angles.cos()], dim=1))
+        return tokens[:, None]
+
+
+class LabelCondition(nn.Module):
+    """One token of a class ``(B,)``."""
+
+    count = 1
+
+    def __init__(self, n_labels: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(n_labels, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, 1, width)``."""
+        tokens: Tensor = self.embed(x)
+        return tokens[:, None]
+
+
+def _condition_modules(conditions: ConditionLayout, width: int) -> dict[str, nn.Module]:
+    modules: dict[str, nn.Module] = {}
+    if conditions.initial is not None:
+        modules["initial"] = FieldCondition(tuple(conditions.initial), width)
+    for name, shape in (conditions.fields or {}).items():
+        modules[f"field_{name}"] = FieldCondition(tuple(shape), width)
+    for name in conditions.scalars:
+        modules[f"scalar_{name}"] = ScalarCondition(width)
+    if conditions.n_labels:
+        modules["label"] = LabelCondition(conditions.n_labels, width)
+    return modules
+
+
+class ConditionTokens(nn.Module):
+    """All condition tokens ``(B, count, width)``; a learned null token stands for one that is dropped or not given."""
+
+    def __init__(self, conditions: ConditionLayout, width: int) -> None:
+        super().__init__()
+        modules = _condition_modules(conditions, width)
+        self.names = tuple(modules)
+        # a list, not a dict: a condition may be called like an attribute of torch's modules, or have a dot in its name
+        self.embed = nn.ModuleList(modules.values())
+        self.counts = [int(module.count) for module in modules.values()]  # type: ignore[arg-type]
+        self.null = nn.ParameterList(torch.empty(width) for _ in modules)
+
+    @property
+    def count(self) -> int:
+        """Tokens of all conditions together."""
+        return sum(self.counts)
+
+    def forward(self, batch: int, cond: Conditions, drop: Tensor | None) -> list[Tensor]:
+        """One ``(B, count, width)`` for each condition."""
+        tokens = []
+        for name, embed, null, count in zip(self.names, self.embed, self.null, self.counts, strict=True):
+            empty = null.expand(batch, count, -1)
+            if name not in cond:
+                tokens.append(empty)
+            elif drop is None:
+                tokens.append(embed(cond[name]))
+            else:
+                tokens.append(torch.where(drop[:, None, None], empty, embed(cond[name])))
+        return tokens
+
+
+class TimeEmbedding(nn.Module):
+    """Noise level ``(B,)`` to ``(B, width)``: sinusoids, then a small network."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = TIME_FEATURES // 2
+        self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half) / half), persistent=False)
+        self.embed = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embedding ``(B, width)``."""
+        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
+        embedding: Tensor = self.embed(torch.cat([angles.cos(), angles.sin()], dim=1))
+        return embedding
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero (Peebles, Xie, "Scalable Diffusion Models with Transformers", ICCV 2023)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, T, w) each
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        attended: Tensor = self.out(mixed)
+        return attended
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Tokens ``(B, T, width)`` and the activated embedding ``c`` ``(B, width)`` to tokens."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)
+        x = torch.addcmul(x, gate1, self._attend(_modulate(self.norm(x), shift1, scale1)))
+        return torch.addcmul(x, gate2, self.mlp(_modulate(self.norm(x), shift2, scale2)))
+
+
+class Denoiser(nn.Module):
+    """DiT over the streams of a primitive.
+
+    The output is the network's prediction (noise, sample or velocity: ``Diffusion`` decides) in the shape of its
+    input. Each token's prediction is a projection of its last hidden state plus its input times a gate that depends on
+    the noise level: a linear filter is then exact from the start, and a token longer than ``width`` still passes.
+
+    Parameters
+    ----------
+    layout
+        The primitive's streams; ``z`` is ``layout.flatten`` of the normalised streams.
+    conditions
+        What samples are generated from.
+    model
+        Width, depth, heads and ``core_patch``.
+    """
+
+    def __init__(self, layout: Layout, conditions: ConditionLayout, model: config.Model) -> None:
+        super().__init__()
+        self.streams = [StreamTokens.of(stream, model.core_patch) for stream in layout.streams]
+        self.sizes = [stream.numbers for stream in self.streams]
+        self.counts = [stream.count for stream in self.streams]
+        self.n_tokens = sum(self.counts)
+        width = model.width
+        self.condition = ConditionTokens(conditions, width)
+        self.embed = nn.ModuleList(nn.Linear(stream.features, width) for stream in self.streams)
+        self.position = nn.Parameter(torch.empty(self.n_tokens + self.condition.count, width))
+        self.time = TimeEmbedding(width)
+        self.blocks = nn.ModuleList(Block(width, model.heads) for _ in range(model.depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(width, 2 * width + self.n_tokens)
+        self.head = nn.ModuleList(nn.Linear(width, stream.features) for stream in self.streams)
+        self._initialise()
+        if self.n_tokens > MANY_TOKENS:
+            core = next(stream for stream in self.streams if stream.name == "core")
+            logger.warning(
+                "the denoiser has %d tokens (%d of the core): training will be slow. Set model.core_patch above %d.",
+                self.n_tokens, core.count, core.group,
+            )  # fmt: skip
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(self.position, std=0.02)
+        for null in self.condition.null:
+            nn.init.normal_(null, std=0.02)
+        zeros = [self.modulation, *self.head, *(block.modulation for block in self.blocks)]
+        for module in zeros:  # adaLN-Zero: every block starts as the identity, the whole as zero
+            assert isinstance(module, nn.Linear)
+            nn.init.zeros_(module.weight)
+
+    def forward(self, z: Tensor, t: Tensor, cond: Conditions | None = None, drop: Tensor | None = None) -> Tensor:
+        """Predict from noised primitives.
+
+        Parameters
+        ----------
+        z
+            Noised flat primitives ``(B, D)``.
+        t
+            Noise levels ``(B,)``.
+        cond
+            Normalised conditions by name, each ``(B, ...)``; those left out count as dropped.
+        drop
+            ``(B,)`` boolean; true: this sample sees no condition.
+
+        Returns
+        -------
+        The prediction ``(B, D)``.
+        """
+        tokens = [s.split(part) for s, part in zip(self.streams, torch.split(z, self.sizes, dim=1), strict=True)]
+        x = torch.cat(
+            [embed(part) for embed, part in zip(self.embed, tokens, strict=True)]
+            + self.condition(z.shape[0], cond or {}, drop),
+            dim=1,
+        )
+        x = x + self.position
+        c = F.silu(self.time(t))
+        for block in self.blocks:
+            x = block(x, c)
+        width = x.shape[-1]
+        shift, scale, gate = torch.split(self.modulation(c)[:, None], [width, width, self.n_tokens], dim=-1)
+        x = _modulate(self.norm(x[:, : self.n_tokens]), shift, scale)
+        hidden = torch.split(x, self.counts, dim=1)
+        gates = torch.split(gate.transpose(1, 2), self.counts, dim=1)  # (B, count, 1) each
+        parts = [
+            stream.join(torch.addcmul(head(h), g, part))
+            for stream, head, h, g, part in zip(self.streams, self.head, hidden, gates, tokens, strict=True)
+        ]
+        return torch.cat(parts, dim=1)

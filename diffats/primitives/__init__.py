@@ -1,0 +1,39 @@
+"""Primitives: aligned factors and core, ready for a model.
+
+A ``Layout`` names the streams of a primitive and their shapes; ``encode`` and ``decode`` go from samples to streams
+and back. Both kinds run through the same lines: a matrix primitive is a two-mode tensor (patches x pixels) for every
+combination of its labelled modes, with one aligned mode.
+"""
+
+from diffats.primitives.codec import (
+    align,
+    decode,
+    decompose,
+    decomposed_modes,
+    encode,
+    find_ranks,
+    orthonormality_defect,
+    relative_error,
+    retract,
+)
+from diffats.primitives.conditions import ConditionLayout
+from diffats.primitives.layout import Layout, Stream
+from diffats.primitives.normalisation import FieldScaling, Moments, Normalisation
+
+__all__ = [
+    "ConditionLayout",
+    "FieldScaling",
+    "Layout",
+    "Moments",
+    "Normalisation",
+    "Stream",
+    "align",
+    "decode",
+    "decompose",
+    "decomposed_modes",
+    "encode",
+    "find_ranks",
+    "orthonormality_defect",
+    "relative_error",
+    "retract",
+]

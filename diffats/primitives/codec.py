@@ -1,0 +1,205 @@
+"""Samples to primitives and back: decompose, align, encode, decode, and what to measure on the way."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from array_api_compat import array_namespace, device
+
+from diffats.config import Recipe
+from diffats.errors import InputError
+from diffats.primitives.layout import Layout, Streams, pick
+from diffats.procrustes import align_to_anchor
+from diffats.spectrum import Array, like, mode_dot, transpose, widen
+from diffats.tucker import TuckerTensor, hooi, multi_mode_dot, ranks_for_tolerance, sthosvd
+
+
+def decomposed_modes(recipe: Recipe) -> tuple[str, ...]:
+    """The modes that a tensor primitive's recipe decomposes: those with a rank; with a tolerance, the aligned ones."""
+    named = recipe.decompose.ranks or recipe.aligned_modes
+    return tuple(mode for mode in recipe.tensor_modes if mode in named)
+
+
+def find_ranks(x: Array, recipe: Recipe) -> dict[str, int]:
+    """Ranks by mode that a recipe's tolerance needs, from pilot samples.
+
+    Parameters
+    ----------
+    x
+        ``(samples, *sizes)``, centred and scaled as for the decomposition.
+    recipe
+        With ``decompose.tolerance``.
+
+    Raises
+    ------
+    InputError
+        Where the recipe has no tolerance, or samples are not finite.
+    """
+    tolerance = recipe.decompose.tolerance
+    if tolerance is None:
+        raise InputError("the recipe gives ranks, none are to be found. Set decompose.tolerance instead of ranks.")
+    modes = recipe.tensor_modes
+    chosen = [modes.index(mode) for mode in decomposed_modes(recipe)]
+    ranks = ranks_for_tolerance(x, tolerance, chosen, recipe.decompose.rank_quantile)
+    return {mode: rank for mode, rank in zip(modes, ranks, strict=True) if rank is not None}
+
+
+def decompose(x: Array, layout: Layout, method: str = "sthosvd") -> tuple[dict[str, Array], TuckerTensor]:
+    """Decompose samples, before any alignment.
+
+    Parameters
+    ----------
+    x
+        ``(k, *sizes)``, finite.
+    method
+        ``"sthosvd"`` or ``"hooi"``.
+
+    Returns
+    -------
+    streams
+        By name of ``layout.tucker_streams``: ``(k, *shape)``.
+    tucker
+        The same with spectra and errors; its batch axes are ``(k, *labelled)``.
+
+    Raises
+    ------
+    InputError
+        NaN or infinite values, or other sizes than the layout's.
+    """
+    if method not in ("sthosvd", "hooi"):
+        raise InputError(f'"{method}" is no decomposition. Use "sthosvd" or "hooi".')
+    tensors = layout.arrange(x)
+    t = (hooi if method == "hooi" else sthosvd)(tensors, layout.working_ranks)
+    factors = {f"factor_{m}": U for m, U in zip(layout.working_modes, t.factors, strict=True) if U is not None}
+    return {"core": t.core, **factors}, t
+
+
+def align(tucker: Streams, anchors: Streams, layout: Layout) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Remove the gauge: rotate aligned factors to their anchors, and merge the other factors into the core.
+
+    Parameters
+    ----------
+    tucker
+        Streams of ``decompose``.
+    anchors
+        By aligned mode, of ``layout.anchor_shapes``.
+
+    Returns
+    -------
+    streams
+        By name of ``layout.streams``: ``(k, *shape)``.
+    overlaps
+        By aligned mode: ``(k, *labelled, rank)`` descending cosines of the angles to the anchor.
+
+    Raises
+    ------
+    InputError
+        Where a stream or an anchor is missing or has another shape.
+    """
+    G = pick(tucker, layout.tucker_streams[0])
+    n_modes, streams, overlaps = len(layout.working_modes), {}, {}
+    for stream in layout.tucker_streams[1:]:
+        U, mode = pick(tucker, stream), cast(str, stream.mode)
+        matrix = U  # merged: G <- G x_j U_j
+        if mode in layout.aligned:
+            Q, overlaps[mode] = align_to_anchor(U, _anchor(anchors, mode, stream.shape))
+            streams[stream.name] = U @ Q
+            matrix = transpose(Q)
+        G = mode_dot(G, matrix, layout.working_modes.index(mode), n_modes)
+    return {"core": G, **streams}, overlaps
+
+
+def encode(
+    x: Array, anchors: Streams, layout: Layout, method: str = "sthosvd"
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Samples ``(k, *sizes)`` as primitives: ``decompose``, then ``align``; returns what ``align`` does.
+
+    >>> import numpy as np
+    >>> layout = Layout("tgp", ("y", "x"), {"y": 4, "x": 6}, {"y": 2, "x": 2}, ("y", "x"))
+    >>> x = np.random.default_rng(0).normal(size=(5, 4, 6))
+    >>> streams, overlaps = encode(x, {"y": np.eye(4)[:, :2], "x": np.eye(6)[:, :2]}, layout)
+    >>> decode(streams, layout).shape, overlaps["y"].shape
+    ((5, 4, 6), (5, 2))
+    """
+    return align(decompose(x, layout, method)[0], anchors, layout)
+
+
+def decode(streams: Streams, layout: Layout) -> Array:
+    """Primitives as samples: ``X^ = G x_k U_k`` over the aligned modes, ``(k, *sizes)``."""
+    return layout.restore(multi_mode_dot(pick(streams, layout.streams[0]), _factors(streams, layout)))
+
+
+def retract(streams: Streams, layout: Layout) -> dict[str, Array]:
+    """Orthonormal factors that decode to the same samples: polar decomposition ``U = W P``, ``G <- G x_k P``.
+
+    For generated streams, whose factors are only near to orthonormal.
+    """
+    G = pick(streams, layout.streams[0])
+    retracted = {}
+    for stream in layout.streams[1:]:
+        U = pick(streams, stream)
+        xp = array_namespace(U)
+        L, S, Mt = xp.linalg.svd(widen(U), full_matrices=False)
+        P = (transpose(Mt) * S[..., None, :]) @ Mt
+        retracted[stream.name] = xp.astype(L @ Mt, U.dtype, copy=False)
+        mode = layout.working_modes.index(cast(str, stream.mode))
+        G = mode_dot(G, xp.astype(P, G.dtype, copy=False), mode, len(layout.working_modes))
+    return {"core": G, **retracted}
+
+
+def orthonormality_defect(streams: Streams, layout: Layout) -> dict[str, Array]:
+    """``|U^T U - I|_F`` of every factor, by stream name: ``(k,)`` float64; the largest over labelled axes."""
+    defects = {}
+    for stream in layout.streams[1:]:
+        U = widen(pick(streams, stream))
+        xp = array_namespace(U)
+        excess = transpose(U) @ U - xp.eye(U.shape[-1], dtype=U.dtype, device=device(U))
+        squares = xp.sum(excess**2, axis=(-2, -1))
+        defects[stream.name] = xp.max(xp.reshape(xp.sqrt(squares), (U.shape[0], -1)), axis=1)
+    return defects
+
+
+def relative_error(x: Array, xhat: Array, reference: Array | None = None) -> Array:
+    """Relative error per sample, in float64: ``|X - X^| / |X - reference|``.
+
+    Parameters
+    ----------
+    x, xhat
+        ``(k, ...)``. Points where ``x`` is NaN (masked) do not count.
+    reference
+        Broadcastable to ``x``, such as the training mean for the anomaly error; 0 where left out.
+
+    Returns
+    -------
+    ``(k,)``; 0 where both norms are zero.
+
+    >>> import numpy as np
+    >>> relative_error(np.array([[3.0, 4.0]]), np.array([[3.0, 3.0]])).tolist()
+    [0.2]
+    """
+    xp, wide = array_namespace(x), widen(x)
+    known = ~xp.isnan(wide)
+    zero = xp.zeros_like(wide)
+    origin = 0.0 if reference is None else like(reference, wide)
+    lost = xp.where(known, wide - like(xhat, wide), zero)
+    signal = xp.where(known, wide - origin, zero)
+    axes = tuple(range(1, x.ndim))
+    residual, total = xp.sqrt(xp.sum(lost**2, axis=axes)), xp.sqrt(xp.sum(signal**2, axis=axes))
+    ratio = residual / xp.where(total == 0, xp.ones_like(total), total)
+    return xp.where((total == 0) & (residual > 0), xp.full_like(ratio, xp.inf), ratio)
+
+
+def _factors(streams: Streams, layout: Layout) -> list[Array | None]:
+    by_mode = {stream.mode: pick(streams, stream) for stream in layout.streams[1:]}
+    return [by_mode.get(mode) for mode in layout.working_modes]
+
+
+def _anchor(anchors: Streams, mode: str, shape: tuple[int, ...]) -> Array:
+    if mode not in anchors:
+        raise InputError(f'mode "{mode}" has no anchor. Run the anchor stage, or take the mode from align.modes.')
+    anchor = anchors[mode]
+    if tuple(anchor.shape) != shape:
+        raise InputError(
+            f'anchor of mode "{mode}" has shape {tuple(anchor.shape)}, expected {shape}. Choose anchors again.'
+        )
+    return anchor

@@ -1,0 +1,193 @@
+"""Conditions: what samples are generated from, as network input."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from diffats.errors import InputError
+from diffats.primitives.normalisation import Moments, NumpyArray, divisors
+
+
+@dataclass(frozen=True)
+class ConditionLayout:
+    """Names, shapes and statistics of what samples are generated from.
+
+    Attributes
+    ----------
+    initial, initial_dims
+        Shape and dims of the initial slice; None and empty without one.
+    fields
+        Shape of each given field.
+    scalars, scalar_log
+        Names, and whether the logarithm is taken (positive, and spanning a factor above 100).
+    n_labels, label_names
+        Classes.
+    stats
+        By ``"initial"``, ``"field_<name>"``, ``"scalar_<name>"``: mean and standard deviation, each a number, or a
+        list along the leading ``"component"`` dim of the initial slice.
+    """
+
+    initial: tuple[int, ...] | None = None
+    initial_dims: tuple[str, ...] = ()
+    fields: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    scalars: tuple[str, ...] = ()
+    scalar_log: tuple[bool, ...] = ()
+    n_labels: int = 0
+    label_names: tuple[str, ...] = ()
+    stats: Mapping[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a condition at all."""
+        return bool(self.initial is not None or self.fields or self.scalars or self.n_labels)
+
+    @classmethod
+    def fit(
+        cls,
+        raw: Mapping[str, NumpyArray] | Iterable[Mapping[str, NumpyArray]],
+        *,
+        initial_dims: tuple[str, ...] = (),
+        label_names: Iterable[str] = (),
+    ) -> ConditionLayout:
+        """From the raw conditions of the training split.
+
+        Parameters
+        ----------
+        raw
+            ``"initial"`` ``(k, *shape)``, ``"field_<name>"`` ``(k, *shape)``, ``"scalar_<name>"`` ``(k,)``,
+            ``"label"`` ``(k,)``: all at once, or several such parts, which are read one at a time.
+
+        Raises
+        ------
+        InputError
+            Where a scalar is not finite.
+        """
+        fits: dict[str, _Fit] = {}
+        for part in [raw] if isinstance(raw, Mapping) else raw:
+            for name, values in part.items():
+                if name != "label":
+                    by_component = name == "initial" and initial_dims[:1] == ("component",)
+                    fits.setdefault(name, _Fit(name, by_component)).add(np.asarray(values))
+        names = tuple(label_names)
+        scalars = tuple(name.removeprefix("scalar_") for name in fits if name.startswith("scalar_"))
+        return cls(
+            initial=fits["initial"].shape if "initial" in fits else None,
+            initial_dims=tuple(initial_dims) if "initial" in fits else (),
+            fields={n.removeprefix("field_"): fit.shape for n, fit in fits.items() if n.startswith("field_")},
+            scalars=scalars,
+            scalar_log=tuple(fits[f"scalar_{name}"].log for name in scalars),
+            n_labels=len(names),
+            label_names=names,
+            stats={name: fit.stats for name, fit in fits.items()},
+        )
+
+    def normalise(self, raw: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
+        """Raw conditions as network input: standardised float32, labels int64; missing values become the mean.
+
+        Raises
+        ------
+        InputError
+            Where a condition is missing, has another shape, or a value cannot be taken.
+        """
+        wanted: dict[str, tuple[int, ...]] = {} if self.initial is None else {"initial": self.initial}
+        wanted |= {f"field_{name}": shape for name, shape in self.fields.items()}
+        wanted |= {f"scalar_{name}": () for name in self.scalars}
+        logs = {f"scalar_{name}": log for name, log in zip(self.scalars, self.scalar_log, strict=True)}
+        normal = {n: self._standard(n, _condition(raw, n, s), logs.get(n, False)) for n, s in wanted.items()}
+        if self.n_labels:
+            normal["label"] = self._labels(_condition(raw, "label", ()))
+        return normal
+
+    def _standard(self, name: str, values: NumpyArray, log: bool) -> NumpyArray:
+        values = values.astype(np.float64)
+        if name.startswith("scalar_"):
+            if not np.isfinite(values).all() or (log and (values <= 0).any()):
+                expected = "positive (its logarithm is taken)" if log else "finite"
+                raise InputError(f'condition "{name.removeprefix("scalar_")}" must be {expected}, got {values}.')
+            values = np.log(values) if log else values
+        mean, std = self.stats.get(name, (0.0, 1.0))
+        after = (1,) * (values.ndim - 2)
+        mean, std = (np.reshape(s, (-1, *after)) if np.ndim(s) else s for s in (mean, std))
+        return np.nan_to_num((values - mean) / std, nan=0.0).astype(np.float32)
+
+    def _labels(self, values: NumpyArray) -> NumpyArray:
+        labels = values.astype(np.int64)
+        if ((labels < 0) | (labels >= self.n_labels)).any() or (labels != values).any():
+            known = ", ".join(f"{i}={name}" for i, name in enumerate(self.label_names))
+            raise InputError(f"label {values} is none of 0 to {self.n_labels - 1} ({known}).")
+        return labels
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layout as JSON data."""
+        return cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> ConditionLayout:
+        """The layout that ``to_dict`` described."""
+        initial = tree["initial"]
+        return cls(
+            initial=None if initial is None else tuple(initial),
+            initial_dims=tuple(tree["initial_dims"]),
+            fields={name: tuple(shape) for name, shape in tree["fields"].items()},
+            scalars=tuple(tree["scalars"]),
+            scalar_log=tuple(tree["scalar_log"]),
+            n_labels=int(tree["n_labels"]),
+            label_names=tuple(tree["label_names"]),
+            stats=dict(tree["stats"]),
+        )
+
+
+class _Fit:
+    """Streaming mean and deviation of one condition over samples and points."""
+
+    def __init__(self, name: str, by_component: bool) -> None:
+        self.name, self.by_component = name, by_component
+        self.shape: tuple[int, ...] = ()
+        self.plain, self.logged = Moments(), Moments()
+        self.lowest, self.highest = math.inf, -math.inf
+
+    def add(self, values: NumpyArray) -> None:
+        self.shape = values.shape[1:]
+        wide = values.astype(np.float64)
+        if self.name.startswith("scalar_"):
+            self._add_scalar(wide)
+        flat = np.moveaxis(wide, 1, -1).reshape(-1, wide.shape[1]) if self.by_component else wide.reshape(-1, 1)
+        self.plain.add(flat[np.isfinite(flat).all(axis=1)])
+
+    def _add_scalar(self, values: NumpyArray) -> None:
+        if not np.isfinite(values).all():
+            raise InputError(f'condition "{self.name.removeprefix("scalar_")}" has values that are not finite.')
+        self.lowest, self.highest = min(self.lowest, values.min()), max(self.highest, values.max())
+        self.logged.add(np.log(values[values > 0])[:, None])
+
+    @property
+    def log(self) -> bool:
+        """Whether the values span decades."""
+        return bool(self.lowest > 0 and self.highest > 100 * self.lowest)
+
+    @property
+    def stats(self) -> list[Any]:
+        moments = self.logged if self.log else self.plain
+        if moments.count == 0:
+            return [0.0, 1.0]
+        std = divisors(np.sqrt(moments.variance), moments.mean)
+        if self.by_component:
+            return [moments.mean.tolist(), std.tolist()]
+        return [float(moments.mean[0]), float(std[0])]
+
+
+def _condition(raw: Mapping[str, NumpyArray], name: str, shape: tuple[int, ...]) -> NumpyArray:
+    if name not in raw:
+        raise InputError(f'condition "{name}" is missing; there are {", ".join(raw) or "none"}.')
+    values = np.asarray(raw[name])
+    if values.shape[1:] != shape or values.ndim == 0:
+        raise InputError(
+            f'condition "{name}" has shape {values.shape}, expected (samples, {", ".join(map(str, shape))}).'
+        )
+    return values

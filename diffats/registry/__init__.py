@@ -1,0 +1,39 @@
+"""Runs, data versions and models in MLflow: the only place of diffats that imports it.
+
+Importing this package also teaches :func:`mlflow.data.get_source` to read our data sets back.
+"""
+
+import logging
+import os
+import warnings
+
+# Before the first import of mlflow, which reads some of these then. A user's own setting wins.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else files of the caller's directory go into the model
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default, 7, waits minutes; we keep and retry
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
+    import mlflow.pyfunc  # noqa: F401  it warns of its own type hints
+
+from diffats.registry.connection import TrackingError, ui_command
+from diffats.registry.datasets import StoreDataset, StoreSource
+from diffats.registry.models import download
+from diffats.registry.runs import StageRun
+from diffats.registry.tracker import RECIPE_TAG, STAGE_TAG, Tracker
+
+logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # each new database is announced otherwise
+
+__all__ = [
+    "RECIPE_TAG",
+    "STAGE_TAG",
+    "StageRun",
+    "StoreDataset",
+    "StoreSource",
+    "Tracker",
+    "TrackingError",
+    "download",
+    "ui_command",
+]

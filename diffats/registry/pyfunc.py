@@ -1,0 +1,139 @@
+"""The registered model. MLflow keeps a copy of this file beside the bundle and runs it to load the model.
+
+Nothing is pickled; a process that loads the model needs ``diffats`` installed, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from diffats import bundle
+from diffats.errors import InputError
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+class GenerativeModel(PythonModel):
+    """Fields from a count or from a table of conditions.
+
+    Examples
+    --------
+    Given a registered model:
+
+    .. code-block:: python
+
+        model = mlflow.pyfunc.load_model("models:/indian-pines@champion")
+        model.predict(8)                                            # eight fields
+        model.predict(pd.DataFrame({"count": [3, 2], "label": ["Corn", "Woods"]}), params={"seed": 1})
+        model.predict(pd.DataFrame({"nu": [0.01, 0.02, 0.05]}))     # one field a row
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the bundle that lies beside this file."""
+        self.bundle = bundle.load(context.artifacts["bundle"])
+        self.max_count = int(context.model_config["max_count"])
+
+    # MLflow checks the hint and knows no unions; what is accepted is in the docstring.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        """Generate fields.
+
+        Parameters
+        ----------
+        model_input
+            A count; or a table (data frame or mapping of columns) with a row per sample: a column per condition
+            ("label" by name or code, scalars and fields by name, "initial"; a mapping may hold arrays whose first axis
+            is the row) and, if a row stands for several samples, a column "count". Conditions without a column are
+            drawn from the training data.
+        params
+            "seed": sample ``i`` depends on it and ``i`` only; "steps", "guidance": as in the recipe where left out;
+            "output": "xarray", or "arrays" for a server that answers in JSON.
+
+        Returns
+        -------
+        xr.Dataset or dict of arrays
+            Decoded variables in physical units over ``sample`` and the recipe's modes, with coordinates; as arrays:
+            every variable and coordinate by name.
+
+        Raises
+        ------
+        InputError
+            For a table that cannot be read, an unknown condition, or more samples than the model's limit.
+        """
+        settings = dict(params or {})
+        output = settings.pop("output", "xarray")
+        if output not in ("xarray", "arrays"):
+            raise InputError(f'output "{output}" is unknown. Use "xarray" or "arrays".')
+        count, conditions = requested(model_input)
+        if count > self.max_count:
+            raise InputError(
+                f"{count} samples asked for, at most {self.max_count} a call. Ask in parts with other seeds, "
+                f'or load the model with model_config={{"max_count": {count}}}.'
+            )
+        fields = self.bundle.sample(count, settings.pop("seed", 0), conditions=conditions or None, **settings)
+        return fields if output == "xarray" else as_arrays(fields)
+
+
+def requested(model_input: object) -> tuple[int, Columns]:
+    """How many samples, and the conditions of each, in what a caller passed.
+
+    >>> requested(3)
+    (3, {})
+    >>> requested({"count": [2, 1], "label": ["Corn", "Woods"]})
+    (3, {'label': array(['Corn', 'Corn', 'Woods'], dtype=object)})
+    """
+    if isinstance(model_input, pd.DataFrame | Mapping):
+        return _from_table({str(name): _column(model_input[name]) for name in model_input})
+    values = np.asarray(model_input)
+    if values.size != 1:
+        raise InputError(
+            f"expected a count, a data frame or a mapping of columns, got {type(model_input).__name__} of {values.size}"
+            " values. "
+            'Use predict(8) or predict(pd.DataFrame({"count": [8]})).'
+        )
+    return _whole(values.ravel()[0]), {}
+
+
+def _from_table(columns: Columns) -> tuple[int, Columns]:
+    lengths = {name: len(column) for name, column in columns.items()}
+    rows = max(lengths.values(), default=0)
+    for name, length in lengths.items():
+        if length not in (1, rows):
+            raise InputError(f'column "{name}" has {length} rows, others {rows}. Give one row per sample.')
+    if not rows:
+        raise InputError('the table has no rows. Give one row per sample, or a column "count".')
+    whole = {name: np.repeat(column, rows // len(column), axis=0) for name, column in columns.items()}
+    counts = [_whole(value) for value in whole.pop("count", np.ones(rows, int))]
+    return sum(counts), {name: np.repeat(column, counts, axis=0) for name, column in whole.items()}
+
+
+def _column(values: Any) -> npt.NDArray[Any]:
+    column = np.atleast_1d(np.asarray(values))
+    return column.astype(object) if column.dtype.kind in "UT" else column
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)  # JSON and data frames with gaps turn counts into floats
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"count {value} is not a positive whole number. Use 1 or more.")
+    return int(value)
+
+
+def as_arrays(fields: xr.Dataset) -> Columns:
+    """Every variable and coordinate by name.
+
+    >>> as_arrays(xr.Dataset({"t": ("sample", [1.0, 2.0])}))
+    {'t': array([1., 2.])}
+    """
+    return {str(name): variable.to_numpy() for name, variable in fields.variables.items()}
+
+
+set_model(GenerativeModel())

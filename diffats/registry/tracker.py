@@ -1,0 +1,289 @@
+"""Runs and models in MLflow, through a client and run ids: no active run, no global tracking URI."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from diffats.config import Recipe
+from diffats.errors import InputError, StoreNotFoundError
+from diffats.registry.connection import PORT, absolute, asking, database_of, is_server, ui_command
+from diffats.registry.models import fetch, save_pyfunc
+from diffats.registry.runs import ERROR_TAG, StageRun, finish_run, log_params, texts
+
+logger = logging.getLogger("diffats.registry")
+
+RECIPE_TAG = "diffats.recipe_fingerprint"
+STAGE_TAG = "diffats.stage"
+PARENT_TAG = "mlflow.parentRunId"
+VERSIONS_TAG = "mlflow.modelVersions"
+
+
+class Tracker:
+    """Runs, data versions and models of one recipe in MLflow.
+
+    Parameters
+    ----------
+    uri
+        MLflow tracking URI. A relative SQLite path is taken from the current directory.
+    experiment
+        Name of the experiment; created, or restored where it was deleted.
+    artifacts
+        Where a new experiment keeps its files; by default beside an SQLite database, or where a server puts them.
+
+    Raises
+    ------
+    TrackingError
+        Where the tracker cannot be reached.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        tracker = Tracker("sqlite:///runs/demo/mlflow.db", "demo")
+        parent = tracker.start("demo", params={"train": {"steps": 100}}, fingerprint="ab12")
+        with tracker.stage(parent, "train") as run:
+            run.log({"loss": 0.5}, step=1)
+        tracker.finish(parent)
+    """
+
+    def __init__(self, uri: str, experiment: str, *, artifacts: str | None = None) -> None:
+        self.uri = absolute(uri)
+        self.experiment = experiment
+        database = database_of(self.uri)
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            artifacts = artifacts or str(database.parent / "mlartifacts")
+        with asking(self.uri, f'open experiment "{experiment}"'):
+            self.client = MlflowClient(self.uri, self.uri)
+            self.experiment_id = _open_experiment(self.client, experiment, artifacts)
+
+    @classmethod
+    def for_recipe(cls, recipe: Recipe) -> Self:
+        """The tracker that a recipe names: an SQLite file under its root where ``tracking.uri`` is empty.
+
+        Raises
+        ------
+        InputError
+            Where the root is a URL, which holds no database.
+        """
+        if recipe.tracking.uri:
+            return cls(recipe.tracking.uri, recipe.name)
+        if "://" in recipe.location:
+            raise InputError(f'root "{recipe.location}" is a URL and holds no run database. Set tracking.uri.')
+        return cls(f"sqlite:///{Path(recipe.location).absolute() / 'mlflow.db'}", recipe.name)
+
+    @property
+    def ui_command(self) -> str:
+        """The exact command that opens the tracker's pages on this machine."""
+        return ui_command(self.uri)
+
+    def run_url(self, run_id: str) -> str:
+        """The page of a run, once :attr:`ui_command` (or the server) is up."""
+        base = self.uri.rstrip("/") if is_server(self.uri) else f"http://127.0.0.1:{PORT}"
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    # Runs ------------------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        name: str,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        *,
+        fingerprint: str | None = None,
+    ) -> str:
+        """Open the parent run of a pipeline run: the interrupted one of this recipe, if there is one.
+
+        Parameters
+        ----------
+        name
+            What MLflow's pages call it.
+        tags, params
+            Nested parameters get dotted names. A continued run keeps the values that it has.
+        fingerprint
+            Of the recipe; tagged, and looked for first.
+
+        Returns
+        -------
+        str
+            The run's id.
+        """
+        run_id = self.reuse(fingerprint) if fingerprint else None
+        tags = {**(tags or {}), **({RECIPE_TAG: fingerprint} if fingerprint else {})}
+        with asking(self.uri, f'start run "{name}"'):
+            if run_id is None:
+                run_id = self.client.create_run(self.experiment_id, tags=texts(tags), run_name=name).info.run_id
+            elif tags:
+                self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in texts(tags).items()])
+            log_params(self.client, run_id, params or {})
+        return run_id
+
+    def reuse(self, fingerprint: str) -> str | None:
+        """Continue the newest unfinished parent run of a recipe; ``None`` where there is none."""
+        with asking(self.uri, "look for an unfinished run"):
+            for run in self._runs({RECIPE_TAG: fingerprint}):
+                if run.info.status != "FINISHED" and PARENT_TAG not in run.data.tags:
+                    self.client.update_run(run.info.run_id, status="RUNNING")
+                    return str(run.info.run_id)
+        return None
+
+    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+        """Close a run. A tracker that is away is logged, not raised: the work is done."""
+        finish_run(self.client, self.uri, run_id, status)
+
+    def stage(self, parent_id: str, stage: str) -> StageRun:
+        """The child run of a stage, as a context manager; an interrupted one is continued."""
+        with asking(self.uri, f'start stage "{stage}"'):
+            for run in self._runs({PARENT_TAG: parent_id, STAGE_TAG: stage}):
+                self.client.update_run(run.info.run_id, status="RUNNING")
+                if ERROR_TAG in run.data.tags:
+                    self.client.delete_tag(run.info.run_id, ERROR_TAG)
+                return StageRun(self.client, self.uri, run.info.run_id, stage)
+            tags = {PARENT_TAG: parent_id, STAGE_TAG: stage}
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=stage)
+        return StageRun(self.client, self.uri, run.info.run_id, stage)
+
+    def _runs(self, tags: Mapping[str, str]) -> Sequence[Run]:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        return self.client.search_runs(
+            [self.experiment_id], query, ViewType.ACTIVE_ONLY, max_results=50, order_by=["attributes.start_time DESC"]
+        )
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    def register(
+        self, bundle: Path, name: str, run_id: str, tags: Mapping[str, Any] | None = None, summary: str = ""
+    ) -> str:
+        """Register a bundle as a new version of a model, with alias ``candidate``.
+
+        Parameters
+        ----------
+        bundle
+            Directory of ``bundle.json`` and safetensors files; copied into the experiment's artifacts.
+        name
+            Of the registered model.
+        run_id
+            The run that made it.
+        tags
+            What it was made from: data version, anchor, recipe fingerprint, code version, metric.
+        summary
+            Markdown shown on the version's page.
+
+        Returns
+        -------
+        str
+            The version.
+
+        Raises
+        ------
+        StoreNotFoundError
+            Where there is no bundle.
+        """
+        if not (bundle / "bundle.json").is_file():
+            raise StoreNotFoundError(f"{bundle}: no bundle.json here. Train a model first.")
+        given = texts(tags or {})
+        with asking(self.uri, f'register model "{name}"'):
+            model_id, source = self._log_model(bundle, name, run_id, given)
+            self._ensure_model(name)
+            made = self.client.create_model_version(
+                name, source, run_id, given, description=summary or None, model_id=model_id
+            )
+            versions = json.dumps([{"name": name, "version": str(made.version)}])
+            self.client.set_logged_model_tags(model_id, {VERSIONS_TAG: versions})  # the pages link the two by it
+            self.client.set_registered_model_alias(name, "candidate", made.version)
+        return str(made.version)
+
+    def _log_model(self, bundle: Path, name: str, run_id: str, tags: Mapping[str, str]) -> tuple[str, str]:
+        """Keep the model's files; its id and location."""
+        plain = re.sub(r"[/:.%\"']", "-", name)  # not allowed in a logged model's name
+        model = self.client.create_logged_model(self.experiment_id, plain, run_id, dict(tags), model_type="generative")
+        status = LoggedModelStatus.FAILED
+        try:
+            with tempfile.TemporaryDirectory() as directory:
+                description = Model(
+                    artifact_path=model.artifact_location,
+                    run_id=run_id,
+                    model_id=model.model_id,
+                    model_uuid=model.model_id,
+                )
+                save_pyfunc(bundle, Path(directory) / "model", metadata=tags, description=description)
+                self.client.log_model_artifacts(model.model_id, str(Path(directory) / "model"))
+            status = LoggedModelStatus.READY
+        finally:
+            self.client.finalize_logged_model(model.model_id, status)
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return str(model.model_id), str(model.artifact_location)
+
+    def _ensure_model(self, name: str) -> None:
+        about = f'Generative model of fields, by diffats. Load it: `diffats.load("models:/{name}@champion").sample(8)`.'
+        try:
+            self.client.create_registered_model(name, description=about)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def find(self, name: str, tags: Mapping[str, Any]) -> str | None:
+        """The newest version of a model that has all these tags; ``None`` where there is none.
+
+        A stage that was interrupted after registering uses it to not register again.
+        """
+        wanted = texts(tags).items()
+        with asking(self.uri, f'look for model "{name}"'):
+            versions = self.client.search_model_versions(f"name = '{name}'", order_by=["creation_timestamp DESC"])
+        return next((str(v.version) for v in versions if wanted <= v.tags.items()), None)
+
+    def alias(self, name: str, alias: str) -> str | None:
+        """The version of a model that has an alias; ``None`` where no version, or no such model, has it."""
+        with asking(self.uri, f'read aliases of model "{name}"'):
+            try:
+                aliases = self.client.get_registered_model(name).aliases
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+        version = aliases.get(alias)
+        return None if version is None else str(version)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Move an alias to a version."""
+        with asking(self.uri, f'set alias "{alias}" of model "{name}"'):
+            self.client.set_registered_model_alias(name, alias, version)
+
+    def tag_version(self, name: str, version: str, tags: Mapping[str, Any]) -> None:
+        """Add tags to a version, such as the metric it was judged by."""
+        with asking(self.uri, f'tag version {version} of model "{name}"'):
+            for key, value in texts(tags).items():
+                self.client.set_model_version_tag(name, version, key, value)
+
+    def download(self, uri: str, destination: Path | None = None) -> Path:
+        """The bundle directory of a registered model; see :func:`download`."""
+        with asking(self.uri, f"read {uri}"):
+            return fetch(self.client, self.uri, uri, destination)
+
+
+def _open_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifacts))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+        logger.warning('experiment "%s" had been deleted and was restored', name)
+    return str(found.experiment_id)

@@ -1,0 +1,244 @@
+"""One lazy ``xarray.Dataset`` of any source, and a cheap digest of what it holds."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import icechunk
+import numpy as np
+import xarray as xr
+import zarr
+
+from diffats.config import Data
+from diffats.errors import SourceError
+from diffats.sources.arrays import open_arrays
+from diffats.sources.builtin import open_builtin
+from diffats.sources.joining import join
+from diffats.sources.naming import unknown_name
+
+logger = logging.getLogger("diffats.sources")
+
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
+# What xarray's engines, zarr, h5py, fsspec and icechunk raise for content they cannot read.
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, EOFError, icechunk.IcechunkError)
+_MANY_FILES = 100_000
+
+
+def open_source(data: Data) -> xr.Dataset:
+    """Open what ``data.source`` names; nothing but metadata and index coordinates is read.
+
+    Raises
+    ------
+    SourceError
+        Where it is missing or unreadable.
+    """
+    if data.source.startswith("builtin:"):
+        return open_builtin(data.source.removeprefix("builtin:"))
+    paths = locate(data)
+    datasets = [_open_one(path, data) for path in paths]
+    if len(datasets) == 1:
+        return datasets[0]
+    return join(datasets, paths, dim=data.concat_dim, sample_dim=data.sample_dim)
+
+
+def absolute(source: str) -> str:
+    """The source with a local path made absolute; builtin names and URLs as they are."""
+    plain = source.removeprefix("file://")
+    return source if source.startswith("builtin:") or "://" in plain else os.path.abspath(os.path.expanduser(plain))
+
+
+def locate(data: Data) -> list[str]:
+    """The paths and URLs that ``data.source`` stands for.
+
+    Raises
+    ------
+    SourceError
+        Where there is none.
+    """
+    source = absolute(data.source)
+    if "://" in source:
+        return _locate_url(source, data)
+    if _is_glob(source) and not Path(source).exists():
+        found = sorted(glob.glob(source, recursive=True))
+        if not found:
+            raise SourceError(f'data.source "{source}" matches no file. Check the pattern.')
+        return found
+    if not Path(source).exists():
+        raise _missing(source)
+    return [source]
+
+
+def _missing(source: str) -> SourceError:
+    path = Path(source)
+    if path.parent.is_dir():
+        known = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+        return unknown_name("data.source", path.name, known, where=f"the folder {path.parent}")
+    return SourceError(f'data.source "{source}" does not exist. Check the path, or give an fsspec URL.')
+
+
+def _locate_url(source: str, data: Data) -> list[str]:
+    if data.engine is not None and not _is_glob(source):
+        return [source]  # the engine knows the protocol, e.g. OPeNDAP
+    try:
+        system, path = fsspec.core.url_to_fs(source, **data.storage_options)
+        if _is_glob(source):
+            found = [system.unstrip_protocol(entry) for entry in sorted(system.glob(path))]
+        else:
+            found = [source] if system.exists(path) else []
+    except _UNREADABLE as error:
+        raise SourceError(f'data.source "{source}" cannot be reached: {_reason(error)}. Check the URL.') from error
+    if not found:
+        raise SourceError(f'data.source "{source}" does not exist. Check the URL.')
+    return found
+
+
+def _is_glob(source: str) -> bool:
+    return any(sign in source for sign in "*?[")
+
+
+def _open_one(path: str, data: Data) -> xr.Dataset:
+    kind = data.engine or _kind(path, data)
+    try:
+        if kind == "numpy":
+            return open_arrays(path, data)
+        if kind == "icechunk":
+            return _open_icechunk(path, data)
+        if kind == "zarr":
+            return _open_zarr(path, data)
+        return _open_netcdf(path, kind, data)
+    except SourceError:
+        raise
+    except _UNREADABLE as error:
+        group = f', group "{data.group}",' if data.group else ""
+        raise SourceError(
+            f'data.source "{path}"{group} cannot be read as {kind}: {_reason(error)}. '
+            "Check the file and data.group, or set data.engine."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0][:300] if text else type(error).__name__).rstrip(".")
+
+
+def _kind(path: str, data: Data) -> str:
+    """Which reader a path needs, from its name and first bytes."""
+    if path.lower().endswith((".npy", ".npz")):
+        return "numpy"
+    if "://" in path:
+        system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
+        if system.isfile(inner):
+            return _netcdf_engine(system.cat_file(inner, 0, 8))
+        return "zarr"
+    place = Path(path)
+    if not place.is_dir():
+        with place.open("rb") as file:
+            return _netcdf_engine(file.read(8))
+    if any((place / name).exists() for name in _ZARR_FILES):
+        return "zarr"
+    if (place / "snapshots").is_dir():
+        return "icechunk"
+    raise SourceError(
+        f'data.source "{path}" is a folder, but neither a Zarr store nor an Icechunk repository. '
+        f'For files in it, give a glob such as "{place / "*.nc"}".'
+    )
+
+
+def _netcdf_engine(magic: bytes) -> str:
+    if magic.startswith((b"CDF\x01", b"CDF\x02")):
+        return "scipy"
+    return "h5netcdf" if magic.startswith(b"\x89HDF") else "netcdf"
+
+
+def _open_netcdf(path: str, kind: str, data: Data) -> xr.Dataset:
+    target: Any = path
+    options: dict[str, Any] = {"group": data.group} if data.group else {}
+    if "://" in path and kind in ("h5netcdf", "scipy"):
+        target = fsspec.open(path, "rb", **data.storage_options).open()
+    return _open_xarray(target, engine=None if kind == "netcdf" else kind, **options)
+
+
+def _open_zarr(path: str, data: Data) -> xr.Dataset:
+    options: dict[str, Any] = {"storage_options": data.storage_options or None} if "://" in path else {}
+    root = zarr.open_group(path, mode="r", path=data.group or "", **options)
+    # consolidated is passed explicitly: otherwise a store without it is probed for, and warned about
+    consolidated = root.metadata.consolidated_metadata is not None
+    return _open_xarray(path, engine="zarr", group=data.group, consolidated=consolidated, **options)
+
+
+def _open_icechunk(path: str, data: Data) -> xr.Dataset:
+    if "://" in path:
+        raise SourceError(
+            f'data.source "{path}": Icechunk repositories are read from local folders. Copy it, or export it.'
+        )
+    repository = icechunk.Repository.open(icechunk.local_filesystem_storage(path))
+    session = repository.readonly_session("main")
+    dataset = _open_xarray(session.store, engine="zarr", group=data.group, consolidated=False)
+    dataset.encoding["snapshot"] = session.snapshot_id
+    return dataset
+
+
+def _open_xarray(target: Any, **options: Any) -> xr.Dataset:
+    # cache=False: what is read is not kept; decode_coords="all": bounds and grid mappings are coordinates, not fields;
+    # decode_timedelta=False: a field in units of "days" stays a number
+    settings = {"chunks": None, "cache": False, "decode_coords": "all", "decode_timedelta": False, **options}
+    try:
+        return xr.open_dataset(target, **settings)
+    except ValueError as error:
+        if "decode time units" not in str(error):  # xarray's words for units it does not know, e.g. months since
+            raise
+        logger.warning("data.source: times stay numbers, because %s.", _reason(error))
+        return xr.open_dataset(target, decode_times=False, **settings)
+
+
+def stamp(data: Data, *, deep: bool = False) -> list[Any]:
+    """What tells cheaply that a source has changed: names, sizes and times of its files.
+
+    ``deep`` also walks into Zarr stores (up to 100,000 files); without it only their top level is looked at.
+    """
+    if data.source.startswith("builtin:"):
+        return [data.source]
+    entries: list[Any] = []
+    for path in locate(data):
+        entries.append([Path(path).name, *(_url_stamp(path, data) if "://" in path else _path_stamp(Path(path), deep))])
+    return entries
+
+
+def _url_stamp(path: str, data: Data) -> list[Any]:
+    try:
+        system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
+        info = system.info(inner)
+    except _UNREADABLE:
+        return []  # an engine's own protocol: there is nothing to look at
+    return [str(info.get(key)) for key in ("size", "mtime", "LastModified", "last_modified", "ETag", "etag", "created")]
+
+
+def _path_stamp(path: Path, deep: bool) -> list[Any]:
+    if not path.is_dir():
+        stat = path.stat()
+        return [stat.st_size, stat.st_mtime_ns]
+    count = total = newest = 0
+    for folder, folders, files in os.walk(path):
+        for name in (*files, *(() if deep else folders)):
+            stat = Path(folder, name).stat()
+            count, total, newest = count + 1, total + stat.st_size, max(newest, stat.st_mtime_ns)
+        if not deep or count > _MANY_FILES:
+            break
+    return [count, total, newest]
+
+
+def digest(dataset: xr.Dataset, data: Data) -> str:
+    """Digest of metadata, coordinates and the source's stamp: equal as long as the content is, short of tampering."""
+    content = dataset.encoding.get("snapshot") or dataset.encoding.get("digest") or stamp(data, deep=True)
+    sha = hashlib.sha256(json.dumps([content, dataset.to_dict(data=False)], sort_keys=True, default=str).encode())
+    for name in sorted(dataset.indexes, key=str):
+        values = dataset[name].values
+        sha.update(values.astype(str).tobytes() if values.dtype.hasobject else np.ascontiguousarray(values).tobytes())
+    return sha.hexdigest()

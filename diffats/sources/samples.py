@@ -1,0 +1,381 @@
+"""The samples of a recipe: what they are, which side of the split they are on, and how to read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from diffats.config import Data
+from diffats.errors import SourceError
+from diffats.sources import opening, splits
+from diffats.sources.conditions import Labels, check_conditions, find_labels, read_labels, read_scalar
+from diffats.sources.cuts import Cuts, Grid
+from diffats.sources.naming import unknown_name
+from diffats.sources.reading import read_windows
+from diffats.sources.templates import make_template, variable_text
+
+Array = np.ndarray[Any, Any]
+
+_RESERVED = ("sample", "split", "status")  # names the stores use
+
+
+def open_samples(data: Data, seed: int = 0) -> Samples:
+    """The samples that a recipe's ``[data]`` section describes; lazy, and shared within a process.
+
+    Parameters
+    ----------
+    data
+        The section.
+    seed
+        The recipe's seed; it chooses the test samples.
+
+    Raises
+    ------
+    SourceError
+        Where the source, a variable, a dim, a window or the split cannot work. Only metadata and coordinates are read.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "fields.npy")
+    >>> np.save(path, np.arange(240.0).reshape(10, 4, 6))
+    >>> samples = open_samples(Data(source=str(path), sample_dim="run", modes=["y", "x"]))
+    >>> samples.n, samples.sizes, samples.read([3]).shape
+    (10, {'y': 4, 'x': 6}, (1, 4, 6))
+    """
+    # the stamp: a source that was rewritten is opened anew
+    resolved = data.model_copy(update={"source": opening.absolute(data.source)})  # workers run in other directories
+    return _open(resolved.model_dump_json(), seed, repr(opening.stamp(resolved)))
+
+
+@lru_cache(maxsize=8)
+def _open(text: str, seed: int, stamp: str) -> Samples:
+    return Samples(Data.model_validate_json(text), seed)
+
+
+class Samples:
+    """Samples of a source, opened but not read.
+
+    Attributes
+    ----------
+    data, seed
+        What it was opened with, a path made absolute. Pickling keeps only these: a worker opens the source itself.
+    dataset
+        The lazy source.
+    variables
+        Names of the data variables; several are the mode ``component``.
+    modes, sizes, dtype
+        Of a sample tensor. Floats are at least float32; integers become float32 or float64, as NumPy promotes them.
+    n, dropped
+        Samples, and windows left out because they touch both sides of the split.
+    is_test
+        ``(n,)`` bool.
+    starts, position
+        ``{windowed dim: (n,)}`` and ``(n,)`` along the dim of samples (None without one).
+    """
+
+    def __init__(self, data: Data, seed: int = 0) -> None:
+        self.data, self.seed = data, seed
+        self.dataset = opening.open_source(data)
+        self.variables = _find_variables(self.dataset, data)
+        self._check_names()
+        self._fields = [self._field(name) for name in self.variables]
+        self.dtype: np.dtype[Any] = _store_dtype(self._fields)
+        component = {"component": len(self.variables)} if len(self.variables) > 1 else {}
+        self._windows = {mode: data.windows.size[mode] for mode in data.modes if mode in data.windows.size}
+        lengths = {mode: int(self._fields[0].sizes[mode]) for mode in data.modes}
+        self._check_windows(lengths)
+        self.sizes: dict[str, int] = component | lengths | self._windows
+        self.modes = tuple(self.sizes)
+        self._check_conditions()
+        self._cuts, self.is_test, self.dropped = self._cut(lengths)
+        self.n, self.starts, self.position = self._cuts.n, dict(self._cuts.starts), self._cuts.position
+
+    def __reduce__(self) -> tuple[Callable[[Data, int], Samples], tuple[Data, int]]:
+        return open_samples, (self.data, self.seed)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{mode}={n}" for mode, n in self.sizes.items())
+        return f"<Samples {self.n} of ({sizes}) {self.dtype}, {int(self.is_test.sum())} test, {self.dropped} dropped>"
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def _check_names(self) -> None:
+        data, condition = self.data, self.data.condition
+        wanted = [("data.condition.fields", name) for name in condition.fields]
+        wanted += [("data.condition.scalars", name) for name in condition.scalars]
+        wanted += [("data.condition.labels", condition.labels)] if condition.labels else []
+        for key, name in wanted:
+            if name not in self.dataset.variables:
+                raise unknown_name(key, name, self.dataset.variables, where="the source")
+        for mode in data.modes:
+            if mode in _RESERVED or (mode == "component" and len(self.variables) > 1):
+                raise SourceError(
+                    f'data.modes names "{mode}", a name that the stores use. Rename the dim in the source.'
+                )
+
+    def _field(self, name: str) -> xr.DataArray:
+        """A data variable, checked, without dims of size one that the recipe leaves out."""
+        data, array = self.data, self.dataset[name]
+        key = "data.variables" if data.variables else "data.source"
+        if array.dtype.kind not in "fiub":
+            kind = {"c": "complex", "m": "time differences", "M": "times"}.get(array.dtype.kind, "text or objects")
+            raise SourceError(
+                f'{key}: "{name}" is {array.dtype} ({kind}), expected real numbers. '
+                "Name another variable, or convert it (a complex field: to its real and imaginary parts)."
+            )
+        wanted = [("data.sample_dim", data.sample_dim)] if data.sample_dim else []
+        for what, dim in wanted + [("data.modes", mode) for mode in data.modes]:
+            if dim not in array.dims:
+                raise unknown_name(what, str(dim), array.dims, where=f'variable "{name}"')
+        extra = [dim for dim in array.dims if dim != data.sample_dim and dim not in data.modes]
+        for left in extra:
+            if array.sizes[left] != 1:
+                raise SourceError(
+                    f'{key}: "{name}" has dim "{left}" of size {array.sizes[left]}, which is neither '
+                    f"data.sample_dim nor a mode ({', '.join(data.modes)}). Add it to data.modes, "
+                    "or select one value of it beforehand."
+                )
+        for axis, size in array.sizes.items():
+            if size == 0:
+                raise SourceError(f'{key}: "{name}" is empty: dim "{axis}" has size 0. Check data.source.')
+        return array.isel(dict.fromkeys(extra, 0))
+
+    def _check_windows(self, lengths: dict[str, int]) -> None:
+        for dim, size in self._windows.items():
+            if size > lengths[dim]:
+                field = ", ".join(f"{name}={n}" for name, n in lengths.items())
+                raise SourceError(
+                    f'data.windows.size {size} for dim "{dim}" exceeds its length {lengths[dim]} (field: {field}). '
+                    f"Use at most {lengths[dim]}."
+                )
+
+    def _check_conditions(self) -> None:
+        initial = self.data.condition.initial
+        if initial is not None and not -self.sizes[initial.dim] <= initial.index < self.sizes[initial.dim]:
+            raise SourceError(
+                f'data.condition.initial.index {initial.index} is outside dim "{initial.dim}" of size '
+                f"{self.sizes[initial.dim]}. Use 0 to {self.sizes[initial.dim] - 1}."
+            )
+        check_conditions(self.dataset, self.data, tuple(self._windows))
+
+    def _cut(self, lengths: dict[str, int]) -> tuple[Cuts, Array, int]:
+        data = self.data
+        positions = None if data.sample_dim is None else int(self._fields[0].sizes[data.sample_dim])
+        stride = {dim: data.windows.stride.get(dim, size) for dim, size in self._windows.items()}
+        grid = Grid(positions, {dim: lengths[dim] for dim in self._windows}, self._windows, stride)
+        cuts = grid.cuts()
+        if cuts.n < 3:
+            raise SourceError(
+                f"data: {cuts.n} samples come from {data.source}, and at least 3 are needed "
+                "(2 to train on, 1 to test). "
+                + ("Use smaller windows or strides." if self._windows else "Check data.sample_dim.")
+            )
+        keep, is_test = self._split(cuts, grid)
+        train, test = int((keep & ~is_test).sum()), int((keep & is_test).sum())
+        if train < 2 or test < 1:
+            raise SourceError(
+                f'data.split by "{data.split.by}" leaves {train} training and {test} test samples of {cuts.n} '
+                f"({int((~keep).sum())} dropped), and at least 2 and 1 are needed. "
+                "Change data.split, or cut more windows."
+            )
+        return cuts.take(keep), is_test[keep], int((~keep).sum())
+
+    def _split(self, cuts: Cuts, grid: Grid) -> tuple[Array, Array]:
+        split = self.data.split
+        if split.by == "sample":
+            is_test = splits.by_sample(grid, split, self.seed)
+            return np.ones_like(is_test), is_test
+        if split.by == "block":
+            return splits.by_block(cuts, grid, split, self.seed)
+        dim, values, ordered = self._split_coordinate(str(split.coordinate))
+        # a held-out end of a windowed dim is long enough for its last window
+        least = int(grid.length[dim] - cuts.starts[dim].max()) if dim in grid.size else 1
+        held = splits.held_values(values, split, self.seed, ordered=ordered, least=least)
+        return splits.by_marks(cuts, dim, held, sample_dim=self.data.sample_dim)
+
+    def _split_coordinate(self, name: str) -> tuple[str, Array, bool]:
+        """The dim of a split coordinate, its values, and whether it orders the dim."""
+        cut = [dim for dim in (self.data.sample_dim, *self._windows) if dim is not None]
+        if name in self._fields[0].sizes and name not in self.dataset.variables:
+            values: Array = np.arange(self._fields[0].sizes[name])
+            dims: tuple[Any, ...] = (name,)
+        elif name in self.dataset.variables:
+            values, dims = self.dataset[name].values, self.dataset[name].dims
+        else:
+            raise unknown_name("data.split.coordinate", name, self.dataset.variables, where="the source")
+        if len(dims) != 1 or dims[0] not in cut:
+            raise SourceError(
+                f'data.split.coordinate "{name}" has dims ({", ".join(map(str, dims))}), expected one of: '
+                f"{', '.join(cut)} (the dim of samples, or a windowed dim). Name another coordinate."
+            )
+        if dims[0] != self.data.sample_dim and name != dims[0]:
+            return str(dims[0]), values, False
+        if name == dims[0] and name != self.data.sample_dim:
+            # along a windowed dim the end of the axis is held out, whatever order its coordinate has
+            return name, (values if self.data.split.values else np.arange(len(values))), True
+        return str(dims[0]), values, name == dims[0]
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def read(self, indices: Sequence[int] | Array) -> Array:
+        """Samples as the source has them, decoded by CF; missing values are NaN.
+
+        Returns
+        -------
+        ndarray
+            ``(k, *sizes)`` in tensor order, of ``dtype``.
+        """
+        cuts, sample_dim = self._places(indices), self.data.sample_dim
+        parts = [
+            read_windows(field, cuts, sample_dim=sample_dim, dims=self.data.modes, dtype=self.dtype)
+            for field in self._fields
+        ]
+        return parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
+
+    def conditions(self, indices: Sequence[int] | Array, x: Array) -> dict[str, Array]:
+        """The raw conditions of samples ``x`` (k, *sizes).
+
+        Returns
+        -------
+        dict
+            ``"initial"`` (k, modes but the initial one's), ``"field_<name>"`` (k, ...), ``"scalar_<name>"`` (k,)
+            float64, ``"label"`` (k,) int64; those that the recipe names.
+        """
+        condition, sample_dim, cuts = self.data.condition, self.data.sample_dim, self._places(indices)
+        raw: dict[str, Array] = {}
+        if condition.initial is not None:
+            raw["initial"] = np.take(x, condition.initial.index, axis=1 + self.modes.index(condition.initial.dim))
+        for name in condition.fields:
+            field = self.dataset[name]
+            dims = [str(dim) for dim in field.dims if dim != sample_dim]
+            dtype = _store_dtype([field])
+            raw[f"field_{name}"] = read_windows(field, cuts, sample_dim=sample_dim, dims=dims, dtype=dtype)
+        for name in condition.scalars:
+            raw[f"scalar_{name}"] = read_scalar(self.dataset[name], cuts, sample_dim)
+        if condition.labels:
+            raw["label"] = read_labels(self.dataset[condition.labels], self._labels, cuts, sample_dim)
+        return raw
+
+    def _places(self, indices: Sequence[int] | Array) -> Cuts:
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= self.n):
+            raise IndexError(f"sample indices {chosen.min()} to {chosen.max()}, expected 0 to {self.n - 1}")
+        return self._cuts.take(chosen)
+
+    @cached_property
+    def _labels(self) -> Labels:
+        return find_labels(self.dataset[self.data.condition.labels])
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, by code; none without labels."""
+        return self._labels.names if self.data.condition.labels else ()
+
+    # -- describing ----------------------------------------------------------------------------------------------
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes of a sample tensor in ``dtype``."""
+        return math.prod(self.sizes.values()) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all samples; windows that overlap count in full."""
+        return self.n * self.bytes_per_sample
+
+    def fingerprint(self) -> str:
+        """A digest that changes with the source: its metadata, coordinates, and file sizes and times (or snapshot)."""
+        return opening.digest(self.dataset, self.data)
+
+    def template(self) -> xr.Dataset:
+        """One decoded sample without data: dims, units, coordinates and attributes."""
+        source = self.dataset.isel(dict.fromkeys(self._squeezed, 0))
+        return make_template(
+            source,
+            self.variables,
+            self.data.modes,
+            dtype=self.dtype,
+            windows=self._windows,
+            sample_dim=self.data.sample_dim,
+        )
+
+    @property
+    def _squeezed(self) -> list[Any]:
+        kept = {self.data.sample_dim, *self.data.modes}
+        return [dim for name in self.variables for dim in self.dataset[name].dims if dim not in kept]
+
+    def sample_coords(self, indices: Sequence[int] | Array) -> dict[str, xr.Variable]:
+        """Coordinates of samples along ``sample``.
+
+        Their number, their ``split``, ``<dim>_start`` (an index) and ``<dim>_origin`` (the coordinate there) for each
+        windowed dim, and what the source says along its own dim of samples (its ``sample`` becomes ``source_sample``).
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        cuts = self._places(chosen)
+        side = np.where(self.is_test[chosen], "test", "train").astype(object)  # Zarr has no fixed-width strings
+        coords = {"sample": xr.Variable("sample", chosen), "split": xr.Variable("sample", side)}
+        for dim, start in cuts.starts.items():
+            coords[f"{dim}_start"] = xr.Variable(
+                "sample", start, {"long_name": f"first point of the window along {dim}"}
+            )
+            if dim in self.dataset.coords:
+                coords[f"{dim}_origin"] = _moved(self.dataset[dim].variable, dim, start)
+        sample_dim = self.data.sample_dim
+        for name, coord in self.dataset.coords.items():
+            if sample_dim in coord.dims and not set(self._windows).intersection(coord.dims):
+                assert cuts.position is not None
+                assert sample_dim is not None
+                key = "source_sample" if name == "sample" else str(name)
+                coords[key] = _moved(coord.variable, sample_dim, cuts.position)
+        return coords
+
+
+def _moved(variable: xr.Variable, dim: str, places: Array) -> xr.Variable:
+    """A coordinate's values at some places of a dim, along ``sample``."""
+    base = variable.to_base_variable()
+    kept = {key: base.encoding[key] for key in ("units", "calendar") if key in base.encoding}
+    dims = tuple("sample" if d == dim else d for d in base.dims)
+    attrs = {key: value for key, value in base.attrs.items() if key not in ("axis", "bounds")}
+    values = np.take(variable_text(base.values), places, axis=base.dims.index(dim))
+    return xr.Variable(dims, values, attrs, kept if base.dtype.kind in "MmO" else {})
+
+
+def _store_dtype(arrays: Sequence[xr.DataArray]) -> np.dtype[Any]:
+    dtype = np.result_type(np.float32, *(array.dtype for array in arrays))
+    return dtype if dtype.itemsize <= 8 else np.dtype(np.float64)
+
+
+def _find_variables(dataset: xr.Dataset, data: Data) -> tuple[str, ...]:
+    for name in data.variables:
+        if name not in dataset.variables:
+            raise unknown_name("data.variables", name, dataset.data_vars, where="the source")
+    if data.variables:
+        if len(set(data.variables)) < len(data.variables):
+            raise SourceError("data.variables names a variable twice. Name each once.")
+        return tuple(data.variables)
+    if not dataset.data_vars:
+        raise SourceError(f"data.source {data.source} has no variables. Check data.source and data.group.")
+    condition = data.condition
+    taken = {*condition.fields, *condition.scalars, condition.labels}
+    dims = {*data.modes, *([data.sample_dim] if data.sample_dim else [])}
+    rest = [str(name) for name in dataset.data_vars if name not in taken]
+    fitting = [name for name in rest if dims <= set(dataset[name].dims)]
+    if len(fitting) == 1:
+        return (fitting[0],)
+    if fitting:
+        raise SourceError(
+            f"data.source has {len(fitting)} variables with dims {', '.join(sorted(dims))}: {', '.join(fitting)}. "
+            "Set data.variables."
+        )
+    if len(rest) == 1:
+        return (rest[0],)  # what it lacks is said when its dims are checked
+    shown = "; ".join(f"{name} ({', '.join(map(str, dataset[name].dims))})" for name in rest[:8])
+    raise SourceError(
+        f"data.source has no variable with all of dims {', '.join(sorted(dims))}. It has: {shown}. Check data.modes."
+    )

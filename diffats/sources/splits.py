@@ -1,0 +1,198 @@
+"""Training and test samples: by sample, by block, or by coordinate; seeded."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from diffats.config import Split
+from diffats.errors import SourceError
+from diffats.sources.cuts import Cuts, Grid
+
+logger = logging.getLogger("diffats.sources")
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def by_sample(grid: Grid, split: Split, seed: int) -> Mask:
+    """A seeded share of the samples; warns where a test window overlaps a training window. Returns is-test ``(n,)``."""
+    n = int(np.prod(grid.shape))
+    is_test = np.zeros(n, dtype=bool)
+    is_test[np.random.default_rng([seed, 1]).permutation(n)[: _count(n, split.test)]] = True
+    _warn_overlap(is_test.reshape(grid.shape), grid)
+    return is_test
+
+
+def _count(n: int, share: float) -> int:
+    return max(1, round(n * share))
+
+
+def _warn_overlap(is_test: Mask, grid: Grid) -> None:
+    """If any two overlapping windows differ, then so do two neighbours along one overlapping dim."""
+    touching = np.zeros_like(is_test)
+    for axis, dim in enumerate(grid.size, start=1):
+        if grid.stride[dim] < grid.size[dim]:
+            before, after = _along(axis, slice(None, -1)), _along(axis, slice(1, None))
+            differ = is_test[before] != is_test[after]
+            touching[before] |= differ
+            touching[after] |= differ
+    overlapping = int((touching & is_test).sum())
+    if overlapping:
+        logger.warning(
+            'data.split.by = "sample" with a stride below the window size: %d of %d test samples overlap training '
+            'samples, so test figures look better than they are. Use by = "block", or a stride of at least the size.',
+            overlapping,
+            int(is_test.sum()),
+        )
+
+
+def _along(axis: int, part: slice) -> tuple[slice, ...]:
+    return (*(slice(None),) * axis, part)
+
+
+def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int) -> tuple[Mask, Mask]:
+    """A seeded choice of blocks; windows that touch both sides are dropped.
+
+    Returns
+    -------
+    keep, is_test
+        ``(n,)`` each, over all candidates. No kept test window shares a grid point with a kept training window.
+
+    Raises
+    ------
+    SourceError
+        Where blocks are smaller than windows, or too few to hold one out.
+    """
+    blocks = {dim: _block_length(dim, grid, split) for dim in grid.size}
+    counts = {dim: max(1, _rounded_blocks(grid.length[dim], blocks[dim], grid.size[dim])) for dim in grid.size}
+    total = int(np.prod(list(counts.values())))
+    if total < 2:
+        raise SourceError(
+            f"data.split: the field {_shown(grid.length)} holds one block of {_shown(blocks)}, and two are "
+            'needed to hold one out. Set a smaller data.split.block, or by = "sample".'
+        )
+    low = {d: np.minimum(start // blocks[d], counts[d] - 1) for d, start in cuts.starts.items()}
+    high = {d: np.minimum((start + grid.size[d] - 1) // blocks[d], counts[d] - 1) for d, start in cuts.starts.items()}
+    volume = np.prod([high[d] - low[d] + 1 for d in low], axis=0)
+    order = np.random.default_rng([seed, 2]).permutation(total)
+
+    def sides(chosen: int) -> tuple[Mask, Mask]:
+        held = np.zeros(total, dtype=np.int64)
+        held[order[:chosen]] = 1
+        inside = _box_sums(held.reshape(tuple(counts.values())), list(low.values()), list(high.values()))
+        return inside == 0, inside == volume
+
+    train, test = sides(_blocks_needed(sides, total, split.test))
+    if not test.any() or not train.any():
+        raise SourceError(
+            f"data.split: with {total} blocks of {_shown(blocks)} in a field of {_shown(grid.length)} no choice leaves "
+            'both training and test windows. Set a smaller data.split.block, a smaller stride, or by = "sample".'
+        )
+    return train | test, test
+
+
+def _blocks_needed(sides: Any, total: int, share: float) -> int:
+    """The number of held-out blocks whose test share is closest to ``share``; the share grows with the number."""
+
+    def share_of(chosen: int) -> float:
+        train, test = (int(side.sum()) for side in sides(chosen))
+        return test / (train + test) if train + test else 0.0
+
+    low, high = 1, total - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if share_of(middle) >= share else (middle + 1, high)
+    before = share_of(low - 1) if low > 1 else 0.0
+    return low - 1 if before > 0 and share - before < share_of(low) - share else low
+
+
+def _block_length(dim: str, grid: Grid, split: Split) -> int:
+    block = split.block.get(dim, 2 * grid.size[dim])
+    if block < grid.size[dim]:
+        raise SourceError(
+            f'data.split.block {block} for dim "{dim}" is below the window size {grid.size[dim]}: no window '
+            f"fits in a block. Use at least {grid.size[dim]}."
+        )
+    return block
+
+
+def _rounded_blocks(length: int, block: int, size: int) -> int:
+    """Blocks along a dim; what is left over is a block where a window fits in it, else part of the last one."""
+    whole, rest = divmod(length, block)
+    return whole + (rest >= size)
+
+
+def _box_sums(values: Any, low: list[Any], high: list[Any]) -> Any:
+    """Sums of ``values`` over boxes ``low..high`` (inclusive), by the summed-area table."""
+    table = np.pad(values, [(1, 0)] * values.ndim)
+    for axis in range(values.ndim):
+        table = table.cumsum(axis=axis)
+    total = 0
+    for corner in np.ndindex(*(2,) * values.ndim):
+        sign = (-1) ** (values.ndim - sum(corner))
+        total = total + sign * table[tuple(h + 1 if up else lo for up, h, lo in zip(corner, high, low, strict=True))]
+    return total
+
+
+def by_marks(cuts: Cuts, dim: str, held: Mask, *, sample_dim: str | None) -> tuple[Mask, Mask]:
+    """Hold out the points of ``dim`` where ``held``; windows that touch both sides are dropped. ``(n,)`` each."""
+    if dim == sample_dim:
+        assert cuts.position is not None
+        is_test: Mask = held[cuts.position]
+        return np.ones_like(is_test), is_test
+    sums = np.concatenate([[0], np.cumsum(held)])
+    start, size = cuts.starts[dim], cuts.size[dim]
+    inside = sums[start + size] - sums[start]
+    is_test = inside == size
+    return is_test | (inside == 0), is_test
+
+
+def held_values(values: Any, split: Split, seed: int, *, ordered: bool, least: int = 1) -> Mask:
+    """Which entries of a coordinate are held out.
+
+    The explicit ``split.values``; else the last share where the coordinate is ``ordered`` (a dim's own), so that the
+    test lies after the training, and at least ``least`` entries; else a seeded share of the distinct values.
+
+    Raises
+    ------
+    SourceError
+        Where a value does not occur.
+    """
+    if split.values:
+        same = [_equal(values, value, str(split.coordinate)) for value in split.values]
+        return np.asarray(np.logical_or.reduce(same))
+    if ordered:
+        order = np.argsort(values, kind="stable")
+        held = np.zeros(len(values), dtype=bool)
+        held[order[-max(least, _count(len(values), split.test)) :]] = True
+        return held
+    distinct = np.unique(values)
+    chosen = np.random.default_rng([seed, 3]).permutation(len(distinct))[: _count(len(distinct), split.test)]
+    return np.isin(values, distinct[chosen])
+
+
+def _equal(values: Any, value: float | str, name: str) -> Mask:
+    if values.dtype.kind in "fiub" and not isinstance(value, str):
+        same = np.isclose(values.astype(float), value, rtol=1e-9, atol=0)
+    elif values.dtype.kind in "MO" and not all(isinstance(v, str) for v in values[:1]):
+        text = f"{value:g}" if isinstance(value, float) else value  # "2001" is every time in that year
+        same = np.array([_iso(entry).startswith(text) for entry in values])
+    else:
+        same = np.array([str(entry) == str(value) for entry in values])
+    if not same.any():
+        known = [_iso(v) for v in np.unique(values)]
+        shown = ", ".join(known[:8]) + (f", ... {known[-1]}" if len(known) > 8 else "")
+        raise SourceError(
+            f'data.split.values holds {value!r}, which coordinate "{name}" does not take. Its values are: {shown}.'
+        )
+    return np.asarray(same)
+
+
+def _iso(value: Any) -> str:
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
+
+
+def _shown(sizes: Any) -> str:
+    return ", ".join(f"{dim}={n}" for dim, n in sizes.items())

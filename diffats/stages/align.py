@@ -1,0 +1,163 @@
+"""Stage 3: every sample's factors rotated to the anchors (group ``primitives``)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from diffats.compute import open_cluster
+from diffats.primitives import Layout, align
+from diffats.stages import decompose, select_anchor
+from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, read_group
+from diffats.store import STATUS, Version
+
+Array = npt.NDArray[Any]
+log = logging.getLogger("diffats.align")
+
+
+def primitives_fingerprint(anchor: Version, tucker: Version) -> str:
+    """Identity of the primitives."""
+    return fingerprint("primitives", {}, tucker.fingerprint, tucker.digest, anchor.fingerprint, anchor.digest)
+
+
+def require_anchor(work: Workspace, tucker: Version) -> Version:
+    """The anchors of this recipe."""
+    return work.require(select_anchor.anchor_version(work, tucker), "anchor", "anchor")
+
+
+def primitives_version(work: Workspace) -> Version | None:
+    """The stored primitives of this recipe, finished or not."""
+    tucker = decompose.tucker_version(work)
+    anchor = select_anchor.anchor_version(work, tucker) if tucker is not None and tucker.complete else None
+    if tucker is None or anchor is None:
+        return None
+    return work.store.version("primitives", primitives_fingerprint(anchor, tucker))
+
+
+@lru_cache(maxsize=4)
+def read_anchors(location: str, snapshot: str) -> dict[str, Array]:
+    """Anchors by mode; kept per process, since every shard of a worker needs them."""
+    dataset = read_group(location, "anchor", snapshot)
+    return {
+        str(name).removeprefix("anchor_"): dataset[name].values
+        for name in dataset.data_vars
+        if str(name).startswith("anchor_")
+    }
+
+
+def align_shard(
+    start: int, stop: int, *, location: str, tucker: str, anchor: str, layout: Layout
+) -> dict[str, Array]:
+    """Primitives, overlaps, conditions and status of samples ``start..stop``; bad samples stay zeros."""
+    shard = read_group(location, "tucker", tucker).isel(sample=slice(start, stop))
+    status = shard["status"].values
+    good = status == STATUS["ok"]
+    forms = {stream.name: shard[stream.name].values[good] for stream in layout.tucker_streams}
+    streams, overlaps = align(forms, read_anchors(location, anchor), layout)
+    out: dict[str, Array] = {"status": status}
+    for stream in layout.streams:
+        dtype = shard[stream.name].dtype
+        out[stream.name] = np.zeros((stop - start, *stream.shape), dtype)
+        out[stream.name][good] = streams[stream.name]
+    smallest = np.zeros((stop - start, len(layout.aligned)))
+    for axis, mode in enumerate(layout.aligned):
+        smallest[good, axis] = overlaps[mode].reshape(int(good.sum()), -1).min(axis=1)
+    out["overlap"] = smallest
+    for name in shard.data_vars:
+        if str(name).startswith("condition_"):
+            out[str(name)] = shard[name].values
+    return out
+
+
+def template(tucker: Version, layout: Layout) -> xr.Dataset:
+    """The whole group ``primitives`` as metadata and zeros that take no memory."""
+    source = tucker.dataset()
+    n = source.sizes["sample"]
+    data: dict[str, Any] = {}
+    for stream in layout.streams:
+        dtype = source[stream.name].dtype
+        data[stream.name] = (("sample", *stream.dims), decompose.lazy_zeros((n, *stream.shape), dtype))
+    overlap = {"long_name": "smallest cosine of the principal angles to the anchor"}
+    data["overlap"] = (("sample", "aligned_mode"), decompose.lazy_zeros((n, len(layout.aligned)), float), overlap)
+    for name, variable in source.data_vars.items():
+        if str(name).startswith("condition_"):
+            data[str(name)] = (variable.dims, decompose.lazy_zeros(variable.shape, variable.dtype))
+    data["status"] = ("sample", decompose.lazy_zeros((n,), np.int8))
+    coords = {str(name): coord.variable for name, coord in source.coords.items() if coord.dims == ("sample",)}
+    return xr.Dataset(data, coords=coords).assign_coords(aligned_mode=list(layout.aligned))
+
+
+def run(work: Workspace, hooks: Hooks) -> StageResult:
+    """Align every sample; continue where an earlier run stopped."""
+    started = time.monotonic()
+    tucker = select_anchor.require_tucker(work)
+    anchor = require_anchor(work, tucker)
+    identity = primitives_fingerprint(anchor, tucker)
+    version = None if hooks.restart else work.store.version("primitives", identity)
+    if version is not None and version.complete:
+        return result(work, version, started, skipped=True)
+    layout = decompose.layout_of(tucker)
+    if version is None:
+        kept = {key: tucker.attrs[key] for key in ("layout", "template", "label_names")}
+        version = work.store.begin(
+            "primitives",
+            template(tucker, layout),
+            fingerprint=identity,
+            shard=tucker.record.shard,
+            attrs=work.attrs(**kept, tucker=tucker.snapshot, anchor=anchor.snapshot),
+            restart=hooks.restart,
+        )
+    n = tucker.dataset().sizes["sample"]
+    function = partial(
+        align_shard,
+        location=work.store_location,
+        tucker=tucker.snapshot,
+        anchor=anchor.snapshot,
+        layout=layout,
+    )
+    with open_cluster(work.recipe.compute) as cluster:
+        version.fill(function, cluster, progress=lambda done, failed: hooks.progress(done, n, failed))
+    return result(work, version.finish({}), started)
+
+
+def overlap_quantiles(dataset: xr.Dataset) -> dict[str, dict[str, float]]:
+    """Smallest and median overlap of the good samples, by mode."""
+    good = dataset["status"].values == STATUS["ok"]
+    overlap = dataset["overlap"].values[good]
+    return {
+        str(mode): {"min": float(overlap[:, axis].min()), "median": float(np.median(overlap[:, axis]))}
+        for axis, mode in enumerate(dataset["aligned_mode"].values)
+    }
+
+
+def result(work: Workspace, version: Version, started: float, *, skipped: bool = False) -> StageResult:
+    """What the tracker and the summary show of group ``primitives``."""
+    dataset = version.dataset()
+    quantiles = overlap_quantiles(dataset)
+    good = dataset["status"].values == STATUS["ok"]
+    limit = work.recipe.align.min_overlap
+    low = int((dataset["overlap"].values[good] < limit).any(axis=1).sum())
+    if low and not skipped:
+        log.warning("%d of %d samples overlap their anchor by less than %g in some mode", low, good.sum(), limit)
+    metrics = {f"overlap_{mode}_{name}": value for mode, q in quantiles.items() for name, value in q.items()}
+    text = ", ".join(f"{mode} {q['min']:.3f}/{q['median']:.3f}" for mode, q in quantiles.items())
+    return StageResult(
+        stage="align",
+        fingerprint=version.fingerprint,
+        version=version.snapshot,
+        location=work.store_location,
+        skipped=skipped,
+        done=len(good),
+        total=len(good),
+        failed=int((~good).sum()),
+        seconds=time.monotonic() - started,
+        metrics={**metrics, "low_overlap": float(low)},
+        facts={"overlap_sigma_min": quantiles, "digest": version.digest},
+        summary=f"smallest overlap with the anchor (minimum/median): {text}; {low} samples below {limit:g}",
+    )

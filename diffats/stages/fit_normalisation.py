@@ -1,0 +1,121 @@
+"""Stage 4: mean and scale of every stream, statistics of the conditions (group ``normalisation``)."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from diffats.compute import open_cluster
+from diffats.primitives import ConditionLayout, Layout, Moments, Normalisation
+from diffats.stages import align, decompose
+from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, in_order, read_group, shard_bounds
+from diffats.store import STATUS, Version
+
+Array = npt.NDArray[Any]
+CONDITION_SAMPLES = 4096
+
+
+def require_primitives(work: Workspace) -> Version:
+    """The finished primitives of this recipe."""
+    return work.require(align.primitives_version(work), "primitives", "align")
+
+
+def normalisation_fingerprint(primitives: Version) -> str:
+    """Identity of the statistics."""
+    return fingerprint("normalisation", {}, primitives.fingerprint, primitives.digest)
+
+
+def normalisation_version(work: Workspace) -> Version | None:
+    """The stored statistics of this recipe."""
+    primitives = align.primitives_version(work)
+    if primitives is None or not primitives.complete:
+        return None
+    return work.store.version("normalisation", normalisation_fingerprint(primitives))
+
+
+def stream_moments(bounds: tuple[int, int], *, location: str, snapshot: str, layout: Layout) -> dict[str, Moments]:
+    """Moments of the good training primitives of one shard, by stream."""
+    shard = read_group(location, "primitives", snapshot).isel(sample=slice(*bounds))
+    good = (shard["status"].values == STATUS["ok"]) & (shard["split"].values == "train")
+    out = {stream.name: Moments() for stream in layout.streams}
+    if good.any():
+        for name, moments in out.items():
+            moments.add(shard[name].values[good])
+    return out
+
+
+def raw_conditions(dataset: xr.Dataset, indices: Array) -> dict[str, Array]:
+    """Conditions as stored, of the given samples."""
+    names = [str(name) for name in dataset.data_vars if str(name).startswith("condition_")]
+    rows = dataset[names].isel(sample=indices)
+    return {name.removeprefix("condition_"): rows[name].values for name in names}
+
+
+def condition_layout(work: Workspace, primitives: Version) -> ConditionLayout:
+    """Shapes and statistics of the conditions, from at most 4096 seeded training samples."""
+    dataset = primitives.dataset()
+    good = (dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == "train")
+    train = np.flatnonzero(good)
+    chosen = np.random.default_rng(work.recipe.seed).permutation(train)[:CONDITION_SAMPLES]
+    raw = raw_conditions(dataset, np.sort(chosen))
+    modes, initial = work.recipe.tensor_modes, work.recipe.data.condition.initial
+    dims = tuple(mode for mode in modes if mode != initial.dim) if initial is not None else ()
+    return ConditionLayout.fit(raw, initial_dims=dims, label_names=tuple(primitives.attrs["label_names"]))
+
+
+def run(work: Workspace, hooks: Hooks) -> StageResult:
+    """Fit the statistics in one pass over the training primitives."""
+    started = time.monotonic()
+    primitives = require_primitives(work)
+    identity = normalisation_fingerprint(primitives)
+    version = None if hooks.restart else work.store.version("normalisation", identity)
+    if version is not None and version.complete:
+        return result(work, version, started, skipped=True)
+    layout = decompose.layout_of(primitives)
+    n = primitives.dataset().sizes["sample"]
+    moments = {stream.name: Moments() for stream in layout.streams}
+    function = partial(stream_moments, location=work.store_location, snapshot=primitives.snapshot, layout=layout)
+    with open_cluster(work.recipe.compute) as cluster:
+        for (_, stop), part in in_order(cluster.map(function, shard_bounds(n, primitives.record.shard))):
+            for name, other in part.items():
+                moments[name].merge(other)
+            hooks.progress(stop, n, 0)
+    normalisation = Normalisation.fit(moments)
+    dims = {f"mean_{stream.name}": stream.dims for stream in layout.streams}
+    dataset = xr.Dataset({name: (dims.get(name, ()), value) for name, value in normalisation.to_arrays().items()})
+    version = work.store.put(
+        "normalisation",
+        dataset,
+        fingerprint=identity,
+        attrs=work.attrs(conditions=condition_layout(work, primitives).to_dict(), primitives=primitives.snapshot),
+    )
+    return result(work, version, started)
+
+
+def read_normalisation(version: Version) -> tuple[Normalisation, ConditionLayout]:
+    """The stored statistics."""
+    dataset = version.dataset().load()
+    arrays = {str(name): dataset[name].values for name in dataset.data_vars}
+    return Normalisation.from_arrays(arrays), ConditionLayout.from_dict(version.attrs["conditions"])
+
+
+def result(work: Workspace, version: Version, started: float, *, skipped: bool = False) -> StageResult:
+    """What the tracker and the summary show of group ``normalisation``."""
+    normalisation, _ = read_normalisation(version)
+    text = ", ".join(f"{name} {scale:.3g}" for name, scale in normalisation.scale.items())
+    return StageResult(
+        stage="fit_normalisation",
+        fingerprint=version.fingerprint,
+        version=version.snapshot,
+        location=work.store_location,
+        skipped=skipped,
+        seconds=time.monotonic() - started,
+        metrics={f"scale_{name}": float(scale) for name, scale in normalisation.scale.items()},
+        facts={"digest": version.digest},
+        summary=f"root-mean-square deviation by stream: {text}",
+    )

@@ -1,0 +1,187 @@
+"""Stage 5: a denoiser trained on the normalised primitives, saved as a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffats import bundle
+from diffats.errors import StoreNotFoundError
+from diffats.stages import align, decompose, fit_normalisation, select_anchor
+from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
+from diffats.store import Version
+
+Array = npt.NDArray[Any]
+EXAMPLES = 256
+EXAMPLE_BYTES = 16 * 2**20
+# Options that change when things are written, not what is learned; more steps continue a training.
+_NOT_LEARNED = ("steps", "checkpoint_every", "log_every")
+
+
+def require_normalisation(work: Workspace) -> tuple[Version, Version]:
+    """The finished primitives and their statistics."""
+    primitives = fit_normalisation.require_primitives(work)
+    identity = fit_normalisation.normalisation_fingerprint(primitives)
+    version = work.require(work.store.version("normalisation", identity), "normalisation", "normalise")
+    return primitives, version
+
+
+def model_fingerprint(work: Workspace, primitives: Version, normalisation: Version) -> str:
+    """Identity of the training, whatever its number of steps."""
+    recipe = work.portable
+    config = {
+        "model": recipe["model"],
+        "diffusion": recipe["diffusion"],
+        "train": {key: value for key, value in recipe["train"].items() if key not in _NOT_LEARNED},
+        "dropout": recipe["data"]["condition"]["dropout"],
+        "seed": work.recipe.seed,
+    }
+    return fingerprint("model", config, primitives.digest, normalisation.fingerprint, normalisation.digest)
+
+
+def bundle_path(work: Workspace, identity: str) -> Path:
+    """Where the bundle of this training at this number of steps is."""
+    return work.root / "bundles" / f"{identity[:16]}-{work.recipe.train.steps}"
+
+
+def find_bundle(work: Workspace) -> Path | None:
+    """The finished model of this recipe."""
+    version = fit_normalisation.normalisation_version(work)
+    primitives = align.primitives_version(work)
+    if version is None or primitives is None or not version.complete:
+        return None
+    path = bundle_path(work, model_fingerprint(work, primitives, version))
+    return path if (path / "bundle.json").is_file() else None
+
+
+def require_bundle(work: Workspace) -> bundle.Bundle:
+    """The finished model of this recipe, or an error that names the command which makes it."""
+    path = find_bundle(work)
+    if path is None:
+        raise StoreNotFoundError(
+            f"{work.root} has no trained model for this recipe. Run `diffats train RECIPE.toml` first, or the whole flow."
+        )
+    return bundle.load(path)
+
+
+def training_directory(work: Workspace, identity: str) -> Path:
+    """Checkpoints and history of a training."""
+    return work.root / "training" / identity[:16]
+
+
+def run(work: Workspace, hooks: Hooks) -> StageResult:
+    """Train, or continue a training, up to ``train.steps``; then save the bundle."""
+    started = time.monotonic()
+    primitives, normalisation = require_normalisation(work)
+    identity = model_fingerprint(work, primitives, normalisation)
+    path = bundle_path(work, identity)
+    if (path / "bundle.json").is_file() and not hooks.restart:
+        return result(work, path, identity, started, skipped=True)
+
+    from diffats.loader import PrimitiveSet
+    from diffats.training import train
+
+    layout = decompose.layout_of(primitives)
+    statistics, conditions = fit_normalisation.read_normalisation(normalisation)
+    stored = primitives.dataset()
+    plain = {name: str(name).removeprefix("condition_") for name in stored.data_vars if "condition_" in str(name)}
+    data = PrimitiveSet(stored.rename(plain), layout, statistics, conditions)
+    directory = training_directory(work, identity)
+    if hooks.restart:
+        shutil.rmtree(directory, ignore_errors=True)
+    trained = train(
+        data,
+        work.recipe,
+        directory,
+        log=hooks.log,
+        progress=lambda step, steps: hooks.progress(step, steps, 0),
+        device=work.recipe.compute.device,
+    )
+    save_bundle(work, path, primitives, normalisation, trained.weights)
+    return result(work, path, identity, started)
+
+
+def save_bundle(work: Workspace, path: Path, primitives: Version, normalisation: Version, weights: Path) -> None:
+    """Gather everything that the model needs to run elsewhere."""
+    tucker = select_anchor.require_tucker(work)
+    anchor = align.require_anchor(work, tucker)
+    scaling, _ = decompose.read_scaling(work.store_location, decompose.scaling_version(work).snapshot)
+    statistics, conditions = fit_normalisation.read_normalisation(normalisation)
+    bundle.save(
+        path,
+        recipe=work.portable,
+        layout=decompose.layout_of(primitives),
+        conditions=conditions,
+        scaling=scaling,
+        anchors=align.read_anchors(work.store_location, anchor.snapshot),
+        normalisation=statistics,
+        template=primitives.attrs["template"],
+        label_names=list(primitives.attrs["label_names"]),
+        examples=condition_examples(work, primitives),
+        weights=weights,
+        provenance={
+            "data_fingerprint": tucker.fingerprint,
+            "primitives_snapshot": primitives.snapshot,
+            "primitives_digest": primitives.digest,
+            "anchor_fingerprint": anchor.fingerprint,
+            "anchor_chosen": anchor.attrs["chosen"],
+            "recipe_fingerprint": recipe_fingerprint(work),
+        },
+    )
+
+
+def condition_examples(work: Workspace, primitives: Version) -> dict[str, Array]:
+    """At most 256 raw training conditions, within 16 MiB."""
+    dataset = primitives.dataset()
+    good = (dataset["status"].values == 1) & (dataset["split"].values == "train")
+    train = np.flatnonzero(good)
+    one = fit_normalisation.raw_conditions(dataset, train[:1])
+    size = sum(value.nbytes for value in one.values())
+    count = min(EXAMPLES, max(1, EXAMPLE_BYTES // max(size, 1)))
+    chosen = np.random.default_rng(work.recipe.seed).permutation(train)[:count]
+    return fit_normalisation.raw_conditions(dataset, np.sort(chosen))
+
+
+def recipe_fingerprint(work: Workspace) -> str:
+    """Digest of the whole portable recipe."""
+    return hashlib.sha256(json.dumps(work.portable, sort_keys=True).encode()).hexdigest()
+
+
+def history(work: Workspace, identity: str) -> list[dict[str, float]]:
+    """The training's logged metrics, by step."""
+    path = training_directory(work, identity) / "history.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = {row["step"]: row for row in map(json.loads, lines)}
+    return [rows[step] for step in sorted(rows) if step <= work.recipe.train.steps]
+
+
+def result(work: Workspace, path: Path, identity: str, started: float, *, skipped: bool = False) -> StageResult:
+    """What the tracker and the summary show of a training."""
+    rows = history(work, identity)
+    last = {key: row[key] for row in rows for key in ("loss", "heldout_loss") if row.get(key) is not None}
+    text = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in last.items())
+    return StageResult(
+        stage="train",
+        fingerprint=identity,
+        version=weights_digest(path),
+        location=str(path),
+        skipped=skipped,
+        done=work.recipe.train.steps,
+        total=work.recipe.train.steps,
+        seconds=time.monotonic() - started,
+        metrics={f"final_{key}": float(value) for key, value in last.items()},
+        facts={"bundle": str(path)},
+        summary=f"{work.recipe.train.steps} steps; {text}",
+    )
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of the averaged weights."""
+    return hashlib.sha256((path / "weights.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,230 @@
+"""Where a recipe's things are: its samples, stores, models and pages, each found by fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import xarray as xr
+
+from diffats import sources
+from diffats.config import Data, Recipe, portable
+from diffats.errors import InputError, StoreNotFoundError
+from diffats.store import Store, Version
+
+# Raise a number where a stage's results change though its configuration does not.
+ALGORITHMS = {
+    "scaling": 1,
+    "tucker": 1,
+    "anchor": 1,
+    "primitives": 1,
+    "normalisation": 1,
+    "model": 1,
+    "samples": 1,
+    "evaluation": 1,
+}
+SHARD_BYTES = 16 * 2**20
+MAX_SHARD_SAMPLES = 4096
+
+T = TypeVar("T")
+Log = Callable[[dict[str, float], int], None]
+Progress = Callable[[int, int, int], None]
+
+
+def _no_log(metrics: dict[str, float], step: int) -> None:
+    """Metrics go nowhere."""
+
+
+def _no_progress(done: int, total: int, failed: int) -> None:
+    """Progress is not shown."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage left behind.
+
+    Attributes
+    ----------
+    stage, skipped
+        The stage's name; whether everything was there already.
+    fingerprint, version, location
+        Identity of the result, its version (a snapshot id or content digest), and where it is.
+    done, total, failed
+        Samples (or training steps).
+    seconds
+        Wall time of this call.
+    metrics, facts
+        Numbers for the tracker; plain data for ``--json``.
+    summary
+        A few lines of Markdown.
+    pictures
+        PNG bytes by title.
+    """
+
+    stage: str
+    fingerprint: str
+    version: str
+    location: str
+    skipped: bool = False
+    done: int = 0
+    total: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    summary: str = ""
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a stage tells what it does: metrics by step, samples done, and whether to start anew."""
+
+    log: Log = _no_log
+    progress: Progress = _no_progress
+    restart: bool = False
+
+
+def fingerprint(kind: str, config: Mapping[str, Any], *inputs: str) -> str:
+    """Identity of a stage's output: its configuration, its inputs, its algorithm's version.
+
+    >>> fingerprint("anchor", {"strategy": "medoid"}, "abc") == fingerprint("anchor", {"strategy": "mean"}, "abc")
+    False
+    """
+    content = json.dumps([kind, ALGORITHMS[kind], config, inputs], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def shard_samples(recipe: Recipe, sizes: Mapping[str, int], itemsize: int) -> int:
+    """Samples in one shard: about 16 MiB of raw data, whatever the machine.
+
+    >>> from diffats.config import parse_recipe
+    >>> recipe = parse_recipe({"name": "a", "data": {"source": "a.nc", "modes": ["y", "x"], "sample_dim": "t"},
+    ...                        "decompose": {"ranks": {"y": 2, "x": 2}}})
+    >>> shard_samples(recipe, {"y": 256, "x": 256}, 4)
+    64
+    """
+    if recipe.compute.shard_samples:
+        return recipe.compute.shard_samples
+    return max(1, min(MAX_SHARD_SAMPLES, SHARD_BYTES // (math.prod(sizes.values()) * itemsize)))
+
+
+def in_order(results: Iterable[tuple[tuple[int, int], T]], start: int = 0) -> Iterator[tuple[tuple[int, int], T]]:
+    """Results of shards by increasing bounds, whichever was computed first: sums then do not depend on timing.
+
+    >>> [item for item, _ in in_order([((4, 6), "b"), ((0, 4), "a")])]
+    [(0, 4), (4, 6)]
+    """
+    waiting: dict[int, tuple[tuple[int, int], T]] = {}
+    for bounds, result in results:
+        waiting[bounds[0]] = (bounds, result)
+        while start in waiting:
+            ready = waiting.pop(start)
+            start = ready[0][1]
+            yield ready
+
+
+def shard_bounds(n: int, shard: int) -> list[tuple[int, int]]:
+    """Start and stop of every shard.
+
+    >>> shard_bounds(5, 2)
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    return [(start, min(start + shard, n)) for start in range(0, n, shard)]
+
+
+@lru_cache(maxsize=8)
+def read_group(location: str, group: str, snapshot: str) -> xr.Dataset:
+    """A stored group, lazily; kept per process, since a worker needs it for every shard."""
+    return Version(Store.open(location), group, snapshot).dataset()
+
+
+def find_store(location: str) -> Store | None:
+    """The repository, where there is one."""
+    try:
+        return Store.open(location)
+    except StoreNotFoundError:
+        return None
+
+
+class Workspace:
+    """One recipe and everything that belongs to it.
+
+    Raises
+    ------
+    InputError
+        Where the root is a URL: models, pages and the run database need a local directory.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        if "://" in recipe.location:
+            raise InputError(f'root "{recipe.location}" is a URL. Use a local directory for root.')
+        self.recipe = recipe
+        self.root = Path(recipe.location).absolute()
+
+    @cached_property
+    def data(self) -> Data:
+        """The recipe's data section with an absolute source, so that workers elsewhere can open it."""
+        source = self.recipe.data.source
+        if "://" not in source and not source.startswith("builtin:"):
+            source = str(Path(source).absolute())
+        return self.recipe.data.model_copy(update={"source": source})
+
+    @cached_property
+    def samples(self) -> sources.Samples:
+        """The raw samples, opened lazily."""
+        return sources.open_samples(self.data, self.recipe.seed)
+
+    @property
+    def store_location(self) -> str:
+        """The data set's repository."""
+        return str(self.root / "store")
+
+    @property
+    def samples_location(self) -> str:
+        """The repository of generated samples."""
+        return str(self.root / "samples")
+
+    @cached_property
+    def store(self) -> Store:
+        """The data set's repository, created where there is none."""
+        return self._repository(self.store_location)
+
+    @cached_property
+    def generated(self) -> Store:
+        """The generated samples' repository, created where there is none."""
+        return self._repository(self.samples_location)
+
+    def _repository(self, location: str) -> Store:
+        store = Store.create_or_open(location)
+        store.check(self.recipe.name, self.recipe.tensor_modes)
+        return store
+
+    def repositories(self) -> list[Store]:
+        """The repositories that are there already; none is created."""
+        found = [find_store(location) for location in (self.store_location, self.samples_location)]
+        return [store for store in found if store is not None]
+
+    @cached_property
+    def portable(self) -> dict[str, Any]:
+        """The recipe as stored and logged: no machine paths."""
+        return portable(self.recipe)
+
+    def attrs(self, **more: Any) -> dict[str, Any]:
+        """Attributes of every group that this recipe writes."""
+        return {"recipe": json.dumps(self.portable, sort_keys=True), **more}
+
+    def require(self, version: Version | None, group: str, verb: str) -> Version:
+        """The version, or an error that names the command which makes it."""
+        if version is None or not version.complete:
+            raise StoreNotFoundError(
+                f'{self.store_location} has no finished group "{group}" for this recipe. '
+                f"Run `diffats {verb} RECIPE.toml` first, or the whole flow."
+            )
+        return version

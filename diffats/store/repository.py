@@ -1,0 +1,120 @@
+"""The repository under a store: sessions, commits, tags."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import icechunk
+import zarr
+
+from diffats.errors import StoreError
+from diffats.store.location import absolute, open_repository, reason
+from diffats.store.lock import store_lock
+from diffats.store.schema import RECORD, Record
+
+BRANCH = "main"
+#: What damaged snapshots, manifests and array metadata raise.
+METADATA_DAMAGE = (icechunk.IcechunkError, ValueError, KeyError, TypeError)
+
+
+class Repository:
+    """One Icechunk repository.
+
+    Parameters
+    ----------
+    location
+        A directory or URL that holds one.
+    fresh
+        Do not use what this process has read of it before.
+
+    Raises
+    ------
+    StoreNotFoundError
+        Where there is none.
+    """
+
+    def __init__(self, location: str | Path, *, fresh: bool = False) -> None:
+        self.location = absolute(location)
+        self.repo = open_repository.__wrapped__(self.location) if fresh else open_repository(self.location)
+
+    @classmethod
+    def open(cls, location: str | Path) -> Self:
+        """Open what is there, for reading or writing."""
+        return cls(location)
+
+    def head(self) -> icechunk.Session:
+        """A session that reads the newest commit."""
+        return self.repo.readonly_session(BRANCH)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[icechunk.Session]:
+        """A session that can be committed, while no other process writes here."""
+        with store_lock(self.location):
+            yield self.repo.writable_session(BRANCH)
+
+    def commit(self, session: icechunk.Session, message: str, metadata: dict[str, Any]) -> str:
+        """Commit a session; return the new snapshot.
+
+        Raises
+        ------
+        StoreError
+            Where another process has committed since the session began, or the storage fails.
+        """
+        try:
+            return session.commit(message, metadata=metadata)
+        except icechunk.ConflictError as error:
+            raise StoreError(
+                f"store {self.location}: another process committed at the same time; nothing of this commit is kept. "
+                "Let one process write at a time, and run the command again."
+            ) from error
+        except icechunk.IcechunkError as error:
+            raise StoreError(
+                f"store {self.location}: commit failed ({reason(error)}). Run the command again."
+            ) from error
+
+    def tag(self, group: str, fingerprint: str, snapshot: str) -> None:
+        """Name a complete version, so that it stays readable when another takes its place."""
+        prefix = f"{group}-{fingerprint[:16]}-"
+        known = sum(tag.startswith(prefix) for tag in self.repo.list_tags())
+        for number in itertools.count(known + 1):
+            try:
+                return self.repo.create_tag(f"{prefix}{number}", snapshot)
+            except icechunk.IcechunkError as error:
+                if "already exists" not in str(error):  # the name of a deleted tag is never free again
+                    raise StoreError(f"store {self.location}: tag {prefix}{number}: {reason(error)}.") from error
+
+
+def commit_metadata(group: str, record: Record, done: int, failed: int) -> dict[str, Any]:
+    """What a commit says about a version, so that listing versions opens none."""
+    return {
+        "group": group,
+        "fingerprint": record.fingerprint,
+        "complete": record.complete,
+        "digest": record.digest,
+        "done": done,
+        "total": record.n,
+        "failed": failed,
+    }
+
+
+def group_names(session: icechunk.Session) -> list[str]:
+    """Groups that a session sees."""
+    try:
+        return sorted(zarr.open_group(session.store, mode="r", zarr_format=3).group_keys())
+    except FileNotFoundError:  # nothing was ever written
+        return []
+
+
+def read_attrs(session: icechunk.Session, group: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A group's record, as stored, and its other attributes."""
+    attrs: dict[str, Any] = dict(zarr.open_group(session.store, path=group, mode="r", zarr_format=3).attrs)
+    return attrs.pop(RECORD, {}), attrs
+
+
+def write_record(session: icechunk.Session, group: str, record: Record) -> None:
+    """Set a group's record."""
+    zarr.open_group(session.store, path=group, mode="r+", zarr_format=3).attrs[RECORD] = record.to_attr()

@@ -1,0 +1,320 @@
+"""One version of a group: read it, fill it, finish it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import icechunk
+import numpy as np
+import xarray as xr
+import zarr
+from xarray.coders import CFTimedeltaCoder
+
+from diffats.errors import IntegrityError, StoreError, StoreNotFoundError
+from diffats.store import schema
+from diffats.store.location import reason
+from diffats.store.repository import METADATA_DAMAGE, Repository, commit_metadata, group_names, read_attrs, write_record
+from diffats.store.schema import DIGESTS, OK, PENDING, RECORD, Array, Record
+from diffats.store.shards import Fill, FillShard, ShardJob, WrittenShard
+
+Progress = Callable[[int, int], None]
+
+
+class Mapper(Protocol):
+    """What `Version.fill` needs of a cluster."""
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Generator[tuple[Any, Any]]:
+        """Run a function on items, some at a time; yield each item with its result, as they complete."""
+
+
+class Version:
+    """One version of a group.
+
+    Parameters
+    ----------
+    store
+        Where it is.
+    group
+        Its group.
+    snapshot
+        Any snapshot that holds it.
+
+    Raises
+    ------
+    StoreNotFoundError
+        Where the snapshot has no such group.
+    IntegrityError
+        Where the snapshot is lost or damaged.
+    """
+
+    def __init__(self, store: Repository, group: str, snapshot: str) -> None:
+        self.store = store
+        self.group = group
+        self.move(snapshot)
+
+    def move(self, snapshot: str) -> None:
+        """Look at another snapshot that holds this version."""
+        where = f"store {self.store.location}, group {self.group}"
+        try:
+            self._session = self.store.repo.readonly_session(snapshot_id=snapshot)
+            record, self.attrs = read_attrs(self._session, self.group)
+        except FileNotFoundError as error:
+            raise StoreNotFoundError(f"{where}: not in snapshot {snapshot}. See diffats inspect.") from error
+        except METADATA_DAMAGE as error:
+            raise IntegrityError(f"{where}: snapshot {snapshot} is damaged or lost ({reason(error)}).") from error
+        self.snapshot = snapshot
+        self.record = Record.from_attr(record, where)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to workers as an address."""
+        return _reopen, (self.store.location, self.group, self.snapshot)
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "unfinished"
+        return f"<Version {self.group} {self.fingerprint[:16]} {self.snapshot} {state}>"
+
+    @property
+    def fingerprint(self) -> str:
+        """What determines its content."""
+        return self.record.fingerprint
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is written and nothing will change."""
+        return self.record.complete
+
+    @property
+    def digest(self) -> str:
+        """Digest of a complete version's names, dims, dtypes, variables' attributes and content; else empty."""
+        return self.record.digest
+
+    @property
+    def n_shards(self) -> int:
+        """How many shards there are; none in a group written whole."""
+        return self.record.n_shards
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """First sample of a shard and the one after its last."""
+        return self.record.bounds(shard)
+
+    def dataset(self) -> xr.Dataset:
+        """The content, lazily: nothing is read before it is indexed, and nothing read is kept."""
+        store: Any = self._session.store
+        ds = xr.open_dataset(
+            store,
+            engine="zarr",
+            group=self.group,
+            consolidated=False,
+            cache=False,
+            chunks=None,
+            # A variable in days is a quantity, not a time span.
+            decode_timedelta=CFTimedeltaCoder(decode_via_units=False),
+        )
+        ds.attrs.pop(RECORD)
+        return ds.drop_vars(DIGESTS, errors="ignore")
+
+    def raw(self, name: str) -> Any:
+        """An array as stored, without decoding."""
+        return schema.open_array(self._session.store, self.group, name)
+
+    def shard_digests(self) -> Array:
+        """``(shards, variables, 32)`` bytes, zeros for a pending shard."""
+        return np.asarray(self.raw(DIGESTS)[...])
+
+    def content_digest(self) -> str:
+        """What `digest` is, computed anew."""
+        return schema.content_digest(self._session.store, self.group, self.record)
+
+    def status(self) -> Array:
+        """``(samples,)`` int8 flags; empty for a group written whole."""
+        if not self.record.filled:
+            return np.zeros(0, np.int8)
+        return np.asarray(self.raw("status")[...])
+
+    def pending(self) -> list[int]:
+        """Shards that no commit has yet."""
+        if self.complete:
+            return []
+        return np.flatnonzero(~self.shard_digests().any(axis=(1, 2))).tolist()
+
+    def summary(self) -> dict[str, Any]:
+        """As in `Store.versions`, without tag and time."""
+        status = self.status()
+        done, failed = int((status != PENDING).sum()), int((status > OK).sum())
+        return {**commit_metadata(self.group, self.record, done, failed), "snapshot": self.snapshot}
+
+    def check_template(self, template: xr.Dataset) -> None:
+        """Refuse a template that cannot continue this version.
+
+        Raises
+        ------
+        StoreError
+            Where names, dims, sizes or dtypes differ.
+        """
+        mine = self.dataset()
+        for name in self.record.filled or ():
+            expected = _described(mine.get(name))
+            got = _described(template.get(name))
+            if got != expected:
+                raise StoreError(
+                    f"store {self.store.location}, group {self.group}, variable {name}: the template has {got}, the "
+                    f"version of the same fingerprint has {expected}. Begin anew with --restart."
+                )
+
+    def fill(
+        self,
+        function: Fill,
+        cluster: Mapper,
+        *,
+        commit_every: int = 32,
+        commit_seconds: float = 10.0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Compute and commit what is pending.
+
+        Parameters
+        ----------
+        function
+            Called on workers with the first sample and the one after the last; returns the filled variables, whole
+            shards in the stored dtypes, and ``status``.
+        cluster
+            Has the workers.
+        commit_every, commit_seconds
+            A commit follows after so many shards, or so much time; what is lost in a crash.
+        progress
+            Called with samples done and failed, at the start and after each shard.
+
+        Raises
+        ------
+        StoreError
+            Where the function returns something else than whole shards of the template.
+        Exception
+            What the function raises; shards that were complete by then are committed.
+        """
+        if self.complete:
+            return
+        with self.store.writing() as base, contextlib.ExitStack() as stack:
+            self.check_at_head(base)
+            self.move(base.snapshot_id)
+            committer = _Committer(self, commit_every, commit_seconds, progress)
+            stack.callback(committer.commit)
+            jobs = self._jobs(base)
+            results = stack.enter_context(contextlib.closing(cluster.map(FillShard(function), jobs)))
+            for job, written in results:
+                committer.add(job, written)
+
+    def _jobs(self, base: icechunk.Session) -> Iterator[ShardJob]:
+        """The pending shards, each with a fork of its own (a fork that two calls share would mix their changes)."""
+        for shard in self.pending():
+            start, stop = self.bounds(shard)
+            yield ShardJob(base.fork(), self.group, self.record.filled, shard, start, stop, self.record.shard)
+
+    def finish(self, attrs: Mapping[str, Any] | None = None) -> Version:
+        """Declare the version complete and tag it; nothing where it is.
+
+        Parameters
+        ----------
+        attrs
+            JSON-able attributes of the group, besides those it has.
+
+        Raises
+        ------
+        StoreError
+            Where shards are pending.
+        """
+        if self.complete:
+            return self
+        pending = self.pending()
+        where = f"store {self.store.location}, group {self.group}"
+        if pending:
+            raise StoreError(
+                f"{where}: {len(pending)} of {self.n_shards} shards are pending, the first is {pending[0]}. "
+                "Fill them before finish."
+            )
+        with self.store.writing() as session:
+            self.check_at_head(session)
+            counts = self.summary()
+            zarr.open_group(session.store, path=self.group, mode="r+", zarr_format=3).attrs.update(schema.plain(attrs))
+            record = self.record.completed(schema.content_digest(session.store, self.group, self.record))
+            write_record(session, self.group, record)
+            metadata = commit_metadata(self.group, record, counts["done"], counts["failed"])
+            snapshot = self.store.commit(session, f"{self.group}: complete", metadata)
+            self.store.tag(self.group, self.fingerprint, snapshot)
+        self.move(snapshot)
+        return self
+
+    def check_at_head(self, session: icechunk.Session) -> None:
+        """Refuse to write into a version that another one has replaced."""
+        known = group_names(session)
+        record = read_attrs(session, self.group)[0] if self.group in known else {}
+        if record != self.record.to_attr():
+            raise StoreError(
+                f"store {self.store.location}, group {self.group}: another version has taken the place of "
+                f"{self.fingerprint[:16]}. Run the command again."
+            )
+
+
+class _Committer:
+    """Collects written shards and commits them with their status and digests, some at a time."""
+
+    def __init__(self, version: Version, every: int, seconds: float, progress: Progress | None) -> None:
+        self.version = version
+        self.every, self.seconds, self.progress = every, seconds, progress
+        self.status = version.status()
+        self.digests = version.shard_digests()
+        self.waiting: list[tuple[ShardJob, WrittenShard]] = []
+        self.last = time.monotonic()
+        self._tell()
+
+    def add(self, job: ShardJob, written: WrittenShard) -> None:
+        """Take one shard; commit if it is time."""
+        self.waiting.append((job, written))
+        self.status[job.start : job.stop] = written.status
+        self.digests[job.shard] = written.digests
+        if len(self.waiting) >= self.every or time.monotonic() - self.last >= self.seconds:
+            self.commit()
+        self._tell()
+
+    def commit(self) -> None:
+        """Commit what has come since the last commit."""
+        self.last = time.monotonic()
+        if not self.waiting:
+            return
+        version, jobs = self.version, [job for job, _ in self.waiting]
+        with version.store.writing() as session:
+            version.check_at_head(session)
+            session.merge(*(written.fork for _, written in self.waiting))
+            self._write(session, "status", self.status, [job.start for job in jobs])
+            self._write(session, DIGESTS, self.digests, [job.shard for job in jobs])
+            shards = sorted(job.shard for job in jobs)
+            metadata = commit_metadata(version.group, version.record, *self._counts())
+            message = f"{version.group}: {len(shards)} of {version.n_shards} shards"
+            version.move(version.store.commit(session, message, {**metadata, "shards": shards}))
+        self.waiting.clear()
+
+    def _write(self, session: icechunk.Session, name: str, values: Array, touched: Iterable[int]) -> None:
+        """Write the whole chunks that hold some entries."""
+        array = schema.open_array(session.store, self.version.group, name, write=True)
+        size = array.chunks[0]
+        for chunk in sorted({entry // size for entry in touched}):
+            array[chunk * size : (chunk + 1) * size] = values[chunk * size : (chunk + 1) * size]
+
+    def _counts(self) -> tuple[int, int]:
+        return int((self.status != PENDING).sum()), int((self.status > OK).sum())
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(*self._counts())
+
+
+def _reopen(location: str, group: str, snapshot: str) -> Version:
+    return Version(Repository.open(location), group, snapshot)
+
+
+def _described(array: xr.DataArray | None) -> str:
+    if array is None:
+        return "nothing"
+    return f"{array.dtype} ({', '.join(f'{dim}={size}' for dim, size in array.sizes.items())})"

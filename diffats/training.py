@@ -1,0 +1,568 @@
+"""Training: from primitives to averaged weights, with atomic checkpoints and exact resume.
+
+Everything random in step ``s`` is a function of (seed, s), and the learning rate of (s, ``train.steps``), so a training
+that was interrupted anywhere and run again ends with the same bits as an unbroken one on the same machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from diffats import config
+from diffats.diffusion import Diffusion, Draw, element_weights, random_source
+from diffats.errors import InputError, TrainingDivergedError
+from diffats.loader import PrimitiveSet
+from diffats.models import Denoiser, resolve_device
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "weights.safetensors"
+HISTORY = "history.jsonl"
+KEPT_CHECKPOINTS = 2
+HELDOUT_SAMPLES = 64
+_INITIAL, _STEP, _HELDOUT = 3, 4, 5  # keep the random numbers of these uses of one seed apart
+
+Tensors = dict[str, Tensor]
+Log = Callable[[dict[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left: averaged weights (safetensors), steps done, seconds in all runs, and the curves."""
+
+    weights: Path
+    step: int
+    seconds: float
+    heldout_loss: float
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training after ``step`` steps."""
+
+    step: int
+    tensors: dict[str, Tensors]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def learning_rate(step: int, train: config.Train) -> float:
+    """The rate of one step: linear warm-up, then a cosine from ``train.lr`` to a tenth of it at ``train.steps``.
+
+    The warm-up is cut to half of the steps. A training that goes on with more steps follows the longer schedule from
+    where it stands: the rate rises again, and the earlier steps are not repeated.
+
+    >>> train = config.Train(steps=1000, lr=1e-3, warmup=100)
+    >>> [round(learning_rate(step, train), 6) for step in (0, 99, 550, 1000)]
+    [1e-05, 0.001, 0.00055, 0.0001]
+    """
+    warmup = min(train.warmup, train.steps // 2)
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, train.steps - warmup)
+    return train.lr * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+
+
+def average_decay(step: int, decay: float) -> float:
+    """Decay of the averaged weights after ``step`` updates: short memory at first, so that the start is forgotten.
+
+    >>> average_decay(0, 0.999), average_decay(10**6, 0.999)
+    (0.1, 0.999)
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+# Checkpoints
+
+
+def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``checkpoint-<step>`` so that it is there whole or not at all, and remove all but the last two."""
+    final = directory / f"checkpoint-{checkpoint.step}"
+    scratch = directory / f".{final.name}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    digests = {}
+    for name, tensors in checkpoint.tensors.items():
+        path = scratch / f"{name}.safetensors"
+        save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, path)
+        digests[path.name] = _sha256(path)
+        _sync(path)
+    state = {"step": checkpoint.step, "files": digests, **checkpoint.state}
+    path = scratch / "state.json"
+    path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    _sync(path)
+    if final.exists():  # a damaged one of the same step
+        shutil.rmtree(final)
+    scratch.rename(final)
+    _sync(directory)
+    for _, old in _checkpoints(directory)[KEPT_CHECKPOINTS:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def read_checkpoint(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint that is intact; None where there is none. Damaged ones are logged and passed over."""
+    for step, path in _checkpoints(directory):
+        try:
+            return _load_checkpoint(path, step)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s): trying the one before.", path, error)
+    return None
+
+
+def _checkpoints(directory: Path) -> list[tuple[int, Path]]:  # newest first
+    found = []
+    for path in directory.glob("checkpoint-*"):
+        number = path.name.partition("-")[2]
+        if number.isdecimal():
+            found.append((int(number), path))
+    return sorted(found, reverse=True)
+
+
+def _load_checkpoint(path: Path, step: int) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = {}
+    for name, digest in state.pop("files").items():
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{name} does not match its digest")
+        tensors[name.removesuffix(".safetensors")] = load_file(path / name)
+    if state.pop("step") != step:
+        raise ValueError("state.json is of another step")
+    return Checkpoint(step, tensors, state)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    scratch = path.with_name(f".{path.name}.partial")
+    write(scratch)
+    _sync(scratch)
+    scratch.replace(path)
+    _sync(path.parent)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    return {
+        f"{key}/{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    states: dict[str, dict[str, Tensor]] = {name: {} for name, _ in model.named_parameters()}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        states[name][kind] = value
+    whole = optimizer.state_dict()
+    whole["state"] = dict(enumerate(states.values()))
+    optimizer.load_state_dict(whole)
+
+
+# Curves
+
+
+def read_history(directory: Path) -> list[dict[str, float]]:
+    """The logged metrics of a training, oldest first; empty where there are none."""
+    path = directory / HISTORY
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the process was killed while it wrote this line
+            break
+    return rows
+
+
+def _write_history(directory: Path, rows: list[dict[str, float]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    _replace(directory / HISTORY, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+# The training itself
+
+
+@contextlib.contextmanager
+def _stop_request() -> Iterator[threading.Event]:
+    """An event that is set by Ctrl-C or SIGTERM; a second signal acts at once. Only the main thread can listen."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        logger.warning("%s: saving a checkpoint, then stopping.", signal.Signals(number).name)
+        asked.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        restore()
+
+
+def _settings(data: PrimitiveSet, recipe: config.Recipe) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued; ``train.steps`` and the intervals may differ."""
+    arrays = data.normalisation.to_arrays()
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    return {
+        "seed": recipe.seed,
+        "model": recipe.model.model_dump(),
+        "diffusion": recipe.diffusion.model_dump(),
+        "train": recipe.train.model_dump(exclude={"steps", "checkpoint_every", "log_every"}),
+        "dropout": recipe.data.condition.dropout,
+        "layout": data.layout.to_dict(),
+        "conditions": data.conditions.to_dict(),
+        "normalisation": digest.hexdigest(),
+        "samples": len(data.train),
+    }
+
+
+def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    wanted = precision == "bfloat16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+class _Training:
+    """The network, its optimiser and averaged weights, and how many steps they have seen."""
+
+    def __init__(
+        self,
+        data: PrimitiveSet,
+        recipe: config.Recipe,
+        directory: Path,
+        *,
+        log: Log,
+        progress: Callable[[int, int], None] | None,
+        device: str,
+        weights: Mapping[str, float] | None,
+    ) -> None:
+        self.data, self.recipe, self.train, self.directory = data, recipe, recipe.train, directory
+        self.log, self.progress = log, progress
+        # Accelerate's device is that of the whole process; alone, the recipe decides
+        self.accelerator = Accelerator(device_placement=False)
+        alone = self.accelerator.num_processes == 1
+        self.device = resolve_device(device) if alone else self.accelerator.device
+        self._check_batch()
+        self.diffusion = Diffusion(recipe.diffusion)
+        self.element_weights = element_weights(data.sizes, weights).to(self.device)
+        self._build()
+        self.step, self.seconds = 0, 0.0
+        self.heldout_loss = math.nan
+        self.history: list[dict[str, float]] = []
+        self.settings = _settings(data, recipe)
+        self._heldout: tuple[Tensor, Tensors, Draw] | None = None
+        self._start_window()
+
+    def _check_batch(self) -> None:
+        processes = self.accelerator.num_processes
+        if self.train.batch % processes:
+            raise InputError(
+                f"train.batch {self.train.batch} is no multiple of the {processes} processes. "
+                f"Use {processes * max(1, self.train.batch // processes)}."
+            )
+
+    def _build(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_source(self.recipe.seed, _INITIAL).initial_seed())
+            denoiser = Denoiser(self.data.layout, self.data.conditions, self.recipe.model)
+        self.denoiser = denoiser.to(self.device)
+        self.ema = AveragedModel(self.denoiser)
+        self.ema.requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            self.denoiser.parameters(),
+            lr=self.train.lr,
+            weight_decay=self.train.weight_decay,
+            fused=True,
+        )
+        self.network, self.optimizer = self.accelerator.prepare(self.denoiser, optimizer)
+
+    # resume
+
+    def restore(self) -> None:
+        """Continue from the newest intact checkpoint, if there is one."""
+        checkpoint = read_checkpoint(self.directory)
+        if checkpoint is None:
+            return
+        self._check_settings(checkpoint)
+        self.denoiser.load_state_dict(checkpoint.tensors["model"])
+        self.ema.module.load_state_dict(checkpoint.tensors["ema"])
+        self.ema.n_averaged.fill_(checkpoint.step)
+        _load_optimizer(self.denoiser, self._adamw, checkpoint.tensors["optimizer"])
+        self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
+        if checkpoint.state["heldout_loss"] is not None:
+            self.heldout_loss = float(checkpoint.state["heldout_loss"])
+        self.history = [row for row in read_history(self.directory) if row["step"] <= self.step]
+        logger.info("training continues at step %d of %d", self.step, self.train.steps)
+
+    @property
+    def _adamw(self) -> torch.optim.Optimizer:
+        inner: torch.optim.Optimizer = self.optimizer.optimizer  # accelerate wraps it
+        return inner
+
+    def _check_settings(self, checkpoint: Checkpoint) -> None:
+        before = checkpoint.state["settings"]
+        now = json.loads(json.dumps(self.settings))
+        for key, value in now.items():
+            if before.get(key) != value:
+                change = _difference(before.get(key), value)
+                raise InputError(
+                    f'training in {self.directory} was started with another "{key}": {change}. '
+                    "Only train.steps may change: undo the change, or train in an empty directory."
+                )
+
+    # one step
+
+    def _read(self, step: int) -> tuple[Tensor, Tensors, Draw]:
+        """The part of a step's batch that belongs to this process."""
+        size, seed = self.train.batch, self.recipe.seed
+        # every process draws the whole batch's randomness, so the result does not depend on their number
+        draw = self.diffusion.draw(
+            size,
+            self.data.numbers,
+            dropout=self.recipe.data.condition.dropout,
+            generator=random_source(seed, _STEP, step),
+        )
+        share = size // self.accelerator.num_processes
+        mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+        return self._tensors(self.data.batch(seed, step, size)[mine], draw.part(mine))
+
+    def _tensors(self, indices: np.ndarray, draw: Draw) -> tuple[Tensor, Tensors, Draw]:
+        z, cond = self.data.read(indices)
+        tensors = {name: torch.from_numpy(values).to(self.device) for name, values in cond.items()}
+        return torch.from_numpy(z).to(self.device), tensors, draw.to(self.device)
+
+    def _batches(self) -> Generator[tuple[Tensor, Tensors, Draw], None, None]:
+        with ThreadPoolExecutor(1, thread_name_prefix="diffats-batch") as pool:  # reads one step ahead
+            coming = pool.submit(self._read, self.step)
+            for step in range(self.step + 1, self.train.steps + 1):
+                batch = coming.result()
+                if step < self.train.steps:
+                    coming = pool.submit(self._read, step)
+                yield batch
+
+    def _update(self, batch: tuple[Tensor, Tensors, Draw]) -> None:
+        z, cond, draw = batch
+        with _autocast(self.train.precision, self.device):
+            loss = self.diffusion.loss(self.network, z, cond, self.element_weights, draw)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(list(self.denoiser.parameters()), self.train.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.train)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = average_decay(self.step, self.train.ema)
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self.ema.update_parameters(self.denoiser)
+        self._sums += torch.stack([loss.detach(), norm])
+        self.step += 1
+
+    # reports
+
+    def _start_window(self) -> None:
+        self._sums = torch.zeros(2, device=self.device)  # of loss and gradient norm: read only when they are reported
+        self._window = (self.step, time.perf_counter())
+
+    def _check_finite(self) -> None:
+        sums: Tensor = self.accelerator.reduce(self._sums, reduction="sum")  # all processes must agree to stop
+        if not bool(sums.isfinite().all()):
+            raise self._diverged()
+
+    def _diverged(self) -> TrainingDivergedError:
+        good = _checkpoints(self.directory)
+        where = f"The last good checkpoint is {good[0][1]}" if good else "There is no checkpoint yet"
+        return TrainingDivergedError(
+            f"training of {self.recipe.name}: loss or gradient is not finite between steps {self._window[0] + 1} and "
+            f"{self.step}. {where}. Lower train.lr (now {self.train.lr:g}) or train.clip (now {self.train.clip:g}), or "
+            "lengthen train.warmup."
+        )
+
+    def _report(self) -> None:
+        start, since = self._window
+        loss = float(self.accelerator.reduce(self._sums, reduction="mean")[0]) / (self.step - start)
+        rate = (self.step - start) * self.train.batch / (time.perf_counter() - since)
+        self.heldout_loss = self._evaluate()
+        row = {"loss": loss, "lr": learning_rate(self.step - 1, self.train), "rate": rate}
+        if math.isfinite(self.heldout_loss):
+            row["heldout_loss"] = self.heldout_loss
+        self.history.append({"step": self.step, **row})
+        if self.accelerator.is_main_process:
+            with (self.directory / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.history[-1]) + "\n")
+            self.log(row, self.step)
+        self._start_window()
+
+    @torch.no_grad()
+    def _evaluate(self) -> float:
+        """The loss of the averaged weights on held-out samples, always with the same noise."""
+        if not len(self.data.test) or not self.accelerator.is_main_process:
+            return math.nan
+        if self._heldout is None:
+            spread = np.linspace(0, len(self.data.test) - 1, HELDOUT_SAMPLES).round().astype(int)
+            generator = random_source(self.recipe.seed, _HELDOUT)
+            draw = self.diffusion.draw(HELDOUT_SAMPLES, self.data.numbers, generator=generator)
+            self._heldout = self._tensors(self.data.test[spread], draw)
+        z, cond, draw = self._heldout
+        with _autocast(self.train.precision, self.device):
+            return float(self.diffusion.loss(self.ema.module, z, cond, self.element_weights, draw))
+
+    def _save(self, seconds: float) -> None:
+        if self.accelerator.is_main_process:
+            tensors = {
+                "model": self.denoiser.state_dict(),
+                "ema": self.ema.module.state_dict(),
+                "optimizer": _optimizer_tensors(self.denoiser, self._adamw),
+            }
+            heldout = self.heldout_loss if math.isfinite(self.heldout_loss) else None
+            state = {"seconds": seconds, "heldout_loss": heldout, "settings": self.settings}
+            write_checkpoint(self.directory, Checkpoint(self.step, tensors, state))
+        self.accelerator.wait_for_everyone()
+
+    # the loop
+
+    def run(self) -> None:
+        """Train until ``train.steps``, or until a signal asks to stop."""
+        if self.step >= self.train.steps:
+            return
+        if self.accelerator.is_main_process:
+            _write_history(self.directory, self.history)  # without rows after the checkpoint
+        started = time.perf_counter() - self.seconds
+        self._start_window()
+        self.network.train()
+        with _stop_request() as stop, contextlib.closing(self._batches()) as batches:
+            for batch in batches:
+                self._update(batch)
+                last = self.step == self.train.steps
+                stopping = self._agree(stop.is_set())
+                report = last or self.step % self.train.log_every == 0
+                save = last or stopping or self.step % self.train.checkpoint_every == 0
+                if report or save:
+                    self._check_finite()
+                if report:
+                    self._report()
+                if save:
+                    self._save(time.perf_counter() - started)
+                if self.progress is not None and self.accelerator.is_main_process:
+                    self.progress(self.step, self.train.steps)
+                if stopping and not last:
+                    raise KeyboardInterrupt(f"training stopped at step {self.step}; run again to continue")
+        self.seconds = time.perf_counter() - started
+
+    def _agree(self, stop: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return stop
+        asked = torch.tensor(float(stop), device=self.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+
+    def result(self) -> TrainResult:
+        """Write the averaged weights and say what was done."""
+        weights = self.directory / WEIGHTS
+        if self.accelerator.is_main_process:
+            tensors = {name: x.cpu().contiguous() for name, x in self.ema.module.state_dict().items()}
+            _replace(weights, lambda path: save_file(tensors, path, metadata={"step": str(self.step)}))
+        self.accelerator.wait_for_everyone()
+        return TrainResult(weights, self.step, self.seconds, self.heldout_loss, self.history)
+
+
+def train(
+    data: PrimitiveSet,
+    recipe: config.Recipe,
+    directory: str | Path,
+    *,
+    log: Log = lambda metrics, step: None,
+    progress: Callable[[int, int], None] | None = None,
+    device: str = "auto",
+    weights: Mapping[str, float] | None = None,
+) -> TrainResult:
+    """Train a denoiser on primitives, continuing what ``directory`` holds.
+
+    Under ``accelerate launch`` each process takes its part of every batch; only the main one writes and logs.
+
+    Parameters
+    ----------
+    data
+        The primitives; their held-out part is scored, never trained on.
+    recipe
+        Its ``model``, ``diffusion``, ``train``, ``seed`` and condition dropout are used.
+    directory
+        A local directory for ``checkpoint-<step>`` (the last two), ``history.jsonl`` and ``weights.safetensors``.
+    log
+        Called with metrics and step every ``train.log_every`` steps: ``loss`` (mean since the last call), ``lr``,
+        ``rate`` (samples a second) and ``heldout_loss`` (averaged weights, always the same noise).
+    progress
+        Called with steps done and steps in all, after each step.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; with several processes accelerate decides.
+    weights
+        Loss weight by stream, 1 where left out.
+
+    Raises
+    ------
+    InputError
+        Where ``directory`` holds a training with other settings than more steps.
+    TrainingDivergedError
+        Where the loss or a gradient is NaN or infinite; nothing of it is saved.
+    KeyboardInterrupt
+        After Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    training = _Training(data, recipe, directory, log=log, progress=progress, device=device, weights=weights)
+    training.restore()
+    training.run()
+    return training.result()
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                return f"{key}: {_difference(before.get(key), now.get(key))}"
+    return f"{str(before)[:60]} before, {str(now)[:60]} now"

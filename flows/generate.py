@@ -1,0 +1,28 @@
+"""Samples from the trained model, as decoded fields in a store. ``python -m flows.generate RECIPE.toml``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from flows.pipeline import Outcome, recipe_flow, run_stages
+from tasks.generate import generate as generate_stage
+
+STAGES = (generate_stage,)
+
+
+@recipe_flow
+def generate(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
+    """Draw samples from the model that train left; ``generate.count=1000`` as an override draws more.
+
+    Args:
+        recipe: Path of the recipe, a TOML file.
+        overrides: Options that replace the recipe's, each "section.key=value".
+    """
+    return run_stages(recipe, overrides, STAGES)
+
+
+if __name__ == "__main__":
+    from flows.command import main
+
+    sys.exit(main(generate))

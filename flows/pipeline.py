@@ -1,0 +1,94 @@
+"""What the flows share: stages in order under one MLflow run, their progress, and the report artifact."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Flow, flow, runtime
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import TerminationSignal
+
+from diffats.config import Recipe, load_recipe
+from flows.artifact import artifact_key, publish
+from tasks.stage import StageTask
+
+log = logging.getLogger("diffats.flows")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a flow made.
+
+    Attributes
+    ----------
+    summary
+        The object that ``--json`` prints.
+    description
+        The same for people, with the commands that open the pages.
+    failed
+        Samples that failed, all stages together.
+    """
+
+    summary: dict[str, Any]
+    description: str
+    failed: int
+
+
+def recipe_flow(function: Callable[P, R]) -> Flow[P, R]:
+    """Make a function of ``recipe`` and ``overrides`` a flow whose run names say what and which."""
+    return flow(function, name=function.__name__, flow_run_name=run_name, persist_result=False)
+
+
+def run_name() -> str:
+    """Flow, recipe and overrides, such as ``"train indian_pines train.steps=20"``."""
+    given = runtime.flow_run.parameters
+    return " ".join([runtime.flow_run.flow_name, Path(given["recipe"]).stem, *given["overrides"]])[:200]
+
+
+def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[StageTask]) -> Outcome:
+    """Run the stages one after the other.
+
+    Raises
+    ------
+    DiffatsError
+        From the first stage that fails; what was committed stays, and the next run continues there.
+    """
+    from diffats import stages
+
+    if log.getEffectiveLevel() > logging.INFO:
+        logging.getLogger("diffats").setLevel(logging.INFO)  # else Prefect's log shows only warnings
+    resolved = load_recipe(recipe, overrides)
+    results = []
+    with tracked(resolved) as parent_run:
+        progress = create_progress_artifact(0.0, artifact_key("progress", resolved.name), "Stages done")
+        for number, step in enumerate(steps, 1):
+            log.info("[%d/%d] %s", number, len(steps), step.name)
+            results.append(step(resolved, parent_run))
+            update_progress_artifact(progress, 100 * number / len(steps), f"Stages done, last {step.name}")
+        publish(resolved, results, parent_run)
+    failed = sum(result.failed for result in results)
+    return Outcome(stages.summary(resolved, results), stages.describe(resolved, results), failed)
+
+
+@contextmanager
+def tracked(recipe: Recipe) -> Iterator[str]:
+    """The MLflow run of a recipe, whose end says how the flow ended."""
+    from diffats import stages
+
+    parent_run, _ = stages.start_tracking(recipe)
+    status = "FAILED"
+    try:
+        yield parent_run
+        status = "FINISHED"
+    except (KeyboardInterrupt, TerminationSignal):
+        status = "KILLED"
+        raise
+    finally:
+        stages.finish_tracking(recipe, parent_run, status)

@@ -1,0 +1,101 @@
+"""Prefect's private server, for a flow that is run as a command where the user has no other server.
+
+Prefect would start one by itself. But that one is in the command's process group, where Ctrl-C in a terminal ends it
+before the flow, which then waits more than a minute for it; and it goes on for ever where the command is killed.
+This one sees no Ctrl-C, and ends when its owner has ended, however that was.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from threading import Thread
+
+from diffats.errors import DiffatsError
+
+STOP_WITHIN = 5.0  # seconds
+
+
+class PrivateServer:
+    """A server that is starting; ``ready`` waits for it and makes it this process's server."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+            # The socket is handed over, so nobody takes its port; requests wait in it until the server is up.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.server", str(listening.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[listening.fileno()],
+                start_new_session=True,
+            )
+        atexit.register(self.stop)
+
+    def ready(self) -> None:
+        """Wait for the server.
+
+        Raises
+        ------
+        DiffatsError
+            Where it does not start.
+        """
+        import httpx
+        from prefect.context import refresh_global_settings_context
+        from prefect.settings import get_current_settings
+
+        limit = get_current_settings().server.ephemeral.startup_timeout_seconds
+        try:
+            httpx.get(f"{self.url}/health", timeout=limit, trust_env=False).raise_for_status()
+        except httpx.HTTPError as error:
+            raise DiffatsError(
+                f"Prefect's private server did not start ({error or type(error).__name__}, limit {limit} s). "
+                "Start one with `prefect server start` and set PREFECT_API_URL, or run the stages without it: "
+                "`diffats decompose RECIPE.toml` and so on."
+            ) from error
+        os.environ["PREFECT_API_URL"] = self.url
+        refresh_global_settings_context()
+
+    def stop(self) -> None:
+        """End the server, which has nothing left to write."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        with suppress(OSError):
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+
+
+def needed() -> bool:
+    """Whether neither the environment nor the Prefect profile names a server."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url is None
+
+
+def serve(descriptor: int) -> None:
+    """Serve on a listening socket until standard input ends, which it does with the owner's life."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True, final=True)
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+
+    def follow_owner() -> None:
+        sys.stdin.buffer.read()
+        server.should_exit = True
+
+    Thread(target=follow_owner, daemon=True).start()
+    server.run(sockets=[socket.socket(fileno=descriptor)])
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,33 @@
+"""From primitives to a registered model with its report. ``python -m flows.train RECIPE.toml``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from flows.pipeline import Outcome, recipe_flow, run_stages
+from tasks.evaluate import evaluate
+from tasks.generate import generate
+from tasks.register import register
+from tasks.report import report
+from tasks.train import train as train_stage
+
+# A model is registered with its figures, and these need samples.
+STAGES = (train_stage, generate, evaluate, register, report)
+
+
+@recipe_flow
+def train(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
+    """Train on the primitives that preprocess left, generate samples, evaluate them, register the model and report.
+
+    Args:
+        recipe: Path of the recipe, a TOML file.
+        overrides: Options that replace the recipe's, each "section.key=value".
+    """
+    return run_stages(recipe, overrides, STAGES)
+
+
+if __name__ == "__main__":
+    from flows.command import main
+
+    sys.exit(main(train))

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffats import config
+from diffats.errors import InputError
+from diffats.models import (
+    CONDITION_NUMBERS,
+    CONDITION_TOKENS,
+    Denoiser,
+    FieldCondition,
+    StreamTokens,
+    patch_shape,
+    resolve_device,
+)
+from diffats.primitives import ConditionLayout, Layout
+
+SMALL = config.Model(width=16, depth=2, heads=2)
+ALL_CONDITIONS = ConditionLayout(
+    initial=(2, 9),
+    initial_dims=("component", "x"),
+    fields={"orography": (7, 5)},
+    scalars=("nu", "T.2"),
+    scalar_log=(True, False),
+    n_labels=4,
+    label_names=("a", "b", "c", "d"),
+)
+LAYOUTS = {
+    "two aligned of two": Layout("tgp", ("y", "x"), {"y": 6, "x": 5}, {"y": 3, "x": 3}, ("y", "x")),
+    "one kept": Layout("tgp", ("t", "y", "x"), {"t": 4, "y": 7, "x": 5}, {"t": 2, "x": 3}, ("t", "x")),
+    "two kept": Layout("tgp", ("a", "b", "c", "d"), {"a": 3, "b": 4, "c": 5, "d": 6}, {"a": 2, "d": 2}, ("a", "d")),
+    "matrix": Layout("mgp", ("ch", "y", "x"), {"ch": 2, "y": 8, "x": 6}, {"pixel": 3}, ("pixel",), {"y": 2, "x": 3}),
+}
+
+
+def all_conditions(batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "initial": torch.randn(batch, 2, 9, generator=generator),
+        "field_orography": torch.randn(batch, 7, 5, generator=generator),
+        "scalar_nu": torch.randn(batch, generator=generator),
+        "scalar_T.2": torch.randn(batch, generator=generator),
+        "label": torch.arange(batch) % 4,
+    }
+
+
+def trained(layout: Layout, conditions: ConditionLayout, model: config.Model = SMALL) -> Denoiser:
+    """A denoiser whose zero-initialised parts are not zero any more."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(layout, conditions, model)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return denoiser
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("core_patch", [1, 2, 3, 100])
+def test_tokens_are_numbers_and_back(name: str, core_patch: int) -> None:
+    layout = LAYOUTS[name]
+    z = torch.randn(2, layout.numbers)
+    for stream, x in zip(layout.streams, layout.unflatten(z).values(), strict=True):
+        tokens = StreamTokens.of(stream, core_patch)
+        parts = tokens.split(x.reshape(2, -1))
+        assert parts.shape == (2, tokens.count, tokens.features)
+        torch.testing.assert_close(tokens.join(parts), x.reshape(2, -1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "core_patch", "core", "others"),
+    [
+        ("two aligned of two", 1, (3, 3), [(3, 6), (3, 5)]),
+        ("one kept", 1, (7, 2 * 3), [(2, 4), (3, 5)]),
+        ("one kept", 2, (4, 2 * 2 * 3), [(2, 4), (3, 5)]),
+        ("two kept", 1, (4 * 5, 2 * 2), [(2, 3), (2, 6)]),
+        ("two kept", 5, (4, 5 * 2 * 2), [(2, 3), (2, 6)]),
+        ("matrix", 1, (2 * 8, 3), [(2 * 3, 6)]),
+        ("matrix", 4, (2 * 2, 4 * 3), [(2 * 3, 6)]),
+    ],
+)
+def test_tokens_follow_the_layout(
+    name: str, core_patch: int, core: tuple[int, int], others: list[tuple[int, int]]
+) -> None:
+    tokens = [StreamTokens.of(stream, core_patch) for stream in LAYOUTS[name].streams]
+    assert [(t.count, t.features) for t in tokens] == [core, *others]
+
+
+def test_a_factor_token_is_a_column_and_a_core_token_a_slice() -> None:
+    layout = LAYOUTS["one kept"]
+    streams = layout.unflatten(torch.arange(2 * layout.numbers).reshape(2, -1).float())
+    tokens = {s.name: StreamTokens.of(s).split(streams[s.name].reshape(2, -1)) for s in layout.streams}
+    torch.testing.assert_close(tokens["factor_t"][:, 1], streams["factor_t"][:, :, 1])
+    torch.testing.assert_close(
+        tokens["core"][:, 4], streams["core"][:, :, 4].reshape(2, -1)
+    )  # core (rank_t, y, rank_x)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("conditions", [ConditionLayout(), ALL_CONDITIONS], ids=["unconditional", "conditional"])
+def test_shapes_and_gradients(name: str, conditions: ConditionLayout) -> None:
+    layout = LAYOUTS[name]
+    denoiser = trained(layout, conditions)
+    cond = all_conditions(3) if conditions.any else {}
+    drop = torch.tensor([False, True, False]) if conditions.any else None
+    out = denoiser(torch.randn(3, layout.numbers), torch.tensor([0, 500, 999]), cond, drop)
+    assert out.shape == (3, layout.numbers)
+    out.square().mean().backward()
+    for parameter_name, parameter in denoiser.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+def test_starts_as_zero() -> None:
+    denoiser = Denoiser(LAYOUTS["one kept"], ALL_CONDITIONS, SMALL)
+    out = denoiser(torch.randn(2, LAYOUTS["one kept"].numbers), torch.tensor([3.0, 700.5]), all_conditions(2))
+    assert (out == 0).all()
+
+
+def test_rows_do_not_see_each_other() -> None:
+    layout = LAYOUTS["one kept"]
+    denoiser = trained(layout, ALL_CONDITIONS)
+    z, t, cond = torch.randn(4, layout.numbers), torch.arange(4) * 100, all_conditions(4)
+    alone = denoiser(z[2:3], t[2:3], {name: x[2:3] for name, x in cond.items()})
+    torch.testing.assert_close(denoiser(z, t, cond)[2:3], alone)
+
+
+def test_each_condition_and_its_absence_matter() -> None:
+    layout = LAYOUTS["one kept"]
+    denoiser = trained(layout, ALL_CONDITIONS)
+    z, t, cond = torch.randn(2, layout.numbers), torch.tensor([100, 900]), all_conditions(2)
+    out = denoiser(z, t, cond)
+    for name, x in cond.items():
+        other = denoiser(z, t, {**cond, name: x + 1})
+        left_out = denoiser(z, t, {key: value for key, value in cond.items() if key != name})
+        assert not torch.allclose(out, other), name
+        assert not torch.allclose(out, left_out), name
+
+
+def test_dropped_conditions_are_as_if_not_given() -> None:
+    layout = LAYOUTS["one kept"]
+    denoiser = trained(layout, ALL_CONDITIONS)
+    z, t, cond = torch.randn(2, layout.numbers), torch.tensor([100, 900]), all_conditions(2)
+    dropped = denoiser(z, t, cond, torch.tensor([True, False]))
+    torch.testing.assert_close(dropped[0], denoiser(z, t, {})[0])
+    torch.testing.assert_close(dropped[1], denoiser(z, t, cond)[1])
+
+
+@given(shape=st.lists(st.integers(1, 300), max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_condition_tokens_are_few_and_cover_the_field(shape: list[int]) -> None:
+    patch = patch_shape(tuple(shape))
+    count = math.prod(math.ceil(n / p) for n, p in zip(shape, patch, strict=True))
+    assert count <= CONDITION_TOKENS
+    assert count == 1 or math.prod(patch) >= CONDITION_NUMBERS
+    if math.prod(shape) < 10_000:
+        assert FieldCondition(tuple(shape), 4)(torch.randn(2, *shape)).shape == (2, count, 4)
+
+
+def test_condition_patches_hold_neighbours() -> None:
+    field = FieldCondition((16, 64), 4)
+    assert field.patch == (2, 8)
+    field.embed = torch.nn.Identity()  # type: ignore[assignment]
+    x = torch.arange(16 * 64.0).reshape(1, 16, 64)
+    torch.testing.assert_close(field(x)[0, 17], x[0, 4:6, 8:16].reshape(-1))
+
+
+def test_many_tokens_warn_with_the_fix(caplog: pytest.LogCaptureFixture) -> None:
+    layout = Layout("tgp", ("a", "y", "x"), {"a": 2, "y": 2100, "x": 2}, {"a": 2, "x": 2}, ("a", "x"))
+    with caplog.at_level(logging.WARNING):
+        Denoiser(layout, ConditionLayout(), SMALL)
+    assert "model.core_patch" in caplog.text
+
+
+def test_unknown_device() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(InputError, match=r'device "tpu" is not available here .* Set compute\.device'):
+        resolve_device("tpu")

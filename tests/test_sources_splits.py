@@ -1,0 +1,234 @@
+"""Windows and splits: what is held out never touches what is trained on."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from diffats.config import Data, Split
+from diffats.errors import SourceError
+from diffats.sources import Samples, open_samples
+from diffats.sources.cuts import Grid
+from diffats.sources.splits import by_block, by_marks
+
+
+def opened(dataset: xr.Dataset, seed: int = 0, **options: Any) -> Samples:
+    path = Path(tempfile.mkdtemp()) / "a.zarr"
+    dataset.to_zarr(path, consolidated=False, zarr_format=3)
+    return open_samples(Data(source=str(path), **options), seed)
+
+
+def ramp(**sizes: int) -> xr.Dataset:
+    values = np.arange(float(np.prod(list(sizes.values())))).reshape(tuple(sizes.values()))
+    return xr.Dataset({"u": (tuple(sizes), values)})
+
+
+axis = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 12), st.integers(8, 40))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(axis, min_size=1, max_size=2), st.sampled_from([None, 2]), st.floats(0.05, 0.5), st.integers(0, 99))
+def test_blocks_never_leave_overlap(
+    axes: list[tuple[int, int, int, int]], positions: int | None, share: float, seed: int
+) -> None:
+    dims = ["y", "x"][: len(axes)]
+    size = {d: a[0] for d, a in zip(dims, axes, strict=True)}
+    stride = {d: a[1] for d, a in zip(dims, axes, strict=True)}
+    block = {d: max(a[0], a[2]) for d, a in zip(dims, axes, strict=True)}
+    length = {d: a[3] for d, a in zip(dims, axes, strict=True)}
+    grid = Grid(positions, length, size, stride)
+    cuts = grid.cuts()
+    try:
+        keep, is_test = by_block(cuts, grid, Split(test=share, by="block", block=block), seed)
+    except SourceError:
+        assume(False)
+    covered = {side: np.zeros(tuple(length.values()), dtype=bool) for side in (True, False)}
+    for i in np.flatnonzero(keep):
+        where = tuple(slice(int(cuts.starts[d][i]), int(cuts.starts[d][i]) + size[d]) for d in dims)
+        covered[bool(is_test[i])][where] = True
+    assert not (covered[True] & covered[False]).any()
+    assert covered[True].any()
+    assert covered[False].any()
+    assert not (is_test & ~keep).any()
+    again = by_block(cuts, grid, Split(test=share, by="block", block=block), seed)
+    np.testing.assert_array_equal(again[1], is_test)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.lists(st.booleans(), min_size=6, max_size=30))
+def test_marks_drop_windows_that_touch_both_sides(size: int, stride: int, marks: list[bool]) -> None:
+    grid, held = Grid(None, {"t": len(marks)}, {"t": size}, {"t": stride}), np.array(marks)
+    cuts = grid.cuts()
+    keep, is_test = by_marks(cuts, "t", held, sample_dim=None)
+    for i, start in enumerate(cuts.starts["t"]):
+        window = held[start : start + size]
+        assert keep[i] == (window.all() or not window.any())
+        assert is_test[i] == window.all()
+
+
+def test_order_is_positions_then_windows_last_dim_fastest() -> None:
+    samples = opened(
+        ramp(run=3, y=4, x=6),
+        modes=["y", "x"],
+        sample_dim="run",
+        windows={"size": {"x": 2, "y": 3}, "stride": {"x": 2, "y": 1}},
+    )
+    assert list(samples.starts) == ["y", "x"]
+    assert samples.position is not None
+    assert samples.position[:7].tolist() == [0] * 6 + [1]
+    assert samples.starts["y"][:6].tolist() == [0, 0, 0, 1, 1, 1]
+    assert samples.starts["x"][:6].tolist() == [0, 2, 4, 0, 2, 4]
+    values = samples.dataset["u"].values
+    np.testing.assert_array_equal(samples.read([10])[0], values[1, 1:4, 2:4])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_reading_equals_cutting_one_by_one(data: st.DataObject) -> None:
+    sizes = {
+        "run": data.draw(st.integers(2, 4)),
+        "y": data.draw(st.integers(5, 9)),
+        "x": data.draw(st.integers(5, 9)),
+        "z": 3,
+    }
+    window = {"y": data.draw(st.integers(1, 4)), "x": data.draw(st.integers(1, 4))}
+    stride = {"y": data.draw(st.integers(1, 4)), "x": data.draw(st.integers(1, 4))}
+    modes = data.draw(st.permutations(["y", "x", "z"]))
+    samples = opened(ramp(**sizes), modes=modes, sample_dim="run", windows={"size": window, "stride": stride})
+    chosen = data.draw(st.lists(st.integers(0, samples.n - 1), max_size=12))
+    values = samples.dataset["u"].transpose("run", *modes).values
+    assert samples.read(chosen).shape == (len(chosen), *samples.sizes.values())
+    for i, x in zip(chosen, samples.read(chosen), strict=True):
+        where = tuple(
+            slice(int(samples.starts[m][i]), int(samples.starts[m][i]) + window[m]) if m in window else slice(None)
+            for m in modes
+        )
+        np.testing.assert_array_equal(x, values[(int(samples.position[i]), *where)])  # type: ignore[index]
+
+
+class _Counting(xr.backends.BackendArray):
+    """Counts what is read of it."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.dtype, self.read, self.calls = values, values.shape, values.dtype, 0, 0
+
+    def __getitem__(self, key: Any) -> Any:
+        part = self.values[key.tuple]
+        self.read, self.calls = self.read + part.size, self.calls + 1
+        return part
+
+
+def test_dense_windows_are_read_as_slabs() -> None:
+    from xarray.core.indexing import LazilyIndexedArray
+
+    from diffats.sources.reading import read_windows
+
+    counter = _Counting(np.arange(200 * 300.0).reshape(200, 300))
+    array = xr.DataArray(xr.Variable(("y", "x"), LazilyIndexedArray(counter)))
+    grid = Grid(None, {"y": 200, "x": 300}, {"y": 16, "x": 16}, {"y": 4, "x": 4})
+    cuts = grid.cuts()
+    out = read_windows(array, cuts, sample_dim=None, dims=("y", "x"))
+    np.testing.assert_array_equal(out[-1], counter.values[184:200, 284:300])
+    assert counter.calls == 1
+    assert counter.read == 200 * 300
+    counter.calls = 0
+    read_windows(array, cuts.take([0, cuts.n - 1]), sample_dim=None, dims=("y", "x"))
+    assert counter.calls == 2  # far apart: not the whole field for two windows
+
+
+def test_slabs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffats.sources.reading._SLAB_BYTES", 1000)
+    samples = opened(ramp(t=500, x=4), modes=["t", "x"], windows={"size": {"t": 5}})
+    np.testing.assert_array_equal(samples.read(np.arange(samples.n)).reshape(500, 4), samples.dataset["u"])
+
+
+def test_overlap_by_sample_warns(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="diffats"):
+        opened(ramp(t=60, x=3), modes=["t", "x"], windows={"size": {"t": 5}})
+        assert not caplog.records
+        samples = opened(ramp(t=60, x=3), modes=["t", "x"], windows={"size": {"t": 5}, "stride": {"t": 2}})
+    assert samples.dropped == 0
+    assert len(caplog.records) == 1
+    assert 'Use by = "block"' in caplog.text
+    assert "of 3 test samples overlap" in caplog.text
+
+
+def test_splits_depend_on_the_seed_alone() -> None:
+    dataset = ramp(run=50, x=3, y=2)
+    first, same, other = (opened(dataset, seed, modes=["y", "x"], sample_dim="run").is_test for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
+    assert first.sum() == 5
+
+
+def test_block_defaults_hold_out_about_the_share() -> None:
+    samples = opened(
+        ramp(y=145, x=145, b=2),
+        modes=["y", "x", "b"],
+        windows={"size": {"y": 16, "x": 16}, "stride": {"y": 4, "x": 4}},
+        split={"by": "block"},
+    )
+    assert 0.05 < samples.is_test.mean() < 0.2
+    assert samples.n + samples.dropped == 33 * 33
+
+
+def test_coordinate_of_a_dim_holds_out_its_end() -> None:
+    dataset = ramp(time=40, x=3).assign_coords(time=xr.date_range("2000-01-01", periods=40, freq="D"))
+    options: dict[str, Any] = {"modes": ["time", "x"], "windows": {"size": {"time": 4}, "stride": {"time": 2}}}
+    samples = opened(dataset, **options, split={"by": "coordinate", "coordinate": "time", "test": 0.2})
+    assert samples.starts["time"][samples.is_test].tolist() == [32, 34, 36]
+    assert samples.starts["time"][~samples.is_test].max() == 28
+    assert samples.dropped == 1
+    short = opened(dataset, **options, split={"by": "coordinate", "coordinate": "time", "test": 0.01})
+    assert short.starts["time"][short.is_test].tolist() == [36]
+    named = opened(dataset, **options, split={"by": "coordinate", "coordinate": "time", "values": ["2000-01"]})
+    assert named.starts["time"][named.is_test].max() == 26
+
+
+def test_coordinate_of_samples() -> None:
+    dataset = ramp(run=30, y=2, x=3).assign_coords(
+        nu=("run", np.repeat([0.1, 0.2, 0.3], 10)), case=("run", np.array(list("abc") * 10, dtype=object))
+    )
+    options: dict[str, Any] = {"modes": ["y", "x"], "sample_dim": "run"}
+    samples = opened(dataset, **options, split={"by": "coordinate", "coordinate": "nu"})
+    assert samples.is_test.sum() == 10
+    assert len(set(dataset["nu"].values[samples.is_test])) == 1
+    chosen = opened(dataset, **options, split={"by": "coordinate", "coordinate": "nu", "values": [0.1, 0.3]})
+    assert np.flatnonzero(~chosen.is_test).tolist() == list(range(10, 20))
+    text = opened(dataset, **options, split={"by": "coordinate", "coordinate": "case", "values": ["b"]})
+    assert np.flatnonzero(text.is_test).tolist() == list(range(1, 30, 3))
+    last = opened(dataset, **options, split={"by": "coordinate", "coordinate": "run"})
+    assert np.flatnonzero(last.is_test).tolist() == [27, 28, 29]
+
+
+def test_years_of_a_360_day_calendar_by_value() -> None:
+    time = xr.date_range("2000-01-01", periods=36, freq="MS", calendar="360_day", use_cftime=True)
+    dataset = ramp(time=36, x=3, y=2).assign_coords(time=time)
+    options: dict[str, Any] = {"modes": ["y", "x"], "sample_dim": "time"}
+    samples = opened(dataset, **options, split={"by": "coordinate", "coordinate": "time", "values": [2001]})
+    assert np.flatnonzero(samples.is_test).tolist() == list(range(12, 24))
+    last = opened(dataset, **options, split={"by": "coordinate", "coordinate": "time"})
+    assert np.flatnonzero(last.is_test).tolist() == [32, 33, 34, 35]
+    with pytest.raises(SourceError, match=r"'1999'.*2000-01-01T00:00:00"):
+        opened(dataset, **options, split={"by": "coordinate", "coordinate": "time", "values": ["1999"]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": {"by": "block", "block": {"t": 4}}}, r"data\.split\.block 4 .* below the window size 5"),
+        ({"split": {"by": "block", "block": {"t": 99}}}, "one block of t=99, and two are needed"),
+        ({"windows": {"size": {"t": 15}}}, "2 samples come from"),
+    ],
+)
+def test_split_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        opened(ramp(t=30, x=3), **{"modes": ["t", "x"], "windows": {"size": {"t": 5}}, **options})
