@@ -10,7 +10,7 @@ ROOT := runs/indian-pines
 PYTHON = $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint types format test-slow test-install mlflow-ui prefect-ui clean
+.PHONY: help setup demo test lint types format test-slow test-faults test-install mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,6 +44,9 @@ format: $(STAMP)  ## let ruff fix what it can
 
 test-slow: $(STAMP)  ## tests that start servers or take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(STAMP)  ## tests that kill processes on purpose
+	$(BIN)/python -m pytest -m faults
 
 # Tests what is committed, as a newcomer gets it: neither this .venv nor files that were never added can help.
 test-install:  ## both commands in a fresh clone

@@ -116,8 +116,9 @@ class Cluster:
             try:
                 yield from self._stream(function, items, limit)
             except KilledWorker as error:
+                self._wait_for_replacements()
                 raise DiffatsError(
-                    f"a worker process died repeatedly in the same piece of work ({error}), mostly for lack of memory "
+                    f"a worker process died repeatedly in the same piece of work, mostly for lack of memory "
                     f"(limit {self.compute.memory} a worker). Lower compute.shard_samples or raise compute.memory."
                 ) from error
             except RuntimeError as error:
@@ -133,6 +134,12 @@ class Cluster:
                     f'lost the Dask scheduler at "{self.compute.scheduler}" during the work ({error}). '
                     "Run the command again when it is back: committed shards are kept."
                 ) from error
+
+    def _wait_for_replacements(self) -> None:
+        """Let dead worker processes come up again: closing them half started would print their tracebacks."""
+        if self.compute.scheduler == "local":
+            with contextlib.suppress(TimeoutError):
+                self._client.wait_for_workers(self.compute.workers, timeout=_CONNECT_SECONDS)
 
     def _stream(
         self, function: Callable[[Item], Result], items: Iterable[Item], limit: int
@@ -175,7 +182,7 @@ class Cluster:
                 # Dask always opens a web server; without an address, one that other machines reach.
                 worker_dashboard_address=_LOOPBACK,
                 scheduler_kwargs={"dashboard": False, "dashboard_address": _LOOPBACK},
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             )
         self._resources.enter_context(cluster)
         log.debug("local Dask cluster with %d workers at %s", compute.workers, cluster.scheduler_address)

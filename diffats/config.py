@@ -237,7 +237,7 @@ class Generate(Section):
 
     count: int = Field(64, ge=1)
     steps: int = Field(20, ge=1)
-    sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "ddim"
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "dpm++"
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
     retract: bool = Field(False, description="retract generated factors to orthonormal columns")
     batch: int = Field(64, ge=1, description="samples per network call")

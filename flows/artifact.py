@@ -60,7 +60,9 @@ def metric_table(metrics: dict[str, dict[str, object]]) -> str:
     rows = ["| metric | " + " | ".join(columns).replace("_", " ") + " | better |", "|---" * (len(columns) + 2) + "|"]
     for name, row in metrics.items():
         cells = [number(row.get(column)) for column in columns]
-        rows.append(f"| {cell(str(row.get('label', name)))} | {' | '.join(cells)} | {cell(str(row.get('better', '')))} |")
+        rows.append(
+            f"| {cell(str(row.get('label', name)))} | {' | '.join(cells)} | {cell(str(row.get('better', '')))} |"
+        )
     return "\n".join(rows)
 
 
@@ -76,7 +78,9 @@ def links(made: dict[str, object], parent_run: str) -> list[str]:
     if tracker.startswith("http"):
         lines.append(f"- MLflow: [run {parent_run}]({tracker.rstrip('/')}/#/runs/{parent_run})")
     else:
-        lines.append(f"- MLflow: run `{parent_run}`, kept in `{tracker}`" if tracker else f"- MLflow: run `{parent_run}`")
+        lines.append(
+            f"- MLflow: run `{parent_run}`, kept in `{tracker}`" if tracker else f"- MLflow: run `{parent_run}`"
+        )
     return ["\n".join(lines)]
 
 
@@ -87,7 +91,9 @@ def pictures(results: Sequence[StageResult]) -> list[str]:
         for title, png in result.pictures.items():
             if len(png) <= MAX_PICTURE and size + len(png) <= MAX_PICTURES:
                 size += len(png)
-                sections.append(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})\n\n*{title}*")
+                sections.append(
+                    f"![{title}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})\n\n*{title}*"
+                )
     return sections
 
 

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from uuid import UUID
 
-from prefect import Flow, flow, runtime
+from prefect import Flow, Task, flow, runtime
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import TerminationSignal
 
 from diffats.config import Recipe, load_recipe
 from flows.artifact import artifact_key, publish
-from tasks.stage import StageTask
+
+if TYPE_CHECKING:
+    from diffats.stages import StageResult
 
 log = logging.getLogger("diffats.flows")
 P = ParamSpec("P")
@@ -43,7 +46,7 @@ class Outcome:
 
 def recipe_flow(function: Callable[P, R]) -> Flow[P, R]:
     """Make a function of ``recipe`` and ``overrides`` a flow whose run names say what and which."""
-    return flow(function, name=function.__name__, flow_run_name=run_name, persist_result=False)
+    return flow(name=function.__name__, flow_run_name=run_name, persist_result=False)(function)
 
 
 def run_name() -> str:
@@ -52,7 +55,7 @@ def run_name() -> str:
     return " ".join([runtime.flow_run.flow_name, Path(given["recipe"]).stem, *given["overrides"]])[:200]
 
 
-def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[StageTask]) -> Outcome:
+def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., StageResult]]) -> Outcome:
     """Run the stages one after the other.
 
     Raises
@@ -67,7 +70,7 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[StageTask]
     resolved = load_recipe(recipe, overrides)
     results = []
     with tracked(resolved) as parent_run:
-        progress = create_progress_artifact(0.0, artifact_key("progress", resolved.name), "Stages done")
+        progress = cast(UUID, create_progress_artifact(0.0, artifact_key("progress", resolved.name), "Stages done"))
         for number, step in enumerate(steps, 1):
             log.info("[%d/%d] %s", number, len(steps), step.name)
             results.append(step(resolved, parent_run))

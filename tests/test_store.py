@@ -118,6 +118,21 @@ def test_the_template_is_never_allocated(store):
     assert version.bounds(3) == (300, 400)
 
 
+def test_coordinates_may_be_lazy_too(store):
+    lazy = template().chunk().assign_coords(nu=("sample", np.arange(N) / 3)).chunk({"sample": 4})
+    version = store.begin("tucker", lazy, fingerprint="f", shard=SHARD)
+    np.testing.assert_array_equal(version.dataset().nu, np.arange(N) / 3)
+    np.testing.assert_array_equal(version.dataset()["mean"], template()["mean"])
+
+
+def test_attributes_that_readers_would_decode_are_left_out(store):
+    packed = template()
+    packed.core.attrs |= {"scale_factor": 2.0, "missing_value": 0.0}
+    version = store.begin("tucker", packed, fingerprint="f", shard=SHARD)
+    version.fill(make, Serial())
+    assert version.finish().dataset().core.values.tobytes() == make(0, N)["core"].tobytes()
+
+
 def test_versions_tell_done_total_and_failed(store):
     version = store.begin("tucker", template(), fingerprint="f1", shard=SHARD)
     with pytest.raises(ZeroDivisionError):
@@ -594,6 +609,12 @@ def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path):
         assert owner["pid"] == os.getpid()
     with writer_lock(root):
         Store.open(root / "store").put("anchor", template(), fingerprint="f")
+
+
+def test_a_root_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"), writer_lock(tmp_path / "file" / "root"):
+        pass
 
 
 def test_a_url_has_no_lock():

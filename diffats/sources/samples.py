@@ -314,7 +314,8 @@ class Samples:
         """Coordinates of samples along ``sample``.
 
         Their number, their ``split``, ``<dim>_start`` (an index) and ``<dim>_origin`` (the coordinate there) for each
-        windowed dim, and what the source says along its own dim of samples (its ``sample`` becomes ``source_sample``).
+        windowed dim, and what the source says along its own dim of samples (its ``sample`` and ``split`` become
+        ``source_sample`` and ``source_split``).
         """
         chosen = np.asarray(indices, dtype=np.int64)
         cuts = self._places(chosen)
@@ -331,7 +332,7 @@ class Samples:
             if sample_dim in coord.dims and not set(self._windows).intersection(coord.dims):
                 assert cuts.position is not None
                 assert sample_dim is not None
-                key = "source_sample" if name == "sample" else str(name)
+                key = f"source_{name}" if name in coords else str(name)
                 coords[key] = _moved(coord.variable, sample_dim, cuts.position)
         return coords
 

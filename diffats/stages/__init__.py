@@ -148,7 +148,14 @@ def _datasets(work: Workspace, result: StageResult) -> Iterable[dict[str, Any]]:
     if result.stage == "decompose":
         digest = work.samples.fingerprint()
         source = str(work.portable["data"]["source"])
-        yield {"name": f"{work.recipe.name}-raw", "location": source, "group": None, "snapshot": None, "digest": digest, "context": "raw"}
+        yield {
+            "name": f"{work.recipe.name}-raw",
+            "location": source,
+            "group": None,
+            "snapshot": None,
+            "digest": digest,
+            "context": "raw",
+        }
     if result.stage in ("decompose", "align", "generate"):
         group = {"decompose": "tucker", "align": "primitives", "generate": "samples"}[result.stage]
         yield {

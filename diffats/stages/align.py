@@ -37,7 +37,7 @@ def primitives_version(work: Workspace) -> Version | None:
     anchor = select_anchor.anchor_version(work, tucker) if tucker is not None and tucker.complete else None
     if tucker is None or anchor is None:
         return None
-    return work.store.version("primitives", primitives_fingerprint(anchor, tucker))
+    return work.find("primitives", primitives_fingerprint(anchor, tucker))
 
 
 @lru_cache(maxsize=4)
@@ -51,9 +51,7 @@ def read_anchors(location: str, snapshot: str) -> dict[str, Array]:
     }
 
 
-def align_shard(
-    start: int, stop: int, *, location: str, tucker: str, anchor: str, layout: Layout
-) -> dict[str, Array]:
+def align_shard(start: int, stop: int, *, location: str, tucker: str, anchor: str, layout: Layout) -> dict[str, Array]:
     """Primitives, overlaps, conditions and status of samples ``start..stop``; bad samples stay zeros."""
     shard = read_group(location, "tucker", tucker).isel(sample=slice(start, stop))
     status = shard["status"].values
@@ -67,7 +65,8 @@ def align_shard(
         out[stream.name][good] = streams[stream.name]
     smallest = np.zeros((stop - start, len(layout.aligned)))
     for axis, mode in enumerate(layout.aligned):
-        smallest[good, axis] = overlaps[mode].reshape(int(good.sum()), -1).min(axis=1)
+        cosines = overlaps[mode]
+        smallest[good, axis] = cosines.min(axis=tuple(range(1, cosines.ndim)))
     out["overlap"] = smallest
     for name in shard.data_vars:
         if str(name).startswith("condition_"):
@@ -99,18 +98,18 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     tucker = select_anchor.require_tucker(work)
     anchor = require_anchor(work, tucker)
     identity = primitives_fingerprint(anchor, tucker)
-    version = None if hooks.restart else work.store.version("primitives", identity)
+    version = None if hooks.restart else work.find("primitives", identity)
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
-    layout = decompose.layout_of(tucker)
+    layout = decompose.current_layout(work, tucker)
     if version is None:
-        kept = {key: tucker.attrs[key] for key in ("layout", "template", "label_names")}
+        kept = {key: tucker.attrs[key] for key in ("template", "label_names")}
         version = work.store.begin(
             "primitives",
             template(tucker, layout),
             fingerprint=identity,
             shard=tucker.record.shard,
-            attrs=work.attrs(**kept, tucker=tucker.snapshot, anchor=anchor.snapshot),
+            attrs=work.attrs(**kept, layout=layout.to_dict(), tucker=tucker.snapshot, anchor=anchor.snapshot),
             restart=hooks.restart,
         )
     n = tucker.dataset().sizes["sample"]
@@ -123,7 +122,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     )
     with open_cluster(work.recipe.compute) as cluster:
         version.fill(function, cluster, progress=lambda done, failed: hooks.progress(done, n, failed))
-    return result(work, version.finish({}), started)
+    return result(work, work.keep(version.finish()), started)
 
 
 def overlap_quantiles(dataset: xr.Dataset) -> dict[str, dict[str, float]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -42,7 +44,12 @@ PILOT_SAMPLES = 256
 # Relative to the field, to its difference from the training mean, and to the centred and scaled field (which is what
 # a tolerance limits).
 ERRORS = ("relative_error", "anomaly_error", "truncation_error")
+MASK_SAMPLES = 64
+PILOT_BYTES = 2**28
+# Where the source is and how it is opened: its digest tells what it holds. The condition belongs to the next group.
+_NOT_CONTENT = ("source", "engine", "storage_options", "condition", "max_failed")
 Array = npt.NDArray[Any]
+Spec = tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]  # dims, shape, dtype
 log = logging.getLogger("diffats.decompose")
 
 
@@ -51,9 +58,8 @@ log = logging.getLogger("diffats.decompose")
 
 def scaling_fingerprint(work: Workspace) -> str:
     """Identity of the training mean, scale and mask."""
-    data = work.portable["data"]
-    config = {key: value for key, value in data.items() if key not in ("condition", "max_failed", "storage_options")}
-    return fingerprint("scaling", {"data": config, "seed": work.recipe.seed}, work.samples.fingerprint())
+    config = {key: value for key, value in work.portable["data"].items() if key not in _NOT_CONTENT}
+    return fingerprint("scaling", {"data": config, "seed": work.recipe.seed}, work.source_digest)
 
 
 def tucker_fingerprint(work: Workspace) -> str:
@@ -72,7 +78,7 @@ def tucker_fingerprint(work: Workspace) -> str:
 
 def tucker_version(work: Workspace) -> Version | None:
     """The stored Tucker forms of this recipe, finished or not."""
-    return work.store.version("tucker", tucker_fingerprint(work))
+    return work.find("tucker", tucker_fingerprint(work))
 
 
 def layout_of(version: Version) -> Layout:
@@ -80,54 +86,57 @@ def layout_of(version: Version) -> Layout:
     return Layout.from_dict(version.attrs["layout"])
 
 
+def current_layout(work: Workspace, tucker: Version) -> Layout:
+    """The layout of the primitives: ``align.modes`` may have changed since the Tucker forms were written."""
+    layout = layout_of(tucker)
+    return layout if layout.kind == "mgp" else replace(layout, aligned=work.recipe.aligned_modes)
+
+
 # --- the training part's mean, scale and mask ---------------------------------------------------------------------
 
 
-def shard_moments(bounds: tuple[int, int], *, data: Data, seed: int) -> dict[str, Any]:
-    """Moments of a shard's good training samples, with the mask they share.
+def find_mask(work: Workspace) -> Array | None:
+    """The points that are missing in every sample: the most common pattern among some training samples."""
+    if work.recipe.data.missing != "mask":
+        return None
+    missing = np.isnan(work.samples.read(training_choice(work, MASK_SAMPLES)))
+    patterns = [pattern.tobytes() for pattern in np.packbits(missing.reshape(len(missing), -1), axis=1)]
+    readable = [i for i, pattern in enumerate(missing) if not pattern.all()]
+    if not readable:
+        return None
+    counts = Counter(patterns[i] for i in readable)
+    mask = missing[max(readable, key=lambda i: (counts[patterns[i]], -i))]
+    return mask if mask.any() else None
 
-    The mask is where every readable sample of the shard is missing; a sample with more missing values than that
-    is left out here, and recorded as bad when it is decomposed.
-    """
+
+def shard_moments(bounds: tuple[int, int], *, data: Data, seed: int, mask: Array | None) -> dict[str, Any]:
+    """Moments of a shard's good training samples, and how much is missing beside the mask."""
     samples = sources.open_samples(data, seed)
     indices = np.arange(*bounds)
     indices = indices[~samples.is_test[indices]]
     moments = Moments()
-    if not indices.size:
-        return {"moments": moments, "mask": None, "missing": 0, "values": 0}
     x = samples.read(indices)
-    missing = ~np.isfinite(x)
-    masked = data.missing == "mask"
-    nan: Array = np.isnan(x)
-    readable = ~nan.reshape(len(x), -1).all(axis=1)
-    mask = np.asarray(nan[readable].all(axis=0)) if masked and readable.any() else np.zeros(x.shape[1:], bool)
-    good = status_of(x, mask) == STATUS["ok"]
-    moments.add(x[good])  # NaN where masked
-    return {
-        "moments": moments,
-        "mask": mask if readable.any() else None,
-        "missing": int(missing.sum()),
-        "values": int(x.size),
-    }
+    moments.add(x[status_of(x, mask) == STATUS["ok"]])  # NaN where masked
+    nan = np.isnan(x)
+    other = (nan if mask is None else nan != mask).any(axis=tuple(range(1, x.ndim)))
+    return {"moments": moments, "other": int(other.sum()), "missing": int((~np.isfinite(x)).sum()), "values": x.size}
 
 
 def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> tuple[FieldScaling, Array]:
     """Scaling and training mean, in one pass over the raw data."""
     n = work.samples.n
-    moments, mask, missing, values, unequal = Moments(), None, 0, 0, False
-    function = partial(shard_moments, data=work.data, seed=work.recipe.seed)
+    moments, counts = Moments(), Counter[str]()
+    function = partial(shard_moments, data=work.data, seed=work.recipe.seed, mask=find_mask(work))
     for (_, stop), part in in_order(cluster.map(function, shard_bounds(n, shard))):
-        moments.merge(part["moments"])
-        missing, values = missing + part["missing"], values + part["values"]
-        if part["mask"] is not None:
-            unequal |= mask is not None and not np.array_equal(mask, part["mask"])
-            mask = part["mask"] if mask is None else mask & part["mask"]
+        moments.merge(part.pop("moments"))
+        counts.update(part)
         hooks.progress(stop, n, 0)
-    share = missing / max(values, 1)
-    if unequal:
+    share = counts["missing"] / max(counts["values"], 1)
+    if work.recipe.data.missing == "mask" and counts["other"] > allowed_failures(work, n):
         raise SourceError(
-            f"{work.recipe.data.source}: {share:.1%} of the training values are missing, and not at the same points in "
-            'all samples, as data.missing = "mask" expects. Fill them first, or cut windows without them.'
+            f"{work.recipe.data.source}: {share:.1%} of the training values are missing, and in {counts['other']} "
+            'samples not at the same points as in the others, which data.missing = "mask" expects. Fill them first, or '
+            "cut windows without them."
         )
     if moments.count == 0:
         raise SourceError(
@@ -148,20 +157,21 @@ def fitted_scaling(work: Workspace, moments: Moments) -> tuple[FieldScaling, Arr
 def put_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> Version:
     """The ``scaling`` group of this recipe, fitted where it is not there yet."""
     identity = scaling_fingerprint(work)
-    version = work.store.version("scaling", identity)
-    if version is not None and version.complete and not hooks.restart:
+    version = None if hooks.restart else work.find("scaling", identity)
+    if version is not None and version.complete:
         return version
     log.info("reading the training samples once for their mean and scale")
     scaling, training_mean = fit_scaling(work, cluster, shard, hooks)
     modes = work.recipe.tensor_modes
     arrays = dict(scaling.to_arrays(), training_mean=training_mean)
     dataset = xr.Dataset({name: (_dims(name, array, modes), array) for name, array in arrays.items()})
-    return work.store.put("scaling", dataset, fingerprint=identity, attrs=work.attrs())
+    return work.keep(work.store.put("scaling", dataset, fingerprint=identity, attrs=work.attrs()))
 
 
 def _dims(name: str, array: Array, modes: Sequence[str]) -> tuple[str, ...]:
     # A mean of one number has axes of length 1 where the field has its sizes.
-    return tuple(m if n > 1 or name in ("mask", "training_mean") else f"{m}_one" for m, n in zip(modes, array.shape, strict=True))
+    whole = name in ("mask", "training_mean")
+    return tuple(mode if whole or n > 1 else f"{mode}_one" for mode, n in zip(modes, array.shape, strict=True))
 
 
 @lru_cache(maxsize=4)
@@ -178,13 +188,16 @@ def read_scaling(location: str, snapshot: str) -> tuple[FieldScaling, Array]:
 
 def scaling_version(work: Workspace) -> Version:
     """The stored scaling of this recipe."""
-    return work.require(work.store.version("scaling", scaling_fingerprint(work)), "scaling", "decompose")
+    return work.require(work.find("scaling", scaling_fingerprint(work)), "scaling", "decompose")
 
 
 def status_of(x: Array, mask: npt.NDArray[Any] | None) -> npt.NDArray[np.int8]:
-    """Status flag of each sample of ``x`` ``(k, *sizes)``: ok, non_finite or all_zero."""
+    """Status flag of each sample of ``x`` ``(k, *sizes)``: ok, non_finite or all_zero.
+
+    Where there is a mask, a good sample is NaN there and nowhere else.
+    """
     axes = tuple(range(1, x.ndim))
-    valid = np.isfinite(x) if mask is None else np.isfinite(x) ^ mask
+    valid = np.isfinite(x) if mask is None else np.where(mask, np.isnan(x), np.isfinite(x))
     zero = (x == 0).all(axis=axes) if mask is None else ((x == 0) | mask).all(axis=axes)
     status = np.full(len(x), STATUS["ok"], np.int8)
     status[zero] = STATUS["all_zero"]
@@ -201,26 +214,24 @@ def decompose_shard(
     indices = np.arange(start, stop)
     x = samples.read(indices)
     status = status_of(x, fields.mask)
-    good = status == STATUS["ok"]
-    filled = x if fields.mask is None else np.where(np.isnan(x) & fields.mask, training_mean, x)
-    conditions = samples.conditions(indices, filled.astype(x.dtype, copy=False))
-    status[good & ~_finite_conditions(conditions, len(x))] = STATUS["non_finite"]
+    conditions = samples.conditions(indices, x)
+    usable = finite_conditions(conditions, len(x), masked=data.missing == "mask")
+    status[(status == STATUS["ok"]) & ~usable] = STATUS["non_finite"]
     good = status == STATUS["ok"]
     out: dict[str, Array] = {"status": status}
     if good.any():
         out |= {name: _scatter(v, good) for name, v in _forms(x[good], fields, training_mean, layout, method).items()}
     else:
-        out |= {name: np.zeros((len(x), *shape), dtype) for name, (_, shape, dtype) in variables(layout, x.dtype).items()}
-    for name, value in conditions.items():
-        out[f"condition_{name}"] = np.where(_rows(good, value), value, 0).astype(value.dtype)
-    return out
+        specs = variables(layout, x.dtype)
+        out |= {name: np.zeros((len(x), *shape), dtype) for name, (_, shape, dtype) in specs.items()}
+    return out | {f"condition_{name}": _scatter(value[good], good) for name, value in conditions.items()}
 
 
 def _forms(x: Array, scaling: FieldScaling, training_mean: Array, layout: Layout, method: str) -> dict[str, Array]:
     fields = np.asarray(scaling.apply(x), dtype=x.dtype)
     streams, tucker = decompose(fields, layout, method)
     truncated = layout.restore(tucker.to_tensor())
-    restored = scaling.undo(truncated)
+    restored = scaling.undo(truncated)  # NaN where masked, as x is
     out = {name: np.asarray(value, dtype=x.dtype) for name, value in streams.items()}
     out["truncation_error"] = relative_error(fields, truncated)
     out["relative_error"] = relative_error(x, restored)
@@ -240,25 +251,27 @@ def _scatter(values: Array, good: npt.NDArray[np.bool_]) -> Array:
     return out
 
 
-def _rows(good: npt.NDArray[np.bool_], value: Array) -> npt.NDArray[np.bool_]:
-    return good.reshape(-1, *(1,) * (value.ndim - 1))
-
-
-def _finite_conditions(conditions: dict[str, Array], k: int) -> npt.NDArray[np.bool_]:
+def finite_conditions(conditions: dict[str, Array], k: int, *, masked: bool) -> npt.NDArray[np.bool_]:
+    """Which of ``k`` samples have usable conditions; with a mask, fields may be missing at some points."""
     finite = np.ones(k, bool)
     for name, value in conditions.items():
-        if value.dtype.kind == "f" and name != "initial":  # an initial slice is part of the sample, checked with it
-            finite &= np.isfinite(value).reshape(k, -1).all(axis=1)
+        if value.dtype.kind != "f" or name == "initial":  # an initial slice is part of the sample, checked with it
+            continue
+        flat = value.reshape(k, -1)
+        if masked and name.startswith("field_"):
+            finite &= ~np.isinf(flat).any(axis=1) & ~np.isnan(flat).all(axis=1)
+        else:
+            finite &= np.isfinite(flat).all(axis=1)
     return finite
 
 
 # --- the stage --------------------------------------------------------------------------------------------------
 
 
-def variables(layout: Layout, dtype: npt.DTypeLike) -> dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]]:
+def variables(layout: Layout, dtype: npt.DTypeLike) -> dict[str, Spec]:
     """Per-sample variables of group ``tucker``: dims and shape without ``sample``, and dtype."""
     real = np.dtype(dtype)
-    out = {stream.name: (stream.dims, stream.shape, real) for stream in layout.tucker_streams}
+    out: dict[str, Spec] = {stream.name: (stream.dims, stream.shape, real) for stream in layout.tucker_streams}
     out |= {name: ((), (), np.dtype(np.float64)) for name in ERRORS}
     out["numerical_rank"] = (("decomposed_mode",), (len(layout.ranks),), np.dtype(np.int32))
     for mode in layout.ranks:
@@ -266,31 +279,23 @@ def variables(layout: Layout, dtype: npt.DTypeLike) -> dict[str, tuple[tuple[str
     return out
 
 
-def template(work: Workspace, layout: Layout, shard: int) -> xr.Dataset:
+def template(work: Workspace, layout: Layout) -> xr.Dataset:
     """The whole group ``tucker`` as metadata and zeros that take no memory."""
     samples = work.samples
+    n = samples.n
     specs = variables(layout, samples.dtype)
     probe = np.arange(1)
     for name, value in samples.conditions(probe, samples.read(probe)).items():
         dims = tuple(f"{name}_{axis}" for axis in range(value.ndim - 1))
         specs[f"condition_{name}"] = (dims, value.shape[1:], value.dtype)
     specs["status"] = ((), (), np.dtype(np.int8))
-    dataset = xr.Dataset(
-        {name: (("sample", *dims), lazy_zeros((samples.n, *shape), dtype)) for name, (dims, shape, dtype) in specs.items()},
-        coords=sample_coords(samples),
-    )
-    return dataset.assign_coords(decomposed_mode=list(layout.ranks))
-
-
-def sample_coords(samples: sources.Samples) -> dict[str, Any]:
-    """Number, split and place of each sample."""
-    coords: dict[str, Any] = {
-        "sample": ("sample", np.arange(samples.n)),
-        "split": ("sample", np.where(samples.is_test, "test", "train").astype(object)),
+    data = {name: (("sample", *dims), lazy_zeros((n, *shape), dtype)) for name, (dims, shape, dtype) in specs.items()}
+    taken = {"decomposed_mode", *specs, *(dim for dims, _, _ in specs.values() for dim in dims)}
+    coords = {
+        f"source_{name}" if name in taken else name: coord
+        for name, coord in samples.sample_coords(np.arange(n)).items()
     }
-    for dim, start in samples.starts.items():
-        coords[f"{dim}_start"] = ("sample", start, {"long_name": f"index along {dim} where the window starts"})
-    return coords
+    return xr.Dataset(data, coords=coords).assign_coords(decomposed_mode=list(layout.ranks))
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
@@ -298,19 +303,57 @@ def lazy_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
+def training_choice(work: Workspace, count: int) -> Array:
+    """At most ``count`` training samples, seeded, within 256 MiB, increasing."""
+    samples = work.samples
+    train = np.flatnonzero(~samples.is_test)
+    count = min(len(train), count, max(2, PILOT_BYTES // samples.bytes_per_sample))
+    return np.sort(np.random.default_rng(work.recipe.seed).choice(train, count, replace=False))
+
+
+def pilot_indices(work: Workspace) -> Array:
+    """The samples from which ranks are found."""
+    return training_choice(work, PILOT_SAMPLES)
+
+
 def pilot_fields(work: Workspace, scaling: str) -> Array:
     """Centred and scaled good samples of the pilot ``(k, *sizes)``."""
     fields, _ = read_scaling(work.store_location, scaling)
     x = work.samples.read(pilot_indices(work))
-    return np.asarray(fields.apply(x[status_of(x, fields.mask) == STATUS["ok"]]), dtype=x.dtype)
+    good = status_of(x, fields.mask) == STATUS["ok"]
+    if not good.any():
+        raise SourceError(
+            f"{work.recipe.data.source}: none of {len(x)} training samples chosen to find ranks is usable. Mend the "
+            "source, or give decompose.ranks instead of a tolerance."
+        )
+    return np.asarray(fields.apply(x[good]), dtype=x.dtype)
 
 
-def pilot_indices(work: Workspace) -> Array:
-    """At most 256 training samples, seeded, within 256 MiB."""
-    samples = work.samples
-    train = np.flatnonzero(~samples.is_test)
-    count = min(len(train), PILOT_SAMPLES, max(2, 2**28 // samples.bytes_per_sample))
-    return np.sort(np.random.default_rng(work.recipe.seed).choice(train, count, replace=False))
+def found_layout(work: Workspace, scaling: str) -> Layout:
+    """The recipe's layout, with ranks found from the pilot where it has a tolerance."""
+    recipe, ranks = work.recipe, None
+    if recipe.decompose.tolerance is not None:
+        ranks = find_ranks(pilot_fields(work, scaling), recipe)
+        log.info("ranks for tolerance %g: %s", recipe.decompose.tolerance, ranks)
+    return Layout.from_recipe(recipe, work.samples.sizes, ranks)
+
+
+def begin(work: Workspace, scaling: str, shard: int, hooks: Hooks) -> Version:
+    """The version to be filled: new, or the unfinished one."""
+    identity, samples = tucker_fingerprint(work), work.samples
+    version = None if hooks.restart else work.find("tucker", identity)
+    if version is not None:
+        return version
+    layout = found_layout(work, scaling)
+    attrs = work.attrs(
+        layout=layout.to_dict(),
+        template=sources.template_to_json(samples.template()),
+        label_names=list(samples.label_names),
+        n_dropped=samples.dropped,
+        scaling=scaling,
+    )
+    filled = template(work, layout)
+    return work.store.begin("tucker", filled, fingerprint=identity, shard=shard, attrs=attrs, restart=hooks.restart)
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:
@@ -320,47 +363,36 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
     samples, recipe = work.samples, work.recipe
-    shard = shard_samples(recipe, samples.sizes, np.dtype(samples.dtype).itemsize)
+    shard = shard_samples(recipe, samples.sizes, samples.dtype.itemsize)
+    if recipe.decompose.tolerance is None:
+        Layout.from_recipe(recipe, samples.sizes)  # refuses ranks that cannot be, before anything is read
     with open_cluster(recipe.compute) as cluster:
         scaling = put_scaling(work, cluster, shard, hooks).snapshot
-        if version is None:
-            ranks = None
-            if recipe.decompose.tolerance is not None:
-                ranks = find_ranks(pilot_fields(work, scaling), recipe)
-                log.info("ranks for tolerance %g: %s", recipe.decompose.tolerance, ranks)
-            layout = Layout.from_recipe(recipe, samples.sizes, ranks)
-            version = work.store.begin(
-                "tucker",
-                template(work, layout, shard),
-                fingerprint=tucker_fingerprint(work),
-                shard=shard,
-                attrs=work.attrs(
-                    layout=layout.to_dict(),
-                    template=sources.template_to_json(samples.template()),
-                    label_names=list(samples.label_names),
-                    n_dropped=samples.dropped,
-                ),
-                restart=hooks.restart,
-            )
+        version = begin(work, scaling, shard, hooks)
         function = partial(
             decompose_shard,
             data=work.data,
             seed=recipe.seed,
             location=work.store_location,
-            scaling=scaling,
+            scaling=version.attrs["scaling"],
             layout=layout_of(version),
             method=recipe.decompose.method,
         )
         version.fill(function, cluster, progress=lambda done, failed: hooks.progress(done, samples.n, failed))
     check_failures(work, version)
-    return result(work, version.finish({}), started)
+    return result(work, work.keep(version.finish()), started)
+
+
+def allowed_failures(work: Workspace, n: int) -> int:
+    """How many of ``n`` samples may be bad."""
+    return max(1, math.floor(work.recipe.data.max_failed * n))
 
 
 def check_failures(work: Workspace, version: Version) -> None:
     """Raise where more samples are bad than ``data.max_failed`` allows, or too few good ones are left."""
     status = version.dataset()["status"].values
     bad = np.flatnonzero(status != STATUS["ok"])
-    allowed = max(1, math.floor(work.recipe.data.max_failed * len(status)))
+    allowed = allowed_failures(work, len(status))
     meaning = {flag: name for name, flag in STATUS.items()}
     listed = ", ".join(f"{i} ({meaning[int(status[i])]})" for i in bad[:10]) + (" ..." if len(bad) > 10 else "")
     if len(bad) > allowed:

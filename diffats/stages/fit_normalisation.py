@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ def normalisation_version(work: Workspace) -> Version | None:
     primitives = align.primitives_version(work)
     if primitives is None or not primitives.complete:
         return None
-    return work.store.version("normalisation", normalisation_fingerprint(primitives))
+    return work.find("normalisation", normalisation_fingerprint(primitives))
 
 
 def stream_moments(bounds: tuple[int, int], *, location: str, snapshot: str, layout: Layout) -> dict[str, Moments]:
@@ -49,6 +50,11 @@ def stream_moments(bounds: tuple[int, int], *, location: str, snapshot: str, lay
     return out
 
 
+def good_samples(dataset: xr.Dataset, split: str) -> Array:
+    """Numbers of the good samples of a split."""
+    return np.flatnonzero((dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == split))
+
+
 def raw_conditions(dataset: xr.Dataset, indices: Array) -> dict[str, Array]:
     """Conditions as stored, of the given samples."""
     names = [str(name) for name in dataset.data_vars if str(name).startswith("condition_")]
@@ -56,16 +62,25 @@ def raw_conditions(dataset: xr.Dataset, indices: Array) -> dict[str, Array]:
     return {name.removeprefix("condition_"): rows[name].values for name in names}
 
 
+def condition_parts(dataset: xr.Dataset, seed: int, shard: int) -> Iterator[dict[str, Array]]:
+    """The numbers of all good training samples, then the fields of at most 4096 seeded ones, shard by shard."""
+    train = good_samples(dataset, "train")
+    numbers = [name for name in dataset.data_vars if str(name).startswith("condition_") and dataset[name].ndim == 1]
+    yield raw_conditions(dataset[numbers], train)
+    chosen = np.sort(np.random.default_rng(seed).permutation(train)[:CONDITION_SAMPLES])
+    for number in np.unique(chosen // shard):
+        part = raw_conditions(dataset.drop_vars(numbers), chosen[chosen // shard == number])
+        if not part:
+            return
+        yield part
+
+
 def condition_layout(work: Workspace, primitives: Version) -> ConditionLayout:
-    """Shapes and statistics of the conditions, from at most 4096 seeded training samples."""
-    dataset = primitives.dataset()
-    good = (dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == "train")
-    train = np.flatnonzero(good)
-    chosen = np.random.default_rng(work.recipe.seed).permutation(train)[:CONDITION_SAMPLES]
-    raw = raw_conditions(dataset, np.sort(chosen))
+    """Shapes and statistics of the conditions over the training samples."""
+    parts = condition_parts(primitives.dataset(), work.recipe.seed, primitives.record.shard)
     modes, initial = work.recipe.tensor_modes, work.recipe.data.condition.initial
     dims = tuple(mode for mode in modes if mode != initial.dim) if initial is not None else ()
-    return ConditionLayout.fit(raw, initial_dims=dims, label_names=tuple(primitives.attrs["label_names"]))
+    return ConditionLayout.fit(parts, initial_dims=dims, label_names=tuple(primitives.attrs["label_names"]))
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:
@@ -73,7 +88,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     started = time.monotonic()
     primitives = require_primitives(work)
     identity = normalisation_fingerprint(primitives)
-    version = None if hooks.restart else work.store.version("normalisation", identity)
+    version = None if hooks.restart else work.find("normalisation", identity)
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
     layout = decompose.layout_of(primitives)
@@ -94,7 +109,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         fingerprint=identity,
         attrs=work.attrs(conditions=condition_layout(work, primitives).to_dict(), primitives=primitives.snapshot),
     )
-    return result(work, version, started)
+    return result(work, work.keep(version), started)
 
 
 def read_normalisation(version: Version) -> tuple[Normalisation, ConditionLayout]:

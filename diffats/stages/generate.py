@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,20 @@ import numpy.typing as npt
 import xarray as xr
 
 from diffats import bundle, sources
+from diffats.errors import InputError
 from diffats.primitives import orthonormality_defect
-from diffats.stages import align, decompose, fit_normalisation, train
+from diffats.stages import decompose, fit_normalisation, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
 from diffats.store import STATUS, Version
 
+SHARD_BYTES = 2**28
 Array = npt.NDArray[Any]
 
 
 class InProcess:
     """Runs shards one after another in this process, where the accelerator is."""
 
-    def map(
-        self, function: Callable[[Any], Any], items: Iterable[Any], *, in_flight: int | None = None
-    ) -> Iterator[tuple[Any, Any]]:
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
         """Results of ``function``, in order."""
         for item in items:
             yield item, function(item)
@@ -38,7 +38,7 @@ def samples_fingerprint(work: Workspace, model: bundle.Bundle) -> str:
 
 def samples_version(work: Workspace, model: bundle.Bundle) -> Version | None:
     """The generated samples of this recipe, finished or not."""
-    return work.generated.version("samples", samples_fingerprint(work, model))
+    return work.find("samples", samples_fingerprint(work, model))
 
 
 def conditioned_on_fields(work: Workspace) -> bool:
@@ -47,78 +47,96 @@ def conditioned_on_fields(work: Workspace) -> bool:
     return bool(condition.initial or condition.fields or condition.scalars)
 
 
-def sample_conditions(work: Workspace, model: bundle.Bundle, count: int) -> tuple[dict[str, Array], Array]:
-    """Raw conditions of ``count`` samples, and the test samples they are from (-1: drawn from training labels)."""
+def condition_sources(work: Workspace, count: int) -> Array:
+    """The test samples from which ``count`` conditions are; -1: drawn from the training samples' labels."""
     if not conditioned_on_fields(work):
-        return model.condition_rows(count, work.recipe.seed, None), np.full(count, -1)
-    primitives = fit_normalisation.require_primitives(work)
-    dataset = primitives.dataset()
-    good = (dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == "test")
-    order = np.random.default_rng(work.recipe.seed).permutation(np.flatnonzero(good))
-    chosen = order[np.arange(count) % len(order)]
-    unique, back = np.unique(chosen, return_inverse=True)
-    rows = fit_normalisation.raw_conditions(dataset, unique)
-    return {name: value[back] for name, value in rows.items()}, chosen
+        return np.full(count, -1)
+    test = fit_normalisation.good_samples(fit_normalisation.require_primitives(work).dataset(), "test")
+    if not test.size:
+        raise InputError("no test sample is good, and conditions come from test samples. Raise data.split.test.")
+    order = np.random.default_rng(work.recipe.seed).permutation(test)
+    return np.asarray(order[np.arange(count) % len(order)])
 
 
-def template(model: bundle.Bundle, raw: dict[str, Array], count: int) -> xr.Dataset:
+def sample_conditions(work: Workspace, model: bundle.Bundle, indices: Array, chosen: Array) -> dict[str, Array]:
+    """Raw conditions of the generated samples ``indices``, one row each."""
+    if not conditioned_on_fields(work):
+        return model.drawn_conditions(indices, work.recipe.seed)
+    unique, back = np.unique(chosen[indices], return_inverse=True)
+    rows = fit_normalisation.raw_conditions(fit_normalisation.require_primitives(work).dataset(), unique)
+    return {name: value[back] for name, value in rows.items()}
+
+
+def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset:
     """The whole group of samples as metadata and zeros that take no memory."""
-    one = sources.decoded_dataset(np.zeros((1, *model.layout.sizes.values()), np.float32), model.template).isel(sample=0)
+    count = len(chosen)
     data: dict[str, Any] = {
-        str(name): (("sample", *v.dims), decompose.lazy_zeros((count, *v.shape), v.dtype), v.attrs)
-        for name, v in one.data_vars.items()
-        if name in model.template.data_vars
+        str(name): (("sample", *v.dims), decompose.lazy_zeros((count, *v.shape), np.float32), v.attrs)
+        for name, v in model.template.data_vars.items()
     }
-    kept = {str(name): v for name, v in one.variables.items() if name not in data and name != "sample"}
     for stream in model.layout.streams:
         if stream.mode is not None:
             text = {"long_name": f"distance of {stream.name} from orthonormal columns, |U^T U - I|_F"}
             data[f"defect_{stream.name}"] = ("sample", decompose.lazy_zeros((count,), np.float64), text)
+    numbers = model.condition_variables(sample_conditions(work, model, np.arange(1), chosen))
+    for name, (dims, value) in numbers.items():
+        dtype = value.dtype if value.dtype.kind in "biuf" else np.dtype(np.int64)
+        text = {"long_name": "class of the condition", **label_flags(model)} if dtype != value.dtype else {}
+        data[name] = (dims, decompose.lazy_zeros((count, *value.shape[1:]), dtype), text)
     data["status"] = ("sample", decompose.lazy_zeros((count,), np.int8))
-    data["of_sample"] = ("sample", decompose.lazy_zeros((count,), np.int64), {"long_name": "test sample of the condition"})
-    conditions = model.condition_variables(raw)
+    source = {"long_name": "test sample of the condition; -1: a training sample's label"}
+    data["of_sample"] = ("sample", decompose.lazy_zeros((count,), np.int64), source)
     dataset = xr.Dataset(data, attrs=dict(model.template.attrs))
-    return dataset.assign_coords({"sample": np.arange(count), **kept, **conditions})
+    return dataset.assign_coords({**model.template.coords, "sample": np.arange(count)})
+
+
+def label_flags(model: bundle.Bundle) -> dict[str, Any]:
+    """CF attributes of class numbers."""
+    names = [name.replace(" ", "_") for name in model.label_names]
+    return {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
+
+
+def shard_size(work: Workspace, model: bundle.Bundle) -> int:
+    """Samples generated and written at once: a network batch, as long as its fields fit 256 MiB."""
+    bytes_each = 4 * model.layout.raw_numbers
+    return max(1, min(work.recipe.generate.batch, work.recipe.generate.count, SHARD_BYTES // bytes_each))
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:
     """Generate ``generate.count`` samples; continue where an earlier run stopped."""
     started = time.monotonic()
     model = train.require_bundle(work)
-    settings = work.recipe.generate
-    identity = samples_fingerprint(work, model)
-    version = None if hooks.restart else work.generated.version("samples", identity)
+    count = work.recipe.generate.count
+    version = None if hooks.restart else samples_version(work, model)
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
-    raw, chosen = sample_conditions(work, model, settings.count)
+    chosen = condition_sources(work, count)
     if version is None:
         version = work.generated.begin(
             "samples",
-            template(model, raw, settings.count),
-            fingerprint=identity,
-            shard=settings.batch,
+            template(model, work, chosen),
+            fingerprint=samples_fingerprint(work, model),
+            shard=shard_size(work, model),
             attrs=work.attrs(weights=train.weights_digest(model.directory)),
             restart=hooks.restart,
         )
 
     def generate_shard(start: int, stop: int) -> dict[str, Array]:
-        rows = {name: value[start:stop] for name, value in raw.items()}
-        return shard_arrays(model, work, np.arange(start, stop), rows, chosen[start:stop])
+        return shard_arrays(model, work, np.arange(start, stop), chosen)
 
     version.fill(
         generate_shard,
         InProcess(),
         commit_every=1,
-        progress=lambda done, failed: hooks.progress(done, settings.count, failed),
+        progress=lambda done, failed: hooks.progress(done, count, failed),
     )
-    return result(work, version.finish({}), started)
+    return result(work, work.keep(version.finish()), started)
 
 
-def shard_arrays(
-    model: bundle.Bundle, work: Workspace, indices: Array, raw: dict[str, Array], chosen: Array
-) -> dict[str, Array]:
-    """Fields, defects and status of one batch of generated samples."""
+def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: Array) -> dict[str, Array]:
+    """Fields, conditions, defects and status of one batch of generated samples."""
     settings = work.recipe.generate
+    raw = sample_conditions(work, model, indices, chosen)
     streams = model.generate(
         indices,
         work.recipe.seed,
@@ -126,14 +144,16 @@ def shard_arrays(
         steps=settings.steps,
         guidance=settings.guidance,
         sampler=settings.sampler,
+        retracted=settings.retract,
     )
     decoded = sources.decoded_dataset(model.fields(streams), model.template)
-    out: dict[str, Array] = {str(name): decoded[name].values for name in model.template.data_vars}
+    out: dict[str, Array] = {str(n): decoded[n].values.astype(np.float32) for n in model.template.data_vars}
+    out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items()}
     for name, defect in orthonormality_defect(streams, model.layout).items():
         out[f"defect_{name}"] = np.asarray(defect, dtype=np.float64)
-    finite = np.stack([np.isfinite(v).reshape(len(v), -1).all(axis=1) for v in streams.values()]).all(axis=0)
+    finite = bundle.finite_rows(streams)
     out["status"] = np.where(finite, STATUS["ok"], STATUS["non_finite"]).astype(np.int8)
-    out["of_sample"] = np.asarray(chosen, dtype=np.int64)
+    out["of_sample"] = np.asarray(chosen[indices], dtype=np.int64)
     return out
 
 
@@ -141,7 +161,9 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
     """What the tracker and the summary show of the generated samples."""
     dataset = version.dataset()
     status = dataset["status"].values
-    defects = {str(n): float(dataset[n].mean()) for n in dataset.data_vars if str(n).startswith("defect_")}
+    good = status == STATUS["ok"]
+    means = {str(n): dataset[n].values[good].mean() for n in dataset.data_vars if str(n).startswith("defect_")}
+    defects = {name: float(mean) for name, mean in means.items()} if good.any() else {}
     text = ", ".join(f"{name.removeprefix('defect_factor_')} {value:.3f}" for name, value in defects.items())
     settings = work.recipe.generate
     return StageResult(
@@ -152,7 +174,7 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
         skipped=skipped,
         done=len(status),
         total=len(status),
-        failed=int((status != STATUS["ok"]).sum()),
+        failed=int((~good).sum()),
         seconds=time.monotonic() - started,
         metrics=defects,
         facts={"digest": version.digest},
@@ -162,7 +184,5 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
 
 def truth_indices(work: Workspace, count: int, split: str) -> Array:
     """At most ``count`` good raw samples of a split, seeded, increasing."""
-    primitives = work.require(align.primitives_version(work), "primitives", "align")
-    dataset = primitives.dataset()
-    good = (dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == split)
-    return np.sort(np.random.default_rng(work.recipe.seed).permutation(np.flatnonzero(good))[:count])
+    good = fit_normalisation.good_samples(fit_normalisation.require_primitives(work).dataset(), split)
+    return np.sort(np.random.default_rng(work.recipe.seed).permutation(good)[:count])

@@ -115,7 +115,9 @@ def pilot(work: Workspace, tolerances: Iterable[float] = TOLERANCES) -> list[dic
     missing = np.asarray(np.isnan(x).all(axis=0)) if recipe.data.missing == "mask" else None
     good = decompose_stage.status_of(x, missing) == 1
     if good.sum() < 2:
-        raise InputError(f"the pilot read {len(x)} samples and only {int(good.sum())} are usable. Mend the source first.")
+        raise InputError(
+            f"the pilot read {len(x)} samples and only {int(good.sum())} are usable. Mend the source first."
+        )
     x = x[good]
     moments = Moments()
     moments.add(x)

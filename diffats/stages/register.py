@@ -97,7 +97,10 @@ def decide(work: Workspace, tracker: Any, model: bundle.Bundle, metrics: dict[st
         return f"not champion: {_compare(metrics[name], 'gaussian')}", False
     champion = bundle.load(tracker.download(f"models:/{work.recipe.name}@champion"))
     if not comparable(champion, model):
-        return "not champion: the champion was made for other sample sizes or conditions: they cannot be compared", False
+        return (
+            "not champion: the champion was made for other sample sizes or conditions: they cannot be compared",
+            False,
+        )
     old, new = (current_metric(work, each, name) for each in (champion, model))
     reason = f"{name.replace('_', ' ')} {new:.4g} against the champion's {old:.4g} on the current test split"
     return (f"champion: {reason}", True) if new <= old else (f"not champion: {reason}", False)

@@ -24,7 +24,7 @@ Accumulators = dict[str, list[MedoidAccumulator]]  # by mode, one for each index
 
 def anchor_fingerprint(work: Workspace, tucker: Version) -> str:
     """Identity of the anchors."""
-    config = {"anchor": work.portable["anchor"], "aligned": decompose.layout_of(tucker).aligned}
+    config = {"anchor": work.portable["anchor"], "aligned": decompose.current_layout(work, tucker).aligned}
     if work.recipe.anchor.strategy == "random":
         config["seed"] = work.recipe.seed
     return fingerprint("anchor", config, tucker.fingerprint, tucker.digest)
@@ -37,7 +37,7 @@ def require_tucker(work: Workspace) -> Version:
 
 def anchor_version(work: Workspace, tucker: Version) -> Version | None:
     """The stored anchors of this recipe."""
-    return work.store.version("anchor", anchor_fingerprint(work, tucker))
+    return work.find("anchor", anchor_fingerprint(work, tucker))
 
 
 def read_factors(location: str, snapshot: str, mode: str, bounds: tuple[int, int]) -> tuple[Array, Array]:
@@ -80,7 +80,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     version = None if hooks.restart else anchor_version(work, tucker)
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
-    layout = decompose.layout_of(tucker)
+    layout = decompose.current_layout(work, tucker)
     with open_cluster(work.recipe.compute) as cluster:
         sums, scores = medoid_sums(work, tucker, layout, cluster, hooks)
     dataset, chosen = anchors(work, tucker, layout, sums, scores)
@@ -90,7 +90,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         fingerprint=anchor_fingerprint(work, tucker),
         attrs=work.attrs(layout=layout.to_dict(), chosen=chosen, strategy=work.recipe.anchor.strategy),
     )
-    return result(work, version, started)
+    return result(work, work.keep(version), started)
 
 
 def medoid_sums(
@@ -158,7 +158,7 @@ def _picks(work: Workspace, scores: dict[str, Array]) -> dict[str, list[int]] | 
         if index not in usable:
             raise InputError(
                 f"anchor.index {index} is not a good training sample. Take one of {usable[:5].tolist()}... "
-                f"({usable.size} can be anchors), or anchor.strategy = \"medoid\"."
+                f'({usable.size} can be anchors), or anchor.strategy = "medoid".'
             )
     return {mode: [index] * values.shape[1] for mode, values in scores.items()}
 

@@ -29,7 +29,7 @@ def require_normalisation(work: Workspace) -> tuple[Version, Version]:
     """The finished primitives and their statistics."""
     primitives = fit_normalisation.require_primitives(work)
     identity = fit_normalisation.normalisation_fingerprint(primitives)
-    version = work.require(work.store.version("normalisation", identity), "normalisation", "normalise")
+    version = work.require(work.find("normalisation", identity), "normalisation", "normalise")
     return primitives, version
 
 
@@ -66,14 +66,32 @@ def require_bundle(work: Workspace) -> bundle.Bundle:
     path = find_bundle(work)
     if path is None:
         raise StoreNotFoundError(
-            f"{work.root} has no trained model for this recipe. Run `diffats train RECIPE.toml` first, or the whole flow."
+            f"{work.root} has no trained model for this recipe. "
+            "Run `diffats train RECIPE.toml` first, or the whole flow."
         )
-    return bundle.load(path)
+    return bundle.load(path, device=work.recipe.compute.device)
 
 
 def training_directory(work: Workspace, identity: str) -> Path:
-    """Checkpoints and history of a training."""
-    return work.root / "training" / identity[:16]
+    """Checkpoints and history of a training.
+
+    More steps continue in the directory of fewer. A training with fewer steps than were done already has one of its
+    own, since its weights cannot be had from later ones.
+    """
+    longest = work.root / "training" / identity[:16]
+    own = shorter_directory(work, longest)
+    return own if own.is_dir() or steps_done(longest) > work.recipe.train.steps else longest
+
+
+def shorter_directory(work: Workspace, longest: Path) -> Path:
+    """Where a training is that ends before another of the same settings."""
+    return longest.with_name(f"{longest.name}-{work.recipe.train.steps}")
+
+
+def steps_done(directory: Path) -> int:
+    """Steps of the newest checkpoint."""
+    steps = [path.name.partition("-")[2] for path in directory.glob("checkpoint-*")]
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:
@@ -91,8 +109,10 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     layout = decompose.layout_of(primitives)
     statistics, conditions = fit_normalisation.read_normalisation(normalisation)
     stored = primitives.dataset()
-    plain = {name: str(name).removeprefix("condition_") for name in stored.data_vars if "condition_" in str(name)}
-    data = PrimitiveSet(stored.rename(plain), layout, statistics, conditions)
+    given = [str(name) for name in stored.data_vars if str(name).startswith("condition_")]
+    data = PrimitiveSet(
+        stored.rename({name: name.removeprefix("condition_") for name in given}), layout, statistics, conditions
+    )
     directory = training_directory(work, identity)
     if hooks.restart:
         shutil.rmtree(directory, ignore_errors=True)
@@ -140,8 +160,7 @@ def save_bundle(work: Workspace, path: Path, primitives: Version, normalisation:
 def condition_examples(work: Workspace, primitives: Version) -> dict[str, Array]:
     """At most 256 raw training conditions, within 16 MiB."""
     dataset = primitives.dataset()
-    good = (dataset["status"].values == 1) & (dataset["split"].values == "train")
-    train = np.flatnonzero(good)
+    train = fit_normalisation.good_samples(dataset, "train")
     one = fit_normalisation.raw_conditions(dataset, train[:1])
     size = sum(value.nbytes for value in one.values())
     count = min(EXAMPLES, max(1, EXAMPLE_BYTES // max(size, 1)))
@@ -156,9 +175,16 @@ def recipe_fingerprint(work: Workspace) -> str:
 
 def history(work: Workspace, identity: str) -> list[dict[str, float]]:
     """The training's logged metrics, by step."""
-    path = training_directory(work, identity) / "history.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = {row["step"]: row for row in map(json.loads, lines)}
+    longest = work.root / "training" / identity[:16]
+    own = shorter_directory(work, longest)
+    path = (own if own.is_dir() else longest) / "history.jsonl"
+    rows: dict[int, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # cut by a kill; training writes the file anew when it continues
+            break
+        rows[row["step"]] = row
     return [rows[step] for step in sorted(rows) if step <= work.recipe.train.steps]
 
 

@@ -16,6 +16,7 @@ import xarray as xr
 from diffats import sources
 from diffats.config import Data, Recipe, portable
 from diffats.errors import InputError, StoreNotFoundError
+from diffats.sources.opening import absolute
 from diffats.store import Store, Version
 
 # Raise a number where a stage's results change though its configuration does not.
@@ -166,20 +167,23 @@ class Workspace:
         if "://" in recipe.location:
             raise InputError(f'root "{recipe.location}" is a URL. Use a local directory for root.')
         self.recipe = recipe
+        self._finished: dict[tuple[str, str], Version] = {}
         self.root = Path(recipe.location).absolute()
 
     @cached_property
     def data(self) -> Data:
         """The recipe's data section with an absolute source, so that workers elsewhere can open it."""
-        source = self.recipe.data.source
-        if "://" not in source and not source.startswith("builtin:"):
-            source = str(Path(source).absolute())
-        return self.recipe.data.model_copy(update={"source": source})
+        return self.recipe.data.model_copy(update={"source": absolute(self.recipe.data.source)})
 
     @cached_property
     def samples(self) -> sources.Samples:
         """The raw samples, opened lazily."""
         return sources.open_samples(self.data, self.recipe.seed)
+
+    @cached_property
+    def source_digest(self) -> str:
+        """What identifies the content of the source."""
+        return self.samples.fingerprint()
 
     @property
     def store_location(self) -> str:
@@ -205,6 +209,20 @@ class Workspace:
         store = Store.create_or_open(location)
         store.check(self.recipe.name, self.recipe.tensor_modes)
         return store
+
+    def find(self, group: str, identity: str) -> Version | None:
+        """The version of a group with this fingerprint, finished or not; a finished one is looked up once."""
+        key = (group, identity)
+        if key not in self._finished:
+            version = (self.generated if group == "samples" else self.store).version(group, identity)
+            return version if version is None else self.keep(version)
+        return self._finished[key]
+
+    def keep(self, version: Version) -> Version:
+        """Have ``find`` return this version, if it is finished."""
+        if version.complete:
+            self._finished[version.group, version.fingerprint] = version
+        return version
 
     def repositories(self) -> list[Store]:
         """The repositories that are there already; none is created."""

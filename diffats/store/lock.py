@@ -13,7 +13,7 @@ from pathlib import Path
 
 import filelock
 
-from diffats.errors import LockedError
+from diffats.errors import InputError, LockedError
 from diffats.store.location import local_path
 
 _LOCK = ".writer.lock"
@@ -47,6 +47,8 @@ def writer_lock(root: str | Path) -> Iterator[None]:
     ------
     LockedError
         Where another process is writing; the message says which.
+    InputError
+        Where nothing can be written there.
 
     Examples
     --------
@@ -81,16 +83,18 @@ def _locked(path: Path | None, what: str) -> Iterator[None]:
 
 
 def _acquire(path: Path, what: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _changing:
         if path not in _held:
             lock = filelock.FileLock(path, thread_local=False)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 lock.acquire(blocking=False)
             except filelock.Timeout as error:
                 raise LockedError(
                     f"{what} is being written by {_owner(path)}. Wait for it to end, stop it, or use another root."
                 ) from error
+            except OSError as error:
+                raise InputError(f"{what} cannot be written ({error.strerror}). Use another root.") from error
             _held[path] = _Held(lock)
             _sign(path)
         _held[path].users += 1

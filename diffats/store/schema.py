@@ -206,6 +206,7 @@ def write_template(ds: xr.Dataset, store: Any, group: str, filled: Iterable[str]
         if variable.dtype.kind in "fc":
             encoding[name] |= {"fill_value": np.nan, "_FillValue": None}
     ready = _no_fixed_strings(ds)
+    ready = ready.assign({name: ready[name].compute() for name in ready.variables if str(name) not in whole_shards})
     ready.to_zarr(store, group=group, mode="w-", zarr_format=3, consolidated=False, compute=False, encoding=encoding)
 
 

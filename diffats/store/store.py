@@ -11,7 +11,7 @@ snapshot that still has these arrays, so workers need not wait for commits.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,6 +53,23 @@ class Store(Repository):
     ------
     StoreNotFoundError
         Where there is none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from diffats.compute import open_cluster
+    >>> from diffats.config import Compute
+    >>> def squares(start, stop):
+    ...     samples = np.arange(start, stop, dtype=float)
+    ...     return {"square": samples**2, "status": np.ones(stop - start, np.int8)}
+    >>> template = xr.Dataset({"square": ("sample", np.zeros(5))}, coords={"sample": np.arange(5)})
+    >>> with tempfile.TemporaryDirectory() as root, open_cluster(Compute()) as cluster:
+    ...     store = Store.create_or_open(f"{root}/store")
+    ...     version = store.begin("squares", template, fingerprint="a1", shard=2)
+    ...     version.fill(squares, cluster)
+    ...     version.finish().dataset().square.values
+    array([ 0.,  1.,  4.,  9., 16.])
     """
 
     @classmethod
@@ -189,7 +206,7 @@ class Store(Repository):
         list
             Mappings with ``group``, ``fingerprint``, ``snapshot``, ``tag`` (None for an unfinished version),
             ``complete``, ``done``, ``total``, ``failed`` (in samples; 0 for a group written whole), ``digest`` and
-            ``written_at``.
+            ``written_at`` (ISO 8601, UTC).
 
         Raises
         ------
@@ -197,7 +214,8 @@ class Store(Repository):
             Where the repository's own files are damaged.
         """
         try:
-            entries = [*self._tagged(), *self._untagged()]
+            tagged = list(self._tagged())
+            entries = [*tagged, *self._untagged(tagged)]
         except METADATA_DAMAGE as error:
             raise IntegrityError(
                 f"store {self.location}: a snapshot or manifest is damaged or lost ({reason(error)}). "
@@ -276,22 +294,24 @@ class Store(Repository):
             snapshot = self.repo.lookup_tag(tag)
             info = self.repo.lookup_snapshot(snapshot)
             if info.metadata.get("complete") and tag.startswith(f"{info.metadata['group']}-"):
-                yield {**info.metadata, "snapshot": snapshot, "tag": tag, "written_at": info.written_at}
+                yield {**info.metadata, "snapshot": snapshot, "tag": tag, "written_at": _time_of(info)}
 
-    def _untagged(self) -> Iterator[dict[str, Any]]:
+    def _untagged(self, tagged: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """What the head holds beyond the tagged versions: mostly one unfinished group."""
-        known = {(entry["group"], entry["digest"]) for entry in self._tagged()}
+        known = {(entry["group"], entry["fingerprint"], entry["digest"]) for entry in tagged}
         session = self.head()
-        written_at = self.repo.lookup_snapshot(session.snapshot_id).written_at
+        written_at = _time_of(self.repo.lookup_snapshot(session.snapshot_id))
         for group in group_names(session):
             version = Version(self, group, session.snapshot_id)
-            if (group, version.digest) not in known:
+            if (group, version.fingerprint, version.digest) not in known:
                 yield {**version.summary(), "tag": None, "written_at": written_at}
 
     def _clear(self, session: icechunk.Session, group: str) -> None:
         """Make room for a new version of a group."""
-        for entry in self._untagged():
-            if entry["group"] == group and entry["complete"]:  # its process died between commit and tag
+        for entry in self.versions():
+            if (
+                entry["group"] == group and entry["complete"] and entry["tag"] is None
+            ):  # its process died between commit and tag
                 self.tag(group, entry["fingerprint"], self._finished_in(entry))
         root = zarr.open_group(session.store, mode="a", zarr_format=3)
         if group in root:
@@ -314,3 +334,7 @@ class Store(Repository):
 
 def _words(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else f'"{value}"'
+
+
+def _time_of(info: icechunk.SnapshotInfo) -> str:
+    return str(info.written_at.isoformat(timespec="microseconds"))

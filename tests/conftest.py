@@ -1,0 +1,20 @@
+"""What every test shares: an environment that is the same everywhere, and reaches nobody."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import flows
+
+# Set before any test module imports what reads it.
+os.environ.update(flows.SETTINGS)
+os.environ["MPLBACKEND"] = "Agg"
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "2"
+for name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+    os.environ.pop(name, None)
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="diffats-prefect-")
+atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)

@@ -1,0 +1,284 @@
+"""The flows through Prefect: their order, names, retries, artifacts, and what the commands tell."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.states import Failed
+from prefect.testing.utilities import prefect_test_harness
+from tiny_recipe import waves, write_recipe
+
+from diffats import stages
+from diffats.config import Recipe
+from diffats.errors import SourceError, StoreNotFoundError
+from diffats.stages import StageResult
+from flows import artifact, command
+from flows.end_to_end import end_to_end
+from flows.generate import generate
+from flows.pipeline import Outcome
+from flows.preprocess import preprocess
+from flows.train import train
+from tasks.decompose import decompose
+from tasks.stage import io_failed
+
+ROOT = Path(__file__).parents[1]
+FLOWS = (preprocess, train, generate, end_to_end)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Undo what a command does to this process's logging."""
+    handlers = logging.getLogger().handlers
+    before, shown = [handler.level for handler in handlers], list(logging.getLogger("diffats").handlers)
+    yield
+    for handler, level in zip(handlers, before, strict=False):
+        handler.setLevel(level)
+    logging.getLogger("diffats").handlers[:] = shown
+
+
+class FakeStages:
+    """Stands for the library: notes what is called, and fails where it is told to."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, failures: dict[str, list[BaseException]], failed: int = 0
+    ) -> None:
+        self.failures, self.failed = failures, failed
+        self.called: list[str] = []
+        self.status = ""
+        monkeypatch.setattr(stages, "run", self.run)
+        monkeypatch.setattr(stages, "start_tracking", lambda recipe: ("0123", "http://tracker"))
+        monkeypatch.setattr(stages, "finish_tracking", self.finish)
+        monkeypatch.setattr(stages, "summary", lambda recipe, results: {"store": "s", "tracking_uri": "http://tracker"})
+        monkeypatch.setattr(stages, "describe", lambda recipe, results: "made it")
+
+    def run(self, stage: str, recipe: Recipe, *, parent_run: str | None, progress: object) -> StageResult:
+        self.called.append(stage)
+        if self.failures.get(stage):
+            raise self.failures[stage].pop(0)
+        return StageResult(stage, "f", "v", "there", failed=self.failed, summary="well", pictures={"A line": b"png"})
+
+    def finish(self, recipe: Recipe, parent_run: str, status: str) -> None:
+        self.status = status
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    return str(write_recipe(tmp_path))
+
+
+def artifacts(key: str) -> list[Artifact]:
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+
+
+def last_run() -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return max(client.read_flow_runs(), key=lambda run: run.created)
+
+
+def test_end_to_end_is_every_stage_in_order() -> None:
+    from flows import end_to_end as module
+
+    assert tuple(stage.name for stage in module.STAGES) == stages.STAGES
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_flows_have_described_parameters(flow: Flow[..., Outcome]) -> None:
+    properties = flow.parameters.properties
+    assert list(properties) == ["recipe", "overrides"]
+    assert all(entry["description"] for entry in properties.values())
+    assert properties["recipe"]["type"] == "string"
+    assert properties["overrides"]["items"] == {"type": "string"}
+    assert flow.description
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_tiny_data_through_every_stage(recipe: str) -> None:
+    made = end_to_end(recipe, ["train.steps=3"])
+    assert made.failed == 0
+    assert made.summary["n_samples"] == 24
+    assert made.summary["model"]["name"] == "tiny"
+    assert Path(made.summary["report"]).is_file()
+    json.dumps(made.summary)
+    run = last_run()
+    assert run.name == "end_to_end tiny train.steps=3"
+    assert run.state is not None
+    assert run.state.is_completed()
+    text = str(artifacts("report-tiny")[0].data)
+    assert all(f"| {stage} |" in text for stage in stages.STAGES)
+    assert "data:image/png;base64," in text
+    assert len(text) < 1_200_000
+    again = end_to_end(recipe, ["train.steps=3"])
+    assert again.summary["version"] == made.summary["version"]
+    assert str(artifacts("report-tiny")[0].data).count("already there") >= 8
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_parts_are_the_whole(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeStages(monkeypatch, {})
+    preprocess(recipe)
+    train(recipe)
+    assert tuple(fake.called) == stages.STAGES
+    generate(recipe)
+    assert fake.called[-1] == "generate"
+
+
+@pytest.mark.usefixtures("prefect_server", "quiet")
+def test_retry_on_failing_input_or_output_only(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompose, "retry_delay_seconds", 0)
+    fake = FakeStages(monkeypatch, {"decompose": [OSError(5, "Input/output error"), ConnectionResetError()]})
+    assert command.main(preprocess, [recipe]) == 0
+    assert fake.called[:4] == ["decompose"] * 3 + ["select_anchor"]
+    assert fake.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [(OSError(), True), (TimeoutError(), True), (StoreNotFoundError("no store"), False), (ValueError(), False)],
+)
+def test_what_is_worth_a_retry(error: Exception, again: bool) -> None:
+    from prefect.client.schemas.objects import TaskRun
+
+    run = TaskRun(task_key="decompose", dynamic_key="0", run_count=1)
+    assert io_failed(decompose, run, Failed(data=error)) is again
+
+
+@pytest.mark.usefixtures("prefect_server", "quiet")
+@pytest.mark.parametrize(
+    ("error", "code"), [(SourceError('a.nc has no variable "u".'), 2), (FileNotFoundError(2, "gone", "a.nc"), 1)]
+)
+def test_an_error_is_one_message(
+    error: Exception, code: int, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decompose, "retry_delay_seconds", 0)
+    fake = FakeStages(monkeypatch, {"decompose": [error] * 3})
+    assert command.main(end_to_end, [recipe]) == code
+    printed = capsys.readouterr()
+    assert f"error: {error}\n" in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert fake.status == "FAILED"
+
+
+@pytest.mark.usefixtures("prefect_server", "quiet")
+def test_failed_samples_have_their_own_exit_code(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeStages(monkeypatch, {}, failed=1)
+    assert command.main(preprocess, [recipe, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["store"] == "s"
+
+
+@pytest.mark.usefixtures("prefect_server", "quiet")
+def test_an_interrupt_says_how_to_continue(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeStages(monkeypatch, {"align": [KeyboardInterrupt()]})
+    before = signal.getsignal(signal.SIGTERM)
+    assert command.main(end_to_end, [recipe]) == 130
+    assert "Run the same command to continue" in capsys.readouterr().err
+    assert fake.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_report_artifact_has_links_and_small_pictures_only(recipe: str) -> None:
+    made: dict[str, Any] = {"store": "s", "version": "v1", "tracking_uri": "http://tracker/", "report": "r.html"}
+    text = "\n".join(artifact.links(made, "0123"))
+    assert "[run 0123](http://tracker/#/runs/0123)" in text
+    assert "`v1`" in text
+    big = StageResult("a", "f", "v", "there", pictures={"small": b"x", "big": b"x" * (artifact.MAX_PICTURE + 1)})
+    assert len(artifact.pictures([big])) == 1
+    many = StageResult("a", "f", "v", "there", pictures={str(i): b"x" * artifact.MAX_PICTURE for i in range(9)})
+    assert len(artifact.pictures([many])) == artifact.MAX_PICTURES // artifact.MAX_PICTURE
+    row = {"distance": {"label": "Energy | distance", "value": 0.12345, "gaussian": 0.5, "better": "lower"}}
+    assert artifact.metric_table(row).splitlines()[-1] == r"| Energy \| distance | 0.1235 | 0.5 | lower |"
+
+
+def test_a_bad_recipe_is_told_before_anything_starts(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = run_command("train", str(tmp_path / "none.toml"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: recipe ")
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 60
+    assert run_command("train").returncode == 2
+
+
+def run_command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", f"flows.{name}", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, env=own_environment())
+
+
+def own_environment() -> dict[str, str]:
+    """Without the address of the test's server: the command starts its own."""
+    return {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+
+
+@pytest.mark.slow
+def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
+    data = waves()
+    data["u"][3] = float("nan")
+    recipe = str(write_recipe(tmp_path, data))
+    done = run_command("end_to_end", recipe, "--json")
+    assert done.returncode == 3, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    assert made["n_failed"] == 1
+    assert "Traceback" not in done.stderr
+    assert "prefect" not in done.stderr.lower().replace("prefect's private server", "")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_an_interrupted_command_leaves_nothing_running_and_continues(tmp_path: Path, number: signal.Signals) -> None:
+    recipe = str(write_recipe(tmp_path))
+    line = [sys.executable, "-m", "flows.end_to_end", recipe, "--set", "train.steps=100000"]
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(
+            line, cwd=ROOT, stdout=log, stderr=log, env=own_environment(), start_new_session=True
+        )
+    wait_until(lambda: "[5/9]" in (tmp_path / "log").read_text() or running.poll() is not None)
+    children = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    os.killpg(running.pid, number)  # as a terminal does
+    expected = -signal.SIGKILL if number == signal.SIGKILL else 130
+    assert running.wait(60) == expected, (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+    done = run_command("end_to_end", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("already there") >= 4
+
+
+def wait_until(reached: Any, limit: float = 180) -> None:
+    end = time.monotonic() + limit
+    while not reached():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_private_server_serves_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import flows; from flows.server import *; s = PrivateServer(); s.ready(); print(needed()); s.stop()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=own_environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
