@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from diffats import sources
@@ -43,6 +44,7 @@ def save(
     examples: Mapping[str, Array],
     weights: Path,
     provenance: Mapping[str, Any],
+    condition_dims: Mapping[str, list[str]] | None = None,
 ) -> Path:
     """Write a bundle; it appears at ``destination`` whole or not at all.
 
@@ -52,6 +54,8 @@ def save(
         Raw training conditions, one row each, from which unconditioned calls of :meth:`Bundle.sample` draw.
     weights
         The safetensors file of the denoiser's averaged weights.
+    condition_dims
+        Dims of the conditions that are fields, without that of samples.
     """
     partial = destination.with_name(destination.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -69,6 +73,7 @@ def save(
         "conditions": conditions.to_dict(),
         "template": template,
         "label_names": label_names,
+        "condition_dims": dict(condition_dims or {}),
         "provenance": dict(provenance),
     }
     (partial / "bundle.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
@@ -77,8 +82,15 @@ def save(
     return destination
 
 
-def load(path: str | Path) -> Bundle:
+def load(path: str | Path, *, device: str = "auto") -> Bundle:
     """Open a bundle, or the newest one under a recipe's root.
+
+    Parameters
+    ----------
+    path
+        A bundle's directory, or a root.
+    device
+        Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
 
     Raises
     ------
@@ -94,13 +106,17 @@ def load(path: str | Path) -> Bundle:
         if not found:
             raise StoreNotFoundError(f"{path}: no trained model here. Train one with `diffats train RECIPE.toml`.")
         directory = found[-1].parent
-    description = json.loads((directory / "bundle.json").read_text(encoding="utf-8"))
+    try:
+        description = json.loads((directory / "bundle.json").read_text(encoding="utf-8"))
+        arrays = load_file(directory / "arrays.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise IntegrityError(f"{directory}: damaged bundle ({error}). Copy it again, or train again.") from error
     if description.get("format") != FORMAT:
         raise IntegrityError(
             f"{directory}: bundle of format {description.get('format')}, this version reads {FORMAT}. "
             "Load it with the version that wrote it."
         )
-    return Bundle(directory, description)
+    return Bundle(directory, description, arrays, device=device)
 
 
 class Bundle:
@@ -112,15 +128,17 @@ class Bundle:
         What it was made from, how its primitives are laid out, what it can be conditioned on, and where it comes from.
     """
 
-    def __init__(self, directory: Path, description: Mapping[str, Any]) -> None:
-        self.directory = directory
+    def __init__(
+        self, directory: Path, description: Mapping[str, Any], arrays: Mapping[str, Array], *, device: str = "auto"
+    ) -> None:
+        self.directory, self.device = directory, device
         self.recipe: Recipe = parse_recipe(description["recipe"], where=str(directory))
         self.layout = Layout.from_dict(description["layout"])
         self.conditions = ConditionLayout.from_dict(description["conditions"])
         self.template: xr.Dataset = sources.template_from_json(description["template"])
         self.label_names: list[str] = description["label_names"]
+        self.condition_dims: dict[str, list[str]] = description["condition_dims"]
         self.provenance: dict[str, Any] = description["provenance"]
-        arrays = load_file(directory / "arrays.safetensors")
         self.scaling = FieldScaling.from_arrays(_part(arrays, "scaling"))
         self.anchors = _part(arrays, "anchors")
         self.normalisation = Normalisation.from_arrays(_part(arrays, "normalisation"))
@@ -128,11 +146,11 @@ class Bundle:
 
     @cached_property
     def denoiser(self) -> Any:
-        """The trained network, on the best device here."""
+        """The trained network, on its device."""
         from diffats.generation import load_denoiser
 
         weights = self.directory / "weights.safetensors"
-        return load_denoiser(weights, self.layout, self.conditions, self.recipe.model)
+        return load_denoiser(weights, self.layout, self.conditions, self.recipe.model, device=self.device)
 
     def encode(self, ds: xr.Dataset) -> xr.Dataset:
         """Aligned primitives of fields.
@@ -145,25 +163,32 @@ class Bundle:
         Returns
         -------
         xr.Dataset
-            One variable per stream, and ``overlap_<mode>``, over ``sample``.
+            One variable per stream, and ``overlap_<mode>``, over ``sample``, with the samples' own coordinates.
+
+        Raises
+        ------
+        InputError
+            Where a variable is missing, a dim or size is another, or values are missing outside the model's mask.
         """
-        x = self._stack(ds)
+        x, coords = self._stack(ds)
+        if not np.isfinite(x if self.scaling.mask is None else np.where(self.scaling.mask, 0, x)).all():
+            raise InputError("fields to encode hold NaN or infinite values outside the model's mask. Fill them first.")
         streams, overlaps = encode(self.scaling.apply(x), self.anchors, self.layout, self.recipe.decompose.method)
         data: dict[str, Any] = {s.name: (("sample", *s.dims), streams[s.name]) for s in self.layout.streams}
         for mode, overlap in overlaps.items():
-            smallest = overlap.reshape(len(x), -1).min(axis=1)
-            data[f"overlap_{mode}"] = ("sample", smallest)
-        return xr.Dataset(data)
+            data[f"overlap_{mode}"] = ("sample", overlap.min(axis=tuple(range(1, overlap.ndim))))
+        return xr.Dataset(data, coords=coords)
 
     def decode(self, primitives: xr.Dataset) -> xr.Dataset:
-        """Fields in physical units, with the coordinates of a sample, from primitives."""
+        """Fields in physical units from primitives, with the coordinates of a sample and those along ``sample``."""
         streams = {}
         for stream in self.layout.streams:
             if stream.name not in primitives:
                 names = ", ".join(s.name for s in self.layout.streams)
                 raise InputError(f'primitives have no variable "{stream.name}". Expected {names}.')
             streams[stream.name] = primitives[stream.name].transpose("sample", *stream.dims).values
-        return self._fields(streams)
+        along = {str(n): c.variable for n, c in primitives.coords.items() if c.dims == ("sample",)}
+        return sources.decoded_dataset(self.fields(streams), self.template, along)
 
     def sample(
         self,
@@ -184,8 +209,10 @@ class Bundle:
         seed
             Sample ``i`` depends on ``seed`` and ``i`` only.
         conditions
-            By name ("label", a scalar's or field's name, "initial"), one value for all or one per sample. A label may
-            be its name or its code. Left out: drawn from the training conditions.
+            By name ("label", a scalar's or field's name, "initial"), one value for all or one per sample. A label is
+            its name, or its number in ``label_names`` where names are no numbers. Fields have the recipe's dims, in
+            tensor order unless named (``xr.DataArray``). Left out: drawn from the training conditions, all of a
+            sample from the same one.
         steps, guidance, sampler
             As in the recipe where left out.
 
@@ -198,7 +225,8 @@ class Bundle:
             raise InputError(f"cannot generate {n} samples at once. Ask for 1 to {MAX_SAMPLES}.")
         raw = self.condition_rows(n, seed, conditions)
         streams = self.generate(np.arange(n), seed, raw, steps=steps, guidance=guidance, sampler=sampler)
-        return self._fields(streams).assign(self.condition_variables(raw))
+        fields = sources.decoded_dataset(self.fields(streams), self.template)
+        return fields.assign(self.condition_variables(raw))
 
     def generate(
         self,
@@ -209,6 +237,7 @@ class Bundle:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        retracted: bool | None = None,
     ) -> dict[str, Array]:
         """Generated streams ``{name: (k, *shape)}`` of samples ``indices`` under raw conditions, one row each."""
         from diffats.diffusion import Diffusion
@@ -222,13 +251,22 @@ class Bundle:
             [int(i) for i in indices],
             seed,
             cond=self.conditions.normalise(dict(raw)) if raw else None,
-            steps=steps or settings.steps,
-            sampler=sampler or settings.sampler,
+            steps=settings.steps if steps is None else steps,
+            sampler=settings.sampler if sampler is None else sampler,
             guidance=settings.guidance if guidance is None else guidance,
             batch=settings.batch,
+            device=self.device,
         )
         streams = {k: np.asarray(v) for k, v in self.normalisation.undo(self.layout.unflatten(z)).items()}
-        return retract(streams, self.layout) if settings.retract else streams
+        return self._retract(streams) if (settings.retract if retracted is None else retracted) else streams
+
+    def _retract(self, streams: dict[str, Array]) -> dict[str, Array]:
+        """Factors with orthonormal columns; samples that are not finite stay as they are."""
+        finite = finite_rows(streams)
+        better = retract({name: value[finite] for name, value in streams.items()}, self.layout)
+        for name, value in better.items():
+            streams[name][finite] = value
+        return streams
 
     def fields(self, streams: Mapping[str, Array]) -> Array:
         """Fields ``(k, *sizes)`` in physical units of streams; masked points are NaN."""
@@ -236,66 +274,126 @@ class Bundle:
 
     def condition_rows(self, n: int, seed: int, conditions: Mapping[str, Any] | None) -> dict[str, Array]:
         """Raw conditions of ``n`` samples, one row each: as given, or drawn from the training conditions."""
-        given = dict(conditions or {})
-        count = len(next(iter(self.examples.values()))) if self.examples else 0
-        rows = [int(np.random.default_rng([seed, i]).integers(count)) for i in range(n)] if count else []
-        out = {}
-        for name, examples in self.examples.items():
-            public = public_name(name)
-            out[name] = self._given(name, given.pop(public), examples, n) if public in given else examples[rows]
-        if given:
-            names = ", ".join(public_name(name) for name in self.examples) or "none, it is unconditional"
-            raise InputError(f'unknown condition "{next(iter(given))}". The model\'s conditions: {names}.')
-        return out
+        given, names = dict(conditions or {}), {public_name(name): name for name in self.examples}
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            known = ", ".join(names) or "none, it is unconditional"
+            raise InputError(f'unknown condition "{unknown[0]}". The model\'s conditions: {known}.')
+        out = {} if given.keys() >= names.keys() else self.drawn_conditions(np.arange(n), seed)
+        return {
+            name: self._given(name, given[public], n) if public in given else out[name]
+            for public, name in names.items()
+        }
 
-    def _given(self, name: str, given: Any, examples: Array, n: int) -> Array:
-        if name == "label":
-            codes = {text: code for code, text in enumerate(self.label_names)}
-            given = np.asarray([codes.get(v, v) for v in np.atleast_1d(np.asarray(given, dtype=object))])
-            wrong = [v for v in given.ravel() if not isinstance(v, int | np.integer) or not 0 <= v < len(codes)]
-            if wrong:
-                raise InputError(f'label "{wrong[0]}" is unknown. Known: {", ".join(self.label_names)}.')
-        value: Array = np.asarray(given, dtype=examples.dtype)
+    def drawn_conditions(self, indices: Array, seed: int) -> dict[str, Array]:
+        """Raw training conditions for samples ``indices``; sample ``i`` depends on ``seed`` and ``i`` only."""
+        if not self.examples:
+            return {}
+        count = len(next(iter(self.examples.values())))
+        rows = [int(np.random.default_rng([seed, int(i)]).integers(count)) for i in indices]
+        return {name: examples[rows] for name, examples in self.examples.items()}
+
+    def _given(self, name: str, given: Any, n: int) -> Array:
+        examples, public = self.examples[name], public_name(name)
+        if isinstance(given, xr.DataArray):
+            dims = self.condition_dims.get(name, [])
+            given = given.transpose(..., *dims, missing_dims="ignore")
+        try:
+            value: Array = self._codes(given) if name == "label" else np.asarray(given, dtype=examples.dtype)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f'condition "{public}" is no number or array of numbers: {error}.') from error
         shape = (n, *examples.shape[1:])
-        if value.shape == (1, *examples.shape[1:]) or value.shape == examples.shape[1:]:
+        if value.shape in (examples.shape[1:], (1, *examples.shape[1:])):
             value = np.broadcast_to(value, shape)
         if value.shape != shape:
-            raise InputError(f'condition "{public_name(name)}" has shape {value.shape}, expected {shape}.')
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise InputError(f'condition "{public_name(name)}" holds NaN or infinite values. Give finite numbers.')
+            raise InputError(f'condition "{public}" has shape {value.shape}, expected {shape} or {shape[1:]}.')
+        # Points that are missing in the training conditions, such as land, may be missing here.
+        if value.dtype.kind == "f" and not np.isfinite(np.where(np.isnan(examples[0]), 0, value)).all():
+            raise InputError(f'condition "{public}" holds NaN or infinite values. Give finite numbers.')
         return value
+
+    def _codes(self, given: Any) -> Array:
+        """Class numbers of labels given by name or number."""
+        codes: dict[str, int] = {name: code for code, name in enumerate(self.label_names)}
+        by_number = {} if any(_is_number(name) for name in codes) else {str(c): c for c in codes.values()}
+        found = []
+        for label in np.asarray(given, dtype=object).ravel():
+            text = f"{label:g}" if isinstance(label, float | np.floating) else str(label)
+            code = codes.get(text, by_number.get(text))
+            if code is None:
+                raise InputError(f'label "{label}" is unknown. Known: {", ".join(self.label_names)}.')
+            found.append(code)
+        return np.asarray(found, dtype=np.int64).reshape(np.shape(given))
 
     def condition_variables(self, raw: Mapping[str, Array]) -> dict[str, Any]:
         """Conditions as variables of a dataset of samples; labels by name."""
         out: dict[str, Any] = {}
         for name, value in raw.items():
-            dims = ("sample", *(f"{public_name(name)}_{axis}" for axis in range(value.ndim - 1)))
             public = public_name(name)
             if name == "label":
                 value = np.asarray(self.label_names, dtype=object)[value]
-            out[f"condition_{public}"] = (dims, value)
+            out[f"condition_{public}"] = (("sample", *self._dims(name, value.shape[1:])), value)
         return out
 
-    def _stack(self, ds: xr.Dataset) -> Array:
-        modes = list(self.recipe.data.modes)
-        arrays = []
-        for name in self.template.data_vars:
-            if name not in ds:
-                raise InputError(f'dataset has no variable "{name}". Expected {", ".join(map(str, self.template.data_vars))}.')
-            array = ds[name]
-            extra = [dim for dim in array.dims if dim not in modes]
-            if len(extra) > 1 or len(array.dims) - len(extra) < len(modes):
-                raise InputError(f'variable "{name}" has dims {array.dims}, expected one of samples and {modes}.')
-            array = array if extra else array.expand_dims("sample")
-            arrays.append(array.transpose(*(extra or ["sample"]), *modes).values)
-        x = np.stack(arrays, axis=1) if "component" in self.recipe.tensor_modes else arrays[0]
-        expected = tuple(self.layout.sizes.values())
-        if x.shape[1:] != expected:
-            raise InputError(f"samples have sizes {x.shape[1:]}, the model was made for {dict(self.layout.sizes)}.")
-        return np.asarray(x, dtype=np.result_type(x.dtype, np.float32))
+    def _dims(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Dims of a condition; names of its own where a sample has a dim of the same name and another size."""
+        sizes = {**{str(dim): n for dim, n in self.template.sizes.items()}, **self.layout.sizes}
+        dims = tuple(self.condition_dims.get(name, ()))
+        if len(dims) == len(shape) and all(sizes.get(dim, n) == n for dim, n in zip(dims, shape, strict=True)):
+            return dims
+        return tuple(f"{public_name(name)}_{axis}" for axis in range(len(shape)))
 
-    def _fields(self, streams: Mapping[str, Array]) -> xr.Dataset:
-        return sources.decoded_dataset(self.fields(streams), self.template)
+    def _stack(self, ds: xr.Dataset) -> tuple[Array, dict[str, xr.Variable]]:
+        """Samples ``(k, *sizes)`` of a dataset, and the coordinates along their dim."""
+        names, coords = [str(name) for name in self.template.data_vars], {}
+        arrays = []
+        for name in names:
+            if name not in ds:
+                raise InputError(f'dataset has no variable "{name}". Expected {", ".join(names)}.')
+            array = self._samples_first(ds[name])
+            coords = {str(n): c.variable for n, c in array.coords.items() if c.dims == ("sample",)}
+            arrays.append(array.values)
+        if len({array.shape for array in arrays}) > 1:
+            raise InputError(f"variables {', '.join(names)} have shapes {[array.shape for array in arrays]}, not one.")
+        x = np.stack(arrays, axis=1) if len(arrays) > 1 else arrays[0]
+        if x.shape[1:] != tuple(self.layout.sizes.values()):
+            raise InputError(f"samples have sizes {x.shape[1:]}, the model was made for {dict(self.layout.sizes)}.")
+        return np.asarray(x, dtype=np.result_type(x.dtype, np.float32)), coords
+
+    def _samples_first(self, array: xr.DataArray) -> xr.DataArray:
+        """A variable over ``sample`` and the modes; other dims of size one are left out."""
+        modes = self.recipe.data.modes
+        extra = [dim for dim in array.dims if dim not in modes]
+        known = [dim for dim in ("sample", self.recipe.data.sample_dim) if dim in extra]
+        long = [dim for dim in extra if array.sizes[dim] > 1]
+        over = (known or long or extra)[:1]
+        if set(modes) - set(array.dims) or set(long) - set(over):
+            raise InputError(
+                f'variable "{array.name}" has dims {array.dims}, expected {", ".join(modes)} and one dim of samples.'
+            )
+        array = array.isel({dim: 0 for dim in extra if dim not in over}, drop=True)
+        if not over:
+            array = array.expand_dims("sample")
+        elif over != ["sample"]:
+            named = array.drop_vars("sample", errors="ignore").to_dataset(name="fields")
+            array = named.rename_dims({over[0]: "sample"})["fields"]  # its coordinate keeps its name
+        return array.transpose("sample", *modes)
+
+
+def finite_rows(streams: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
+    """Which samples ``(k,)`` are finite in every stream."""
+    rows = [np.isfinite(value).all(axis=tuple(range(1, value.ndim))) for value in streams.values()]
+    return np.asarray(np.all(rows, axis=0))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def public_name(name: str) -> str:

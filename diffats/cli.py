@@ -5,16 +5,19 @@ Heavy libraries are imported inside the verbs, so that help is instant.
 
 from __future__ import annotations
 
+import _thread
 import json
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from diffats.config import Recipe, load_recipe, portable
 from diffats.errors import DiffatsError
@@ -22,32 +25,69 @@ from diffats.errors import DiffatsError
 if TYPE_CHECKING:
     from diffats.stages import StageResult
 
+Progress = Callable[[int, int, int], None]
+_INTERRUPTED = 130
+
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def _say(text: str) -> None:
+    """One line on standard error, in a terminal above the progress bar."""
+    if sys.stderr.isatty():
+        errors.print(text)
+    else:
+        typer.echo(text, err=True)
+
+
+class Verbs(TyperGroup):
+    """The verbs; an error of ours ends one with one message and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb."""
+        try:
+            with _shown_log(), _no_lost_interrupt():
+                return super().invoke(ctx)
+        except DiffatsError as error:
+            _say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError:
+            raise  # `diffats ... | head`: nothing is wrong
+        except OSError as error:
+            _say(f"error: {error}. What was committed stays; run the same command to continue.")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            _say("interrupted; what was committed stays. Run the same command to continue.")
+            raise typer.Exit(_INTERRUPTED) from error
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Aligned tensor primitives of fields, and diffusion models on them. Every verb works on the same recipe; "
     "running it again continues or finds its work done. Exit codes: 0 done, 1 failed, 2 bad input, 3 done with "
-    "failed samples.",
+    "failed samples, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE.toml", help="the recipe")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key of the recipe")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key of the recipe")
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Restart = Annotated[bool, typer.Option("--restart", help="make it anew even where it is there")]
 
 # Verb, stage, help.
 _VERBS = (
     ("decompose", "decompose", "Decompose every sample (ST-HOSVD or patch-SVD)."),
-    ("anchor", "select_anchor", "Choose the anchor of each aligned mode on the training split."),
+    ("anchor", "select_anchor", "Choose the anchor of each aligned mode."),
     ("align", "align", "Rotate every sample's factors to the anchors."),
-    ("normalise", "fit_normalisation", "Fit the streams' mean and scale on the training split."),
+    ("normalise", "fit_normalisation", "Fit the streams' mean and scale."),
     ("train", "train", "Train the denoiser, or continue its training."),
     ("generate", "generate", "Generate samples and decode them to fields."),
-    ("evaluate", "evaluate", "Hold generated samples against test, training and Gaussian samples."),
-    ("register", "register", "Register the model in MLflow; make it champion where it is not worse."),
+    ("evaluate", "evaluate", "Compare generated, test and training samples."),
+    ("register", "register", "Register the model in MLflow."),
     ("report", "report", "Write the report, one HTML file."),
 )
 _TRACKED = ("train", "generate", "evaluate", "register")
@@ -76,6 +116,7 @@ for _verb, _stage, _text in _VERBS:
 def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult:
     from diffats import stages
 
+    stages.check(stage, recipe)
     parent = stages.start_tracking(recipe)[0] if stage in _TRACKED else None
     with _progress_bar(stage) as progress:
         try:
@@ -91,24 +132,24 @@ def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult:
 
 
 @contextmanager
-def _progress_bar(stage: str) -> Iterator[Callable[[int, int, int], None] | None]:
+def _progress_bar(stage: str) -> Iterator[Progress | None]:
     """One bar in a terminal; None, and so log lines, elsewhere."""
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich import progress
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}/s"),
-        TimeElapsedColumn(),
-        TextColumn("to go"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]} failed"),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}/s"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("to go"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[failed]} failed"),
     )
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with progress.Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(stage, total=None, rate="-", failed=0)
 
         def update(done: int, total: int, failed: int) -> None:
@@ -126,7 +167,7 @@ def plan(
     as_json: Json = False,
     pilot: Annotated[bool, typer.Option("--pilot", help="also read up to 256 samples: error against ranks")] = False,
 ) -> None:
-    """Say what the recipe would do, from metadata alone; refuse what cannot work."""
+    """Say what would be done; refuse what cannot work."""
     from diffats.stages import Workspace
     from diffats.stages import plan as planning
 
@@ -142,32 +183,35 @@ def plan(
 
 @app.command()
 def inspect(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Say what is in the recipe's stores, by group and version."""
+    """Say what is stored, by group and version."""
     from diffats.stages import Workspace
 
     work = Workspace(load_recipe(recipe, overrides or []))
-    versions = [
-        version
-        for store in work.repositories()
-        for version in store.versions()
-    ]
-    newest = {version["group"]: version for version in versions}
+    versions = [_version_entry(version) for store in work.repositories() for version in store.versions()]
     if as_json:
-        _print_json({**newest, "versions": versions})
+        groups = dict.fromkeys(version["group"] for version in versions)
+        by_group = {group: [version for version in versions if version["group"] == group] for group in groups}
+        _print_json({group: {**entries[-1], "versions": entries} for group, entries in by_group.items()})
         return
     if not versions:
         typer.echo(f"{work.root}: nothing yet. Begin with `diffats decompose {recipe}`.")
     for version in versions:
         state = "finished" if version["complete"] else "begun"
+        samples = f"{version['done']}/{version['total']} samples, {version['failed']} failed, "
         typer.echo(
-            f"{version['group']:<14} {state:<9} {version['done']}/{version['total']} samples, {version['failed']} failed, "
-            f"version {version['snapshot']}, fingerprint {version['fingerprint'][:16]}"
+            f"{version['group']:<14} {state:<9} {samples if version['total'] else ''}version {version['version']}, "
+            f"fingerprint {version['fingerprint'][:16]}"
         )
+
+
+def _version_entry(version: dict[str, Any]) -> dict[str, Any]:
+    """A version as it is shown; its number is that of the snapshot through which it is read."""
+    return {"version": version["snapshot"], **version}
 
 
 @app.command()
 def verify(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Read everything that is stored and hold it against its digests."""
+    """Read all that is stored and check it against its digests."""
     from diffats.errors import StoreNotFoundError
     from diffats.stages import Workspace
 
@@ -209,72 +253,131 @@ def export(
 
 @app.command()
 def config(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE.toml]")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE.toml]", help="the recipe")] = None,
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of recipes")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one line, as the other verbs; without it, indented")] = False,
 ) -> None:
-    """Print a recipe with every option resolved, or the schema of recipes."""
-    if schema or recipe is None:
-        _print_json(Recipe.model_json_schema())
+    """Print a recipe with every option, or the schema of recipes."""
+    made = Recipe.model_json_schema() if schema or recipe is None else portable(load_recipe(recipe, overrides or []))
+    if as_json:
+        _print_json(made)
     else:
-        _print_json(portable(load_recipe(recipe, overrides or [])))
+        typer.echo(json.dumps(made, indent=2, default=str))
 
 
 def _show_plan(made: dict[str, Any]) -> None:
-    from diffats.stages.plan import _size
+    from diffats.stages.plan import size
 
     sizes = ", ".join(f"{mode} {n}" for mode, n in made["sizes"].items())
+    split = f"{made['train']} train, {made['test']} test, {made['dropped']} dropped at the split"
     lines = [
-        f"samples      {made['samples']} ({made['train']} train, {made['test']} test, {made['dropped']} dropped at the split)",
+        f"samples      {made['samples']} ({split})",
         f"each         {sizes}; {made['dtype']}",
     ]
     if "ranks" in made:
-        ranks = ", ".join(f"{mode} {rank}" for mode, rank in made["ranks"].items())
+        numbers = f"{made['numbers_per_primitive']} of {made['numbers_per_sample']} numbers"
         lines += [
-            f"ranks        {ranks}",
-            f"primitive    {made['numbers_per_primitive']} of {made['numbers_per_sample']} numbers: {made['compression']:.1f}x",
+            f"ranks        {_ranks(made['ranks'])}; aligned: {', '.join(made['aligned'])}",
+            f"primitive    {numbers}: {made['compression']:.1f}x",
         ]
     else:
         lines.append("ranks        found from the tolerance on a pilot; see them with --pilot")
-    out = f", out {_size(made['bytes_out'])}" if "bytes_out" in made else ""
+    out = f", out {size(made['bytes_out'])} before compression by the store" if "bytes_out" in made else ""
+    peak = size(made["peak_bytes_per_worker"])
     lines += [
-        f"bytes        in {_size(made['bytes_in'])}{out}",
-        f"shards       {made['shards']} of {made['shard_samples']} samples, about {_size(made['peak_bytes_per_worker'])} a worker",
-        f"rough time   {made['rough_seconds']:.0f} s to encode",
+        f"bytes        in {size(made['bytes_in'])}{out}",
+        f"shards       {made['shards']} of {made['shard_samples']} samples, about {peak} at most in a worker",
+        f"rough time   {max(1, made['rough_seconds']):.0f} s to encode; training as long as train.steps take",
         "exists       " + ", ".join(f"{group}: {state}" for group, state in made["exists"].items()),
     ]
     typer.echo("\n".join(lines))
     if "pilot" in made:
-        typer.echo(f"\n{'choice':<18}{'numbers':>9}{'compression':>13}{'anomaly error':>15}{'field error':>13}  ranks")
-        for row in made["pilot"]:
-            ranks = ", ".join(f"{mode} {rank}" for mode, rank in row["ranks"].items())
-            typer.echo(
-                f"{row['choice']:<18}{row['numbers']:>9}{row['compression']:>12.1f}x{row['anomaly_error']:>15.4f}"
-                f"{row['relative_error']:>13.4f}  {ranks}"
-            )
+        _show_pilot(made["pilot"])
+
+
+def _show_pilot(rows: list[dict[str, Any]]) -> None:
+    typer.echo(f"\n{'choice':<14}{'numbers':>9}{'compression':>13}{'anomaly error':>15}{'field error':>13}  ranks")
+    for row in rows:
+        typer.echo(
+            f"{row['choice']:<14}{row['numbers']:>9}{row['compression']:>12.1f}x{row['anomaly_error']:>15.4f}"
+            f"{row['relative_error']:>13.4f}  {_ranks(row['ranks'])}"
+        )
+    typer.echo(
+        f'Mean errors of {rows[0]["samples"]} training samples. The rows "error <= e" have the fewest numbers that '
+        "keep the error of the centred and scaled anomaly below e; put the ranks of one into the recipe."
+    )
+
+
+def _ranks(ranks: dict[str, int]) -> str:
+    return ", ".join(f"{mode} {rank}" for mode, rank in ranks.items())
 
 
 def _as_dict(result: StageResult) -> dict[str, Any]:
-    names = ("stage", "skipped", "fingerprint", "version", "location", "done", "total", "failed", "seconds", "metrics", "facts")
-    return {name: getattr(result, name) for name in names}
+    names = ("stage", "skipped", "fingerprint", "version", "location", "done", "total", "failed", "seconds", "metrics")
+    return {name: getattr(result, name) for name in (*names, "facts")}
 
 
 def _print_json(made: Any) -> None:
     typer.echo(json.dumps(made, default=str))
 
 
+class _Lines(logging.Handler):
+    """The library's log as lines on standard error, above the progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # What a stage has made is said by its verb, on standard output.
+        if record.name != "diffats.stages" or record.levelno > logging.INFO:
+            prefix = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+            _say(prefix + self.format(record))
+
+
+@contextmanager
+def _shown_log() -> Iterator[None]:
+    """Show the library's log, and nobody else's: other libraries' errors reach the user as ours."""
+    ours, root, lines, silence = logging.getLogger("diffats"), logging.getLogger(), _Lines(), logging.NullHandler()
+    level = ours.level
+    ours.addHandler(lines)
+    root.addHandler(silence)  # else Python prints warnings that nobody handles
+    ours.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        ours.setLevel(level)
+        ours.removeHandler(lines)
+        root.removeHandler(silence)
+
+
+@contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    """Repeat a Ctrl-C that came while Python ran a weak reference's callback, where exceptions are dropped."""
+    before = sys.unraisablehook
+
+    def repeat(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, _thread.interrupt_main).start()  # not from in here, where it would be dropped again
+        else:
+            before(dropped)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; an error of ours ends it with one message and its exit code."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[RichHandler(console=errors, show_path=False)])
-    logging.getLogger("diffats").setLevel(logging.INFO)
+    """Run the command."""
     try:
         app(arguments)
-    except DiffatsError as error:
-        errors.print(f"error: {error}", markup=False)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted; what was committed stays. Run the same command to continue.", markup=False)
-        sys.exit(130)
+    except SystemExit as done:
+        if done.code == _INTERRUPTED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)  # Dask, interrupted while it started, would wait a minute for what never came up
+        raise
 
 
 if __name__ == "__main__":

@@ -127,6 +127,11 @@ class Data(Section):
     split: Split = Split()
     condition: Condition = Condition()
 
+    @field_validator("sample_dim", "group", "engine", "concat_dim")
+    @classmethod
+    def _empty_is_none(cls, name: str | None) -> str | None:
+        return name or None  # what --set data.sample_dim= means
+
     @field_validator("storage_options")
     @classmethod
     def _no_secrets(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
@@ -205,7 +210,10 @@ class Model(Section):
     @model_validator(mode="after")
     def _divides(self) -> Model:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}.")
+            raise ValueError(
+                f"width {self.width} is not a multiple of heads {self.heads}. "
+                f"Use width {max(1, self.width // self.heads) * self.heads}, or other heads."
+            )
         return self
 
 
@@ -312,7 +320,7 @@ class Recipe(Section):
     def _plain_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(
-                f'name "{name}" may hold letters, digits, ".", "_" and "-" only, and starts with a letter or digit.'
+                f'"{name}" may hold letters, digits, ".", "_" and "-" only, and starts with a letter or digit.'
             )
         return name
 
@@ -323,9 +331,15 @@ class Recipe(Section):
         else:
             self._check_mgp()
         metric, condition = self.evaluate.metric, self.data.condition
-        if metric in ("relative_l2", "crps") and not condition.any:
+        if metric in ("relative_l2", "crps") and not (condition.initial or condition.fields or condition.scalars):
             raise ValueError(
-                f'evaluate.metric "{metric}" needs a condition. Set data.condition or use energy_distance.'
+                f'evaluate.metric "{metric}" compares with the truth of a condition, and there is none. '
+                "Set data.condition.initial, fields or scalars, or use energy_distance."
+            )
+        if self.generate.steps > self.diffusion.noise_steps:
+            raise ValueError(
+                f"generate.steps {self.generate.steps} exceeds diffusion.noise_steps {self.diffusion.noise_steps}. "
+                f"Use at most {self.diffusion.noise_steps}."
             )
         if self.anchor.strategy == "index" and self.anchor.index is None:
             raise ValueError('anchor.strategy "index" needs anchor.index, the number of the sample.')
@@ -336,8 +350,16 @@ class Recipe(Section):
         if given:
             raise ValueError(f'primitive.{given[0]} is for kind = "mgp". Remove it, or set primitive.kind = "mgp".')
         ranks, tolerance = self.decompose.ranks, self.decompose.tolerance
-        if bool(ranks) == (tolerance is not None):
-            raise ValueError("give either decompose.ranks or decompose.tolerance.")
+        if ranks and tolerance is not None:
+            raise ValueError(
+                "decompose has both ranks and a tolerance. Remove one of them; on the command line, "
+                "--set 'decompose.ranks={}' clears the ranks."
+            )
+        if not ranks and tolerance is None:
+            raise ValueError(
+                "decompose has neither ranks nor a tolerance. Set decompose.ranks, such as "
+                f"{{ {self.data.modes[0]} = 4 }}, or decompose.tolerance, such as 0.05."
+            )
         known = self.tensor_modes
         for section, modes in (("decompose.ranks", list(ranks)), ("align.modes", self.align.modes)):
             for mode in modes:
@@ -350,8 +372,8 @@ class Recipe(Section):
                 raise ValueError(f'align.modes names "{mode}", which has no rank. Add it to decompose.ranks.')
         if len(self.aligned_modes) < 2:
             raise ValueError(
-                f"a tensor primitive aligns at least two modes, got {len(self.aligned_modes)}: add ranks or align.modes, "
-                'or use primitive.kind = "mgp".'
+                f"a tensor primitive aligns at least two modes, got {len(self.aligned_modes)} "
+                f'({", ".join(self.aligned_modes)}). Add ranks or align.modes, or use primitive.kind = "mgp".'
             )
 
     def _check_mgp(self) -> None:
@@ -443,27 +465,80 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, known_keys(), n=1, cutoff=0.0)
-        return f'unknown key "{path}". The nearest known key is "{near[0]}".'
-    if problem["type"] == "missing":
-        return f'"{path}" is required.'
+    """One mistake in words: the key, what is expected, what was given, the fix."""
+    path = ".".join(str(part) for part in problem["loc"] if part not in _UNION_MEMBERS)
+    kind, given = problem["type"], json.dumps(problem.get("input"), default=str)[:80]
+    if kind == "extra_forbidden":
+        return f'unknown key "{path}". The nearest known key is "{_nearest(path)}".'
+    if kind == "missing":
+        return f'"{path}" is required{_described(path)}. Add it to the recipe.'
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
+    if kind == "value_error":
         return f"{path}: {message}" if path else message
-    given = json.dumps(problem.get("input"), default=str)
-    return f'"{path}": {message[0].lower()}{message[1:]}, got {given[:80]}.'
+    if kind in _SECTION_ERRORS and any(key.startswith(f"{path}.") for key in known_keys()):
+        return f'"{path}" is a section, got {given}. Put keys below [{path}], or set one with {path}.KEY = VALUE.'
+    expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ").replace("'", '"')
+    expected = f"a number {expected}" if kind.startswith(("greater_than", "less_than")) else expected
+    return f'"{path}": expected {expected}, got {given}{_described(path)}.'
+
+
+# The members of unions that pydantic adds to a place, and its names for values of a wrong type.
+_UNION_MEMBERS = ("float", "str", "int", "bool")
+_SECTION_ERRORS = ("model_type", "model_attributes_type", "dict_type")
+_WHOLE = "a whole number"
+_EXPECTED = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), _WHOLE),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    "string_type": "text in quotes",
+    "list_type": "a list in brackets",
+    "too_short": "at least one entry",
+    "string_too_long": "a shorter text",
+    **dict.fromkeys(_SECTION_ERRORS, "a table of keys, { mode = value }"),
+}
+
+
+def _described(path: str) -> str:
+    """A key's description and default, in brackets, where it has them."""
+    section: Any = Recipe
+    *sections, last = path.split(".")
+    for name in sections:
+        section = _section_of(section, name)
+        if section is None:
+            return ""
+    field = section.model_fields.get(last)
+    if field is None:
+        return ""
+    plain = isinstance(field.default, (bool, int, float, str)) and field.default != ""
+    notes = [field.description] if field.description else []
+    notes += [f"default {json.dumps(field.default)}"] if plain else []
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _section_of(section: type[BaseModel], name: str) -> type[Section] | None:
+    """The class of a section's subsection, None where that is a value."""
+    field = section.model_fields.get(name)
+    parts = (field.annotation, *getattr(field.annotation, "__args__", ())) if field is not None else ()
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
+
+
+def _nearest(path: str) -> str:
+    """The known key that an unknown one most likely stands for: misspelt in its section, or in another section."""
+    keys = known_keys()
+    section, _, last = path.rpartition(".")
+    siblings = [key for key in keys if key.rpartition(".")[0] == section]
+    close = difflib.get_close_matches(path, siblings, n=1, cutoff=0.75)
+    moved = [key for key in keys if key.rpartition(".")[2] == last]
+    return (close or moved or difflib.get_close_matches(path, keys, n=1, cutoff=0.0))[0]
 
 
 def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     """Every dotted key a recipe may have."""
     keys = []
-    for name, field in section.model_fields.items():
+    for name in section.model_fields:
         keys.append(prefix + name)
-        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(part, type) and issubclass(part, Section):
-                keys += known_keys(part, f"{prefix}{name}.")
+        part = _section_of(section, name)
+        keys += known_keys(part, f"{prefix}{name}.") if part is not None else []
     return keys
 
 

@@ -102,6 +102,11 @@ class Fields:
         sets = {"value": self.generated, "train_vs_test": self.train}
         return sets if self.gaussian is None else sets | {"gaussian": self.gaussian}
 
+    @property
+    def sets_and_codec(self) -> dict[str, Array]:
+        """The same and the reconstructed test samples, for metrics that do not pair samples."""
+        return self.sets if self.reconstruction is None else self.sets | {"codec": self.reconstruction}
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -114,7 +119,7 @@ class _Row:
     values: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        columns = ("value", "train_vs_test", "gaussian", "persistence", "training_mean")
+        columns = ("value", "train_vs_test", "gaussian", "codec", "persistence", "training_mean")
         numbers = {column: _number(self.values.get(column)) for column in columns}
         return numbers | {"better": self.better, "unit": self.unit, "label": self.label, "meaning": self.meaning}
 
@@ -198,8 +203,9 @@ def evaluate(fields: Fields) -> Metrics:
     Returns
     -------
     dict
-        JSON-able: ``{name: {"value", "train_vs_test", "gaussian", "persistence", "training_mean", "better", "unit",
-        "label", "meaning"}}``; a number is None where it does not apply. ``better`` is "lower", "near 1" or "near 0.5".
+        JSON-able: ``{name: {"value", "train_vs_test", "gaussian", "codec", "persistence", "training_mean", "better",
+        "unit", "label", "meaning"}}``; a number is None where it does not apply. "codec" is the test samples after
+        encoding and decoding: the floor of every model on these primitives. ``better`` is "lower", "near 1" or "near 0.5".
     """
     rows = _codec_rows(fields) | _distance_rows(fields) | _spectrum_rows(fields) | _profile_rows(fields)
     rows |= _novelty_rows(fields) | _forecast_rows(fields)
@@ -345,7 +351,7 @@ def _spread(points: Array) -> float:
 
 def _spectrum_rows(fields: Fields) -> dict[str, _Row]:
     """Misfit of the power spectrum along each mode that is long enough; NaN points count as the training mean."""
-    filled = {name: _filled(fields, x) for name, x in fields.sets.items()}
+    filled = {name: _filled(fields, x) for name, x in fields.sets_and_codec.items()}
     test = _filled(fields, fields.test)
     rows = {}
     for axis, mode in enumerate(fields.modes, start=1):
@@ -380,7 +386,7 @@ def _profile_rows(fields: Fields) -> dict[str, _Row]:
     mean, level = metrics.band_statistics(_filled(fields, fields.test), axis, QUANTILES)
     deviation = float(np.std(_filled(fields, fields.test), dtype=np.float64)) or 1.0
     means, levels = {}, {}
-    for name, x in fields.sets.items():
+    for name, x in fields.sets_and_codec.items():
         own_mean, own_level = metrics.band_statistics(_filled(fields, x), axis, QUANTILES)
         means[name] = float(np.sqrt(np.mean((own_mean - mean) ** 2))) / deviation
         levels[name] = float(np.mean(np.abs(own_level - level))) / deviation

@@ -80,28 +80,11 @@ def _styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @_styled
-def png(figure: Figure, *, colours: int | None = 128) -> bytes:
-    """PNG bytes, the same for the same figure.
-
-    Parameters
-    ----------
-    figure
-        Any matplotlib figure.
-    colours
-        Reduce to a palette of so many colours, which makes line plots three times smaller; None keeps all.
-    """
-    from PIL import Image
-
-    raw = io.BytesIO()
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(raw, metadata={"Software": None})
-    raw.seek(0)
+def png(figure: Figure) -> bytes:
+    """PNG bytes, the same for the same figure."""
     out = io.BytesIO()
-    with Image.open(raw) as image:
-        flat = image.convert("RGB")
-        if colours is not None:
-            flat = flat.quantize(colours, dither=Image.Dither.NONE)
-        flat.save(out, format="PNG", optimize=True)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(out, metadata={"Software": None}, pil_kwargs={"optimize": True})
     return out.getvalue()
 
 
@@ -257,6 +240,13 @@ class Painter:
         """One sample ``(*sizes)`` as a picture ``(height, width)``, or ``(height, width, 3)`` in [0, 1]."""
         return self.assemble(self.values(sample[None])[0])
 
+    def gaps(self, total: int) -> list[tuple[int, int]]:
+        """First and last column between the slices of a picture of so many columns."""
+        count = len(self.slices)
+        width = next((w for w in range(1, total + 1) if count * w + (count - 1) * _gap(w) == total), total)
+        step = width + _gap(width)
+        return [(i * step + width, (i + 1) * step) for i in range(count - 1)]
+
     def assemble(self, shown: Array) -> Array:
         """Slices ``(slices, height, width, bands)`` side by side, with a gap, scaled to colours where false colour."""
         if self.coloured:
@@ -266,10 +256,14 @@ class Painter:
         return np.asarray(_strip(shown[..., 0], np.nan))
 
 
+def _gap(width: int) -> int:
+    return max(1, width // 16)
+
+
 def _strip(slices: Array, blank: float) -> Array:
     """``(slices, height, width, ...)`` to ``(height, all widths, ...)``."""
     width = slices.shape[2]
-    gap = max(1, width // 16)
+    gap = _gap(width)
     parts: list[Array] = []
     for i, picture in enumerate(slices):
         if i:
@@ -317,26 +311,32 @@ def _limits(painter: Painter, reference: Array) -> Array:
 
 def _draw(ax: Axes, painter: Painter, picture: Array) -> Any:
     _bare(ax)
-    shape = picture.shape
-    # Very long pictures (many times, few points) would leave no room for others: let them stretch.
-    aspect: Any = "equal" if 0.4 <= shape[0] / shape[1] <= 2.5 else "auto"
+    for start, stop in painter.gaps(picture.shape[1]):
+        ax.axvspan(start - 0.5, stop - 0.5, color="white", zorder=3, linewidth=0)
+    aspect: Any = "equal" if _ratio(painter, picture) is not None else "auto"
     if painter.coloured:
         return ax.imshow(picture, aspect=aspect, interpolation="nearest")
     low, high = painter.limits[0]
     return ax.imshow(picture, cmap=painter.colormap, vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
 
 
+def _ratio(painter: Painter, picture: Array) -> float | None:
+    """Height over width of a picture; None where a slice is so long that it should stretch to leave others room."""
+    slices = max(1, len(painter.slices))
+    ratio = picture.shape[0] / picture.shape[1]
+    return ratio if 0.4 <= ratio * slices <= 2.5 else None
+
+
 def _shape(painter: Painter, sample: Array) -> tuple[float, int]:
     """Height over width of one picture as it is drawn, and how many fit side by side."""
-    height, width = painter.paint(sample).shape[:2]
-    ratio = height / width
-    ratio = ratio if 0.4 <= ratio <= 2.5 else 0.75
-    return ratio, 2 if len(painter.slices) > 2 else 4
+    slices = max(1, len(painter.slices))
+    ratio = _ratio(painter, painter.paint(sample))
+    return (0.75 / slices if ratio is None else ratio), (4 if slices == 1 else 2)
 
 
 def _colour_bar(figure: Any, image: Any, unit: str) -> None:
     """A slim bar in a (sub)figure of its own."""
-    bar = figure.colorbar(image, cax=figure.add_axes((0.15, 0.6, 0.7, 0.16)), orientation="horizontal")
+    bar = figure.colorbar(image, cax=figure.add_axes((0.15, 0.72, 0.7, 0.14)), orientation="horizontal")
     bar.outline.set_visible(False)
     bar.set_label(unit or "value", fontsize=7.5)
     bar.ax.tick_params(labelsize=7, width=0.6)
@@ -373,7 +373,7 @@ def gallery(
     kinds = {"real (test)": (real, INK), "generated": (generated, COLOURS["generated"])}
     if gaussian is not None:
         kinds["Gaussian reference"] = (gaussian, GREY)
-    heights = [rows * (WIDTH / columns * ratio) + 0.32] * len(kinds) + [0.0 if painter.coloured else 0.5]
+    heights = [rows * (WIDTH / columns * ratio) + 0.32] * len(kinds) + [0.0 if painter.coloured else 0.58]
     heights = [height for height in heights if height]
     figure = _figure(sum(heights))
     blocks = np.atleast_1d(np.asarray(figure.subfigures(len(heights), 1, hspace=0.02, height_ratios=heights)))
@@ -422,7 +422,7 @@ def reconstruction_panels(
     finite = np.abs(errors[np.isfinite(errors)])
     edge = float(np.quantile(finite, 0.995)) if finite.size else 0.0
     edge = edge or 1.0
-    heights = [len(labels) * (WIDTH / 3 * ratio + 0.24), 0.5]
+    heights = [len(labels) * (WIDTH / 3 * ratio + 0.24), 0.58]
     figure = _figure(sum(heights))
     panels, foot = np.asarray(figure.subfigures(2, 1, hspace=0.02, height_ratios=heights))
     grid = np.asarray(panels.subplots(len(labels), 3, squeeze=False))
@@ -485,7 +485,7 @@ def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
         ax.plot(rank, middle, color=COLOURS["anchor"])
         ax.set_yscale("log")
         ax.set_ylim(max(float(middle[middle > 0].min(initial=1.0)) / 3, 1e-12), 1.4)
-        title = mode
+        title = f"{mode}: kept whole"
         if mode in ranks:
             chosen = ranks[mode]
             kept = 100 * (1 - float(middle[chosen - 1]))
@@ -538,7 +538,8 @@ def factors_before_after(
     figure = _figure(3.3)
     grid = _axes(figure, 2, count, sharex=True, sharey=True)
     position = np.arange(anchor.shape[0])
-    alpha = float(np.clip(8 / len(before), 0.08, 0.6))
+    alpha = float(np.clip(14 / len(before), 0.12, 0.6))
+    edge = 1.1 * max(float(np.quantile(np.abs(before[..., :count]), 0.998)), float(np.abs(anchor[:, :count]).max()))
     for row, (samples, title, colour) in enumerate(
         ((before, "before", GREY), (after, "after", COLOURS["generated"])),
     ):
@@ -546,6 +547,7 @@ def factors_before_after(
             ax = grid[row, column]
             ax.plot(position, samples[:, :, column].T, color=colour, alpha=alpha, linewidth=0.8)
             ax.plot(position, anchor[:, column], color=COLOURS["anchor"], linewidth=1.6)
+            ax.set_ylim(-edge, edge)
             name = f"{title}: column {column + 1}" if column == 0 else f"column {column + 1}"
             xlabel = (coordinate or f"{mode} (index)") if row == 1 else ""
             _finish(ax, name, xlabel, "loading" if column == 0 else "")
@@ -605,17 +607,28 @@ def anchors(factors: Mapping[str, Array], *, columns: int = 4) -> Figure:
     count = len(factors)
     figure = _figure(1.6 * count + 0.3)
     grid = _axes(figure, count, 1)
+    handles: list[Any] = []
+    labels: list[Any] = []
     for ax, (mode, factor) in zip(grid.flat, factors.items(), strict=True):
         shown = _first_batch(factor[None], 3)[0][:, :columns]
         for column, colour in zip(range(shown.shape[1]), _SEQUENCE, strict=False):
             ax.plot(shown[:, column], color=colour, label=f"column {column + 1}")
+        handles, labels = max((handles, labels), ax.get_legend_handles_labels(), key=lambda pair: len(pair[0]))
         _finish(ax, f"anchor of {mode}", f"{mode} (index)", "loading")
-    _legend(grid.flat[0], ncols=shown.shape[1], loc="lower center", bbox_to_anchor=(0.55, 0.97), columnspacing=1.0)
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, columnspacing=1.0, handlelength=1.6)
     return figure
 
 
 @_styled
-def medoid(sample: Array, scores: Mapping[str, Array], index: int, modes: Sequence[str], *, unit: str = "") -> Figure:
+def medoid(
+    sample: Array,
+    scores: Mapping[str, Array],
+    index: int,
+    modes: Sequence[str],
+    *,
+    unit: str = "",
+    painter: Painter | None = None,
+) -> Figure:
     """The anchor sample, and how its similarity to all others compares with the other samples'.
 
     Parameters
@@ -630,8 +643,10 @@ def medoid(sample: Array, scores: Mapping[str, Array], index: int, modes: Sequen
         The sample's modes.
     unit
         Of the values.
+    painter
+        How to show the sample; fitted to it where left out.
     """
-    painter = Painter.fit(sample[None], modes, unit=unit, frames=1)
+    painter = painter or Painter.fit(sample[None], modes, unit=unit, frames=1)
     figure = _figure(max(1.9, 0.95 * len(scores) + 0.5))
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(0.42, 0.58)))
     ax = left.subplots()
@@ -767,10 +782,19 @@ def power_spectra(sets: Mapping[str, Array], modes: Sequence[str], *, least: int
             ax.loglog(
                 frequency, np.maximum(power, np.finfo(np.float64).tiny), color=colour, label=NAMES.get(kind, kind)
             )
+        _frequency_ticks(ax, float(frequency[0]))
         _finish(ax, f"along {mode}", "cycles per grid step", "power")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
     return figure
+
+
+def _frequency_ticks(ax: Axes, lowest: float) -> None:
+    """Few plain numbers: the logarithmic default overlaps on short modes."""
+    ticks = [0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
+    shown = [tick for tick in ticks if tick >= lowest * 0.95][:: 1 if lowest > 0.02 else 2]
+    ax.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    ax.set_xticks([], minor=True)
 
 
 @_styled
@@ -800,7 +824,7 @@ def nearest_training(distances: Mapping[str, Array]) -> Figure:
         )
     ax.set_xlim(0, top)
     _finish(ax, "New samples or copies?", "distance to the nearest training sample (0: a copy)", "samples")
-    _legend(ax)
+    figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
     return figure
 
 

@@ -68,7 +68,8 @@ def metric_table(metrics: dict[str, dict[str, object]]) -> str:
 
 def links(made: dict[str, object], parent_run: str) -> list[str]:
     """Where the things are: store version, report, model, MLflow run."""
-    lines = [f"- Store: `{made['store']}`, version `{made.get('version', 'unchanged')}`"]
+    version = f"version `{made['version']}`" if "version" in made else "which this flow does not change"
+    lines = [f"- Store: `{made['store']}`, {version}"]
     if "report" in made:
         lines.append(f"- Report: `{made['report']}`")
     model = made.get("model")

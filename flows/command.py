@@ -21,6 +21,8 @@ from diffats.errors import DiffatsError
 from flows import server
 from flows.pipeline import Outcome
 
+log = logging.getLogger("diffats.flows")
+
 
 def main(flow: Flow[..., Outcome], arguments: Sequence[str] | None = None) -> int:
     """Run a flow as a command.
@@ -80,6 +82,7 @@ def show_log() -> None:
 
 def prepare() -> None:
     """Start Prefect's private server where the user has no other, and import meanwhile what takes seconds."""
+    log.info("starting: libraries and Prefect's private server, about ten seconds")
     started = server.PrivateServer() if server.needed() else None
     from diffats import registry, stages, training  # noqa: F401
 

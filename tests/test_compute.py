@@ -173,10 +173,9 @@ def scheduler(tmp_path_factory) -> Iterator[str]:
         started.append(dask("worker", address, *worker, *local, cwd=directory))
         yield address
     finally:
-        for one in reversed(started):
-            one.terminate()
         for one in started:
-            one.wait(timeout=30)
+            one.kill()  # asked to end, a worker may wait long for a scheduler that has gone
+            one.wait()
 
 
 def test_workers_started_elsewhere_fill_a_store(scheduler, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from array_api_compat import array_namespace, device
+from threadpoolctl import threadpool_limits
 
 from diffats.config import Recipe
 from diffats.errors import InputError
@@ -40,7 +41,8 @@ def find_ranks(x: Array, recipe: Recipe) -> dict[str, int]:
         raise InputError("the recipe gives ranks, none are to be found. Set decompose.tolerance instead of ranks.")
     modes = recipe.tensor_modes
     chosen = [modes.index(mode) for mode in decomposed_modes(recipe)]
-    ranks = ranks_for_tolerance(x, tolerance, chosen, recipe.decompose.rank_quantile)
+    with threadpool_limits(1, user_api="blas"):  # many small eigenproblems: threads make them ten times slower
+        ranks = ranks_for_tolerance(x, tolerance, chosen, recipe.decompose.rank_quantile)
     return {mode: rank for mode, rank in zip(modes, ranks, strict=True) if rank is not None}
 
 

@@ -6,7 +6,6 @@ already there does nothing; one that was interrupted continues.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import logging
 import time
@@ -14,8 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from diffats.config import Recipe
-from diffats.errors import InputError
-from diffats.stages.workspace import Hooks, Log, Progress, StageResult, Workspace
+from diffats.errors import InputError, StoreNotFoundError
+from diffats.stages.workspace import Hooks, Progress, StageResult, Workspace, find_store
 from diffats.store import writer_lock
 
 if TYPE_CHECKING:
@@ -43,7 +42,8 @@ STAGES = (
     "register",
     "report",
 )
-log = logging.getLogger("diffats.stages")
+log = logging.getLogger("diffats.stages")  # one line for each finished stage
+progress_log = logging.getLogger("diffats.progress")
 
 
 def run(
@@ -75,13 +75,16 @@ def run(
     if stage not in STAGES:
         raise InputError(f'there is no stage "{stage}". Stages: {", ".join(STAGES)}.')
     module = importlib.import_module(f"diffats.stages.{stage}")
+    check(stage, recipe)
     work = Workspace(recipe)
     with writer_lock(work.root):
         tracked = _Tracked(work, stage, parent_run)
         try:
             hooks = Hooks(log=tracked.log, progress=progress or LoggedProgress(stage), restart=restart)
-            arguments = (parent_run,) if stage in ("register", "report") else ()
+            arguments = (parent_run,) if stage == "register" else ()
             result: StageResult = module.run(work, hooks, *arguments)
+            if not result.skipped:
+                work.note_seconds(stage, result.seconds)
             tracked.record(result)
         except BaseException as error:
             tracked.close(error)
@@ -90,6 +93,25 @@ def run(
     state = "already there" if result.skipped else f"{result.seconds:.1f} s"
     log.info("%s: %s (%s)", stage, result.summary, state)
     return result
+
+
+def check(stage: str, recipe: Recipe) -> None:
+    """Refuse, before anything is made, a recipe that cannot work or a stage without the store it reads.
+
+    Raises
+    ------
+    InputError
+        Whose message says what to do.
+    """
+    work = Workspace(recipe)
+    if stage == "decompose":
+        from diffats.stages import plan
+
+        plan.check_encoding(work)
+    elif find_store(work.store_location) is None:
+        raise StoreNotFoundError(
+            f"{work.root} holds nothing that {stage} could start from. Run `diffats decompose RECIPE.toml` first."
+        )
 
 
 class LoggedProgress:
@@ -107,7 +129,8 @@ class LoggedProgress:
         self.shown = now
         rate = done / (now - self.started)
         eta = (total - done) / rate
-        log.info("%s: %d/%d, %.3g a second, %.0f s to go, %d failed", self.stage, done, total, rate, eta, failed)
+        text = "%s: %d/%d, %.3g a second, %.0f s to go, %d failed"
+        progress_log.info(text, self.stage, done, total, rate, eta, failed)
 
 
 class _Tracked:
@@ -138,6 +161,8 @@ class _Tracked:
         for dataset in _datasets(self.work, result):
             self.run.dataset(**dataset)
         self.run.text("summary.md", result.summary)
+        if result.stage == "report":
+            self.run.artifact(result.location)
 
     def close(self, error: BaseException | None) -> None:
         if self._context is not None:
@@ -176,9 +201,11 @@ def _tracker(recipe: Recipe) -> Tracker:
 
 def start_tracking(recipe: Recipe) -> tuple[str, str]:
     """The MLflow run of this recipe, continued where an earlier one was interrupted, and the tracking URI."""
+    from diffats.stages import plan
     from diffats.stages.train import recipe_fingerprint
 
     work = Workspace(recipe)
+    plan.check(work)  # before anything is made
     work.root.mkdir(parents=True, exist_ok=True)
     tracker = _tracker(recipe)
     identity = recipe_fingerprint(work)

@@ -103,7 +103,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         return result(work, version, started, skipped=True)
     layout = decompose.current_layout(work, tucker)
     if version is None:
-        kept = {key: tucker.attrs[key] for key in ("template", "label_names")}
+        kept = {key: tucker.attrs[key] for key in ("template", "label_names", "condition_dims")}
         version = work.store.begin(
             "primitives",
             template(tucker, layout),

@@ -116,7 +116,8 @@ def shard_moments(bounds: tuple[int, int], *, data: Data, seed: int, mask: Array
     indices = indices[~samples.is_test[indices]]
     moments = Moments()
     x = samples.read(indices)
-    moments.add(x[status_of(x, mask) == STATUS["ok"]])  # NaN where masked
+    status, _ = checked(samples, indices, x, mask)
+    moments.add(x[status == STATUS["ok"]])  # NaN where masked
     nan = np.isnan(x)
     other = (nan if mask is None else nan != mask).any(axis=tuple(range(1, x.ndim)))
     return {"moments": moments, "other": int(other.sum()), "missing": int((~np.isfinite(x)).sum()), "values": x.size}
@@ -205,6 +206,16 @@ def status_of(x: Array, mask: npt.NDArray[Any] | None) -> npt.NDArray[np.int8]:
     return status
 
 
+def checked(
+    samples: sources.Samples, indices: Array, x: Array, mask: Array | None
+) -> tuple[npt.NDArray[np.int8], dict[str, Array]]:
+    """Status of samples ``x`` with regard to their conditions too, and these conditions."""
+    status, conditions = status_of(x, mask), samples.conditions(indices, x)
+    usable = finite_conditions(conditions, len(x), masked=samples.data.missing == "mask")
+    status[(status == STATUS["ok"]) & ~usable] = STATUS["non_finite"]
+    return status, conditions
+
+
 def decompose_shard(
     start: int, stop: int, *, data: Data, seed: int, location: str, scaling: str, layout: Layout, method: str
 ) -> dict[str, Array]:
@@ -213,10 +224,7 @@ def decompose_shard(
     fields, training_mean = read_scaling(location, scaling)
     indices = np.arange(start, stop)
     x = samples.read(indices)
-    status = status_of(x, fields.mask)
-    conditions = samples.conditions(indices, x)
-    usable = finite_conditions(conditions, len(x), masked=data.missing == "mask")
-    status[(status == STATUS["ok"]) & ~usable] = STATUS["non_finite"]
+    status, conditions = checked(samples, indices, x, fields.mask)
     good = status == STATUS["ok"]
     out: dict[str, Array] = {"status": status}
     if good.any():
@@ -286,8 +294,8 @@ def template(work: Workspace, layout: Layout) -> xr.Dataset:
     specs = variables(layout, samples.dtype)
     probe = np.arange(1)
     for name, value in samples.conditions(probe, samples.read(probe)).items():
-        dims = tuple(f"{name}_{axis}" for axis in range(value.ndim - 1))
-        specs[f"condition_{name}"] = (dims, value.shape[1:], value.dtype)
+        own = tuple(f"{name}_{axis}" for axis in range(value.ndim - 1))
+        specs[f"condition_{name}"] = (own, value.shape[1:], value.dtype)
     specs["status"] = ((), (), np.dtype(np.int8))
     data = {name: (("sample", *dims), lazy_zeros((n, *shape), dtype)) for name, (dims, shape, dtype) in specs.items()}
     taken = {"decomposed_mode", *specs, *(dim for dims, _, _ in specs.values() for dim in dims)}
@@ -296,6 +304,16 @@ def template(work: Workspace, layout: Layout) -> xr.Dataset:
         for name, coord in samples.sample_coords(np.arange(n)).items()
     }
     return xr.Dataset(data, coords=coords).assign_coords(decomposed_mode=list(layout.ranks))
+
+
+def condition_dims(work: Workspace) -> dict[str, list[str]]:
+    """Dims of the conditions that are fields, without that of samples."""
+    condition, data = work.recipe.data.condition, work.recipe.data
+    dims = {f"field_{name}": work.samples.dataset[name].dims for name in condition.fields}
+    out = {name: [str(dim) for dim in each if dim != data.sample_dim] for name, each in dims.items()}
+    if condition.initial is not None:
+        out["initial"] = [mode for mode in work.recipe.tensor_modes if mode != condition.initial.dim]
+    return out
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
@@ -319,8 +337,9 @@ def pilot_indices(work: Workspace) -> Array:
 def pilot_fields(work: Workspace, scaling: str) -> Array:
     """Centred and scaled good samples of the pilot ``(k, *sizes)``."""
     fields, _ = read_scaling(work.store_location, scaling)
-    x = work.samples.read(pilot_indices(work))
-    good = status_of(x, fields.mask) == STATUS["ok"]
+    indices = pilot_indices(work)
+    x = work.samples.read(indices)
+    good = checked(work.samples, indices, x, fields.mask)[0] == STATUS["ok"]
     if not good.any():
         raise SourceError(
             f"{work.recipe.data.source}: none of {len(x)} training samples chosen to find ranks is usable. Mend the "
@@ -349,6 +368,7 @@ def begin(work: Workspace, scaling: str, shard: int, hooks: Hooks) -> Version:
         layout=layout.to_dict(),
         template=sources.template_to_json(samples.template()),
         label_names=list(samples.label_names),
+        condition_dims=condition_dims(work),
         n_dropped=samples.dropped,
         scaling=scaling,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffats.store import STATUS, Version
 Array = npt.NDArray[Any]
 CASES = 16  # conditions for which an ensemble is drawn
 GAUSSIAN_SAMPLES = 4096
+SET_BYTES = 2**28  # each set that is compared is in memory at once, and there are about five
 
 
 def evaluation_fingerprint(work: Workspace, generated: Version) -> str:
@@ -49,25 +51,41 @@ def read_evaluation(work: Workspace) -> tuple[dict[str, Any], str] | None:
 def run(work: Workspace, hooks: Hooks) -> StageResult:
     """Compute every figure that the recipe allows."""
     started = time.monotonic()
-    found = None if hooks.restart else read_evaluation(work)
-    if found is not None:
-        return result(work, *found, started, skipped=True)
     model = train.require_bundle(work)
     generated = require_samples(work, model)
-    metrics = evaluation.evaluate(compared(work, model, generated_fields(work, model, generated)))
     identity = evaluation_fingerprint(work, generated)
     path = evaluation_path(work, identity)
+    if path.is_file() and not hooks.restart:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        check_metric(work, metrics)
+        return result(work, metrics, identity, started, skipped=True)
+    metrics = evaluation.evaluate(compared(work, model, generated_fields(work, model, generated)))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     os.replace(partial, path)
+    check_metric(work, metrics)
     return result(work, metrics, identity, started)
+
+
+def check_metric(work: Workspace, metrics: dict[str, Any]) -> None:
+    """Refuse a recipe whose decisive metric these data do not have."""
+    name = work.recipe.evaluate.metric
+    if metrics.get(name, {}).get("value") is None:
+        known = ("energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps")
+        there = ", ".join(key for key in known if metrics.get(key, {}).get("value") is not None)
+        raise InputError(f'evaluate.metric "{name}" cannot be computed for these samples. Use one of: {there}.')
+
+
+def sample_limit(work: Workspace, model: bundle.Bundle) -> int:
+    """How many samples of each kind are compared: as the recipe says, within 256 MiB a set."""
+    return max(2, min(work.recipe.evaluate.samples, SET_BYTES // (4 * model.layout.raw_numbers)))
 
 
 def generated_fields(work: Workspace, model: bundle.Bundle, generated: Version) -> Array:
     """Good generated samples ``(k, *sizes)`` from the repository."""
     dataset = generated.dataset()
-    good = np.flatnonzero(dataset["status"].values == STATUS["ok"])[: work.recipe.evaluate.samples]
+    good = np.flatnonzero(dataset["status"].values == STATUS["ok"])[: sample_limit(work, model)]
     names = [str(name) for name in model.template.data_vars]
     arrays = [dataset[name].isel(sample=good).values for name in names]
     return np.stack(arrays, axis=1) if "component" in work.recipe.tensor_modes else arrays[0]
@@ -83,38 +101,49 @@ def compared(work: Workspace, model: bundle.Bundle, generated: Array, *, forecas
     forecast
         Whether to draw ensembles under test conditions, for recipes that are conditioned on fields or scalars.
     """
-    seed = work.recipe.seed
-    limit = min(len(generated), work.recipe.evaluate.samples)
-    test_indices = generate.truth_indices(work, limit, "test")
-    train_indices = generate.truth_indices(work, limit, "train")
-    k = min(len(generated), len(test_indices), len(train_indices))
-    if k < 2:
-        raise InputError(
-            f"evaluation compares at least 2 test, training and generated samples, got {len(test_indices)}, "
-            f"{len(train_indices)} and {len(generated)}. Raise data.split.test or generate.count."
-        )
-    test_indices = test_indices[:k]
-    truth, training = work.samples.read(test_indices), work.samples.read(train_indices[:k])
-    z_train = normalised(work, model, generate.truth_indices(work, GAUSSIAN_SAMPLES, "train"))
-    z_gaussian = evaluation.gaussian_pca(z_train, k, seed=seed)
-    _, training_mean = decompose.read_scaling(work.store_location, decompose.scaling_version(work).snapshot)
-    ensembles = forecasts(work, model, test_indices[:CASES]) if forecast else {}
-    return evaluation.Fields(
-        modes=work.recipe.tensor_modes,
-        train=training,
-        test=truth,
-        generated=generated[:k],
+    plain = physical(work, model, generated)
+    k = len(plain.test)
+    test_indices = generate.truth_indices(work, k, "test")
+    z_train = normalised(work, model, generate.truth_indices(work, gaussian_limit(model), "train"))
+    z_gaussian = evaluation.gaussian_pca(z_train, k, seed=work.recipe.seed)
+    ensembles = forecasts(work, model) if forecast else {}
+    return replace(
+        plain,
         gaussian=model.fields(unnormalised(model, z_gaussian)),
         reconstruction=model.fields(stored_streams(work, model, test_indices)),
-        mean=training_mean,
-        scale=np.asarray(model.scaling.scale),
         z_train=z_train,
         z_test=normalised(work, model, test_indices),
-        z_generated=encoded(model, generated[:k]),
+        z_generated=encoded(model, plain.generated),
         z_gaussian=z_gaussian,
-        seed=seed,
         **ensembles,
     )
+
+
+def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluation.Fields:
+    """Equal counts of test, training and generated samples, and nothing that depends on how a model encodes them."""
+    limit = min(len(generated), sample_limit(work, model))
+    test, training = (generate.truth_indices(work, limit, split) for split in ("test", "train"))
+    k = min(limit, len(test), len(training))
+    if k < 2:
+        raise InputError(
+            f"evaluation compares at least 2 good test, training and generated samples, got {len(test)}, "
+            f"{len(training)} and {len(generated)}. Raise data.split.test or generate.count."
+        )
+    scaling, training_mean = decompose.read_scaling(work.store_location, decompose.scaling_version(work).snapshot)
+    return evaluation.Fields(
+        modes=work.recipe.tensor_modes,
+        train=work.samples.read(generate.truth_indices(work, k, "train")),
+        test=work.samples.read(generate.truth_indices(work, k, "test")),
+        generated=generated[:k],
+        mean=training_mean,
+        scale=np.asarray(scaling.scale),
+        seed=work.recipe.seed,
+    )
+
+
+def gaussian_limit(model: bundle.Bundle) -> int:
+    """Training primitives to which the Gaussian is fitted, within 256 MiB."""
+    return max(2, min(GAUSSIAN_SAMPLES, SET_BYTES // (4 * model.layout.numbers)))
 
 
 def stored_streams(work: Workspace, model: bundle.Bundle, indices: Array) -> dict[str, Array]:
@@ -139,17 +168,18 @@ def encoded(model: bundle.Bundle, fields: Array) -> Array:
     """Normalised primitives ``(k, D)`` of fields, as a fresh encoding would give them."""
     from diffats.primitives import encode
 
-    streams, _ = encode(model.scaling.apply(fields), model.anchors, model.layout, "sthosvd")
+    streams, _ = encode(model.scaling.apply(fields), model.anchors, model.layout, model.recipe.decompose.method)
     return np.asarray(model.layout.flatten(model.normalisation.apply(streams)))
 
 
-def forecasts(work: Workspace, model: bundle.Bundle, indices: Array) -> dict[str, Array]:
+def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
     """Ensembles under the conditions of test samples, their truth and, with an initial slice, persistence."""
     if not generate.conditioned_on_fields(work):
         return {}
     members = work.recipe.evaluate.members
-    dataset = fit_normalisation.require_primitives(work).dataset()
-    raw = fit_normalisation.raw_conditions(dataset, indices)
+    cases = max(1, min(CASES, SET_BYTES // (4 * members * model.layout.raw_numbers)))
+    indices = generate.truth_indices(work, cases, "test")
+    raw = fit_normalisation.raw_conditions(fit_normalisation.require_primitives(work).dataset(), indices)
     repeated = {name: np.repeat(value, members, axis=0) for name, value in raw.items()}
     numbers = np.arange(len(indices) * members)
     # Another seed than the stored samples', so that the ensemble does not repeat their noise.

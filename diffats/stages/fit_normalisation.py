@@ -58,6 +58,8 @@ def good_samples(dataset: xr.Dataset, split: str) -> Array:
 def raw_conditions(dataset: xr.Dataset, indices: Array) -> dict[str, Array]:
     """Conditions as stored, of the given samples."""
     names = [str(name) for name in dataset.data_vars if str(name).startswith("condition_")]
+    if not names:
+        return {}
     rows = dataset[names].isel(sample=indices)
     return {name.removeprefix("condition_"): rows[name].values for name in names}
 
@@ -69,10 +71,7 @@ def condition_parts(dataset: xr.Dataset, seed: int, shard: int) -> Iterator[dict
     yield raw_conditions(dataset[numbers], train)
     chosen = np.sort(np.random.default_rng(seed).permutation(train)[:CONDITION_SAMPLES])
     for number in np.unique(chosen // shard):
-        part = raw_conditions(dataset.drop_vars(numbers), chosen[chosen // shard == number])
-        if not part:
-            return
-        yield part
+        yield raw_conditions(dataset.drop_vars(numbers), chosen[chosen // shard == number])
 
 
 def condition_layout(work: Workspace, primitives: Version) -> ConditionLayout:

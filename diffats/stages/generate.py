@@ -58,13 +58,16 @@ def condition_sources(work: Workspace, count: int) -> Array:
     return np.asarray(order[np.arange(count) % len(order)])
 
 
-def sample_conditions(work: Workspace, model: bundle.Bundle, indices: Array, chosen: Array) -> dict[str, Array]:
-    """Raw conditions of the generated samples ``indices``, one row each."""
+def sample_conditions(
+    work: Workspace, model: bundle.Bundle, indices: Array, chosen: Array, names: Iterable[str] | None = None
+) -> dict[str, Array]:
+    """Raw conditions (``names``, or all) of the generated samples ``indices``, one row each."""
     if not conditioned_on_fields(work):
         return model.drawn_conditions(indices, work.recipe.seed)
+    stored = fit_normalisation.require_primitives(work).dataset()
+    wanted = stored[[f"condition_{name}" for name in (model.examples if names is None else names)]]
     unique, back = np.unique(chosen[indices], return_inverse=True)
-    rows = fit_normalisation.raw_conditions(fit_normalisation.require_primitives(work).dataset(), unique)
-    return {name: value[back] for name, value in rows.items()}
+    return {name: value[back] for name, value in fit_normalisation.raw_conditions(wanted, unique).items()}
 
 
 def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset:
@@ -78,22 +81,18 @@ def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset
         if stream.mode is not None:
             text = {"long_name": f"distance of {stream.name} from orthonormal columns, |U^T U - I|_F"}
             data[f"defect_{stream.name}"] = ("sample", decompose.lazy_zeros((count,), np.float64), text)
-    numbers = model.condition_variables(sample_conditions(work, model, np.arange(1), chosen))
-    for name, (dims, value) in numbers.items():
-        dtype = value.dtype if value.dtype.kind in "biuf" else np.dtype(np.int64)
-        text = {"long_name": "class of the condition", **label_flags(model)} if dtype != value.dtype else {}
-        data[name] = (dims, decompose.lazy_zeros((count, *value.shape[1:]), dtype), text)
+    one = {name: value[:1] for name, value in model.examples.items() if value.ndim > 1}
+    fields: dict[str, Any] = model.condition_variables(one)
+    for name, (dims, value) in fields.items():
+        data[name] = (dims, decompose.lazy_zeros((count, *value.shape[1:]), value.dtype))
+    numbers = [name for name, value in model.examples.items() if value.ndim == 1]
+    rows = sample_conditions(work, model, np.arange(count), chosen, numbers)
     data["status"] = ("sample", decompose.lazy_zeros((count,), np.int8))
     source = {"long_name": "test sample of the condition; -1: a training sample's label"}
     data["of_sample"] = ("sample", decompose.lazy_zeros((count,), np.int64), source)
     dataset = xr.Dataset(data, attrs=dict(model.template.attrs))
-    return dataset.assign_coords({**model.template.coords, "sample": np.arange(count)})
-
-
-def label_flags(model: bundle.Bundle) -> dict[str, Any]:
-    """CF attributes of class numbers."""
-    names = [name.replace(" ", "_") for name in model.label_names]
-    return {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
+    coords: dict[Any, Any] = {**model.template.coords, "sample": np.arange(count), **model.condition_variables(rows)}
+    return dataset.assign_coords(coords)
 
 
 def shard_size(work: Workspace, model: bundle.Bundle) -> int:
@@ -134,7 +133,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
 
 
 def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: Array) -> dict[str, Array]:
-    """Fields, conditions, defects and status of one batch of generated samples."""
+    """Fields, conditions that are fields, defects and status of one batch of generated samples."""
     settings = work.recipe.generate
     raw = sample_conditions(work, model, indices, chosen)
     streams = model.generate(
@@ -148,7 +147,7 @@ def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: 
     )
     decoded = sources.decoded_dataset(model.fields(streams), model.template)
     out: dict[str, Array] = {str(n): decoded[n].values.astype(np.float32) for n in model.template.data_vars}
-    out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items()}
+    out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items() if value.ndim > 1}
     for name, defect in orthonormality_defect(streams, model.layout).items():
         out[f"defect_{name}"] = np.asarray(defect, dtype=np.float64)
     finite = bundle.finite_rows(streams)

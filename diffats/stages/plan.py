@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import threadpoolctl
 
-from diffats.errors import InputError
+from diffats.errors import InputError, RootMismatchError
+from diffats.medoid import LARGEST_MODE
 from diffats.primitives import FieldScaling, Layout, Moments, decompose, find_ranks, relative_error
-from diffats.stages import align, fit_normalisation, select_anchor, train
+from diffats.spectrum import flops, leading, transpose
+from diffats.stages import align, fit_normalisation, select_anchor
 from diffats.stages import decompose as decompose_stage
 from diffats.stages.workspace import Workspace, find_store, shard_samples
+from diffats.store import STATUS
+from diffats.tucker import multi_mode_dot
 
 Array = npt.NDArray[Any]
+log = logging.getLogger("diffats.plan")
+
 # Bytes of workspace for each byte of a shard: the raw and the centred copy, float64 Gram products, the reconstruction.
 _WORKSPACE = 6
-# Rough throughput of reading, decomposing and writing on one core, from measurements on two-core machines.
+# Rough throughput of one core, measured on a two-core machine: reading and writing, and the cost model's flops.
 _BYTES_PER_SECOND = 60e6
-TOLERANCES = (0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+_FLOPS_PER_SECOND = 2e10
+# What the pilot's decompositions may cost, in the cost model's flops: a few seconds.
+_PILOT_FLOPS = 2e10
+_PILOT_NUMBERS = 2**24  # decomposed at a time
+_CANDIDATES = 2**20
+#: Errors for which the pilot looks for the smallest primitive.
+TARGETS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 
 def plan(work: Workspace) -> dict[str, Any]:
@@ -29,20 +44,12 @@ def plan(work: Workspace) -> dict[str, Any]:
     Raises
     ------
     InputError
-        Where something cannot work: ranks, sizes, memory.
+        Where some stage cannot work: see ``check``.
     """
+    check(work)
     samples, recipe = work.samples, work.recipe
-    itemsize = np.dtype(samples.dtype).itemsize
-    shard = shard_samples(recipe, samples.sizes, itemsize)
-    shards = math.ceil(samples.n / shard)
-    raw_bytes = math.prod(samples.sizes.values()) * itemsize
-    peak = _WORKSPACE * shard * raw_bytes
-    if peak > recipe.compute.memory_bytes:
-        fits = max(1, recipe.compute.memory_bytes // (_WORKSPACE * raw_bytes))
-        raise InputError(
-            f"a shard of {shard} samples needs about {_size(peak)} in a worker, compute.memory is "
-            f"{recipe.compute.memory}. Set compute.shard_samples to at most {fits}, or raise compute.memory."
-        )
+    layout = planned_layout(work)
+    shard = _shard(work)
     out: dict[str, Any] = {
         "name": recipe.name,
         "root": str(work.root),
@@ -52,24 +59,137 @@ def plan(work: Workspace) -> dict[str, Any]:
         "dropped": samples.dropped,
         "sizes": dict(samples.sizes),
         "dtype": str(samples.dtype),
-        "bytes_in": samples.n * raw_bytes,
+        "bytes_in": samples.nbytes,
         "shard_samples": shard,
-        "shards": shards,
-        "peak_bytes_per_worker": peak,
-        "rough_seconds": samples.n * raw_bytes * 2 / _BYTES_PER_SECOND / recipe.compute.workers,
+        "shards": math.ceil(samples.n / shard),
+        "peak_bytes_per_worker": _peak_bytes(work),
+        "rough_seconds": _seconds(work, layout),
         "exists": existing(work),
     }
-    layout = planned_layout(work)
     if layout is not None:
-        out |= {
-            "ranks": dict(layout.ranks),
-            "streams": {stream.name: list(stream.shape) for stream in layout.streams},
-            "numbers_per_sample": layout.raw_numbers,
-            "numbers_per_primitive": layout.numbers,
-            "compression": layout.compression,
-            "bytes_out": samples.n * layout.numbers * itemsize,
-        }
+        out |= _planned(layout, samples.n, samples.dtype)
     return out
+
+
+def _planned(layout: Layout, n: int, dtype: np.dtype[Any]) -> dict[str, Any]:
+    stored = layout.numbers + sum(stream.size for stream in layout.tucker_streams)
+    if layout.numbers >= layout.raw_numbers:
+        log.warning(
+            "the primitive stores %d numbers and the sample %d: nothing is compressed. Lower the ranks; see --pilot",
+            layout.numbers,
+            layout.raw_numbers,
+        )
+    return {
+        "ranks": dict(layout.ranks),
+        "aligned": list(layout.aligned),
+        "streams": {stream.name: list(stream.shape) for stream in layout.streams},
+        "numbers_per_sample": layout.raw_numbers,
+        "numbers_per_primitive": layout.numbers,
+        "compression": layout.compression,
+        "bytes_out": n * stored * dtype.itemsize,  # the Tucker form and the primitive of each sample
+    }
+
+
+def _shard(work: Workspace) -> int:
+    samples = work.samples
+    return min(samples.n, shard_samples(work.recipe, samples.sizes, np.dtype(samples.dtype).itemsize))
+
+
+def _peak_bytes(work: Workspace) -> int:
+    return _WORKSPACE * _shard(work) * work.samples.bytes_per_sample
+
+
+def _seconds(work: Workspace, layout: Layout | None) -> float:
+    """Reading, decomposing, aligning and writing all samples; with unknown ranks, as for a quarter of each size."""
+    samples = work.samples
+    sizes = tuple(samples.sizes.values()) if layout is None else tuple(layout.working_sizes.values())
+    ranks = [max(1, size // 4) for size in sizes] if layout is None else layout.working_ranks
+    repeats = 1 if layout is None else math.prod(layout.sizes[mode] for mode in layout.labelled)
+    one = 2 * samples.bytes_per_sample / _BYTES_PER_SECOND + repeats * flops(sizes, ranks) / _FLOPS_PER_SECOND
+    return samples.n * one / work.recipe.compute.workers
+
+
+# --- what cannot work ---------------------------------------------------------------------------------------------
+
+
+def check(work: Workspace) -> None:
+    """Refuse a recipe of which some stage cannot work; nothing is made, and no field is read.
+
+    Raises
+    ------
+    InputError
+        With what, where, expected, got, and the fix.
+    """
+    check_encoding(work)
+    recipe, samples = work.recipe, work.samples
+    test = int(samples.is_test.sum())
+    if test < 2:
+        raise InputError(
+            f"data.split leaves {test} test sample of {samples.n}, and evaluation compares at least 2. "
+            "Raise data.split.test, or cut more windows."
+        )
+    if recipe.generate.count < 2:
+        raise InputError(
+            f"generate.count is {recipe.generate.count}, and evaluation compares at least 2 samples. Use at least 2."
+        )
+    if recipe.compute.device not in ("auto", "cpu"):
+        from diffats.models import resolve_device
+
+        resolve_device(recipe.compute.device)
+
+
+def check_encoding(work: Workspace) -> None:
+    """Refuse what cannot be decomposed and aligned: source, root, ranks, memory, anchors.
+
+    Raises
+    ------
+    InputError
+        With what, where, expected, got, and the fix.
+    """
+    samples = work.samples
+    _check_root(work)
+    layout = planned_layout(work)
+    _check_memory(work)
+    sizes = layout.working_sizes if layout is not None else dict(samples.sizes)
+    for mode in layout.aligned if layout is not None else work.recipe.aligned_modes:
+        if sizes[mode] > LARGEST_MODE:
+            raise InputError(
+                f'aligned mode "{mode}" has {sizes[mode]} points, at most {LARGEST_MODE} can be aligned. '
+                f'Leave "{mode}" out of align.modes, or cut it with data.windows.size.'
+            )
+    index = work.recipe.anchor.index
+    if work.recipe.anchor.strategy == "index" and index is not None and (index >= samples.n or samples.is_test[index]):
+        what = f"one of {samples.n} samples" if index >= samples.n else "a training sample, but a test sample"
+        known = ", ".join(map(str, np.flatnonzero(~samples.is_test)[:5]))
+        raise InputError(f'anchor.index {index} is not {what}. Use a training sample ({known}, ...), or "medoid".')
+
+
+def _check_root(work: Workspace) -> None:
+    """Refuse the root of another recipe, and one that cannot be a directory."""
+    for place in (work.root, *work.root.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise InputError(f'root "{work.root}" cannot be made: "{place}" is a file. Use another root.')
+            break
+    if find_store(work.store_location) is None:
+        return
+    try:
+        work.store  # noqa: B018  (opening it compares name and dims)
+    except RootMismatchError as error:
+        raise RootMismatchError(f'root "{work.root}": {error}') from error
+
+
+def _check_memory(work: Workspace) -> None:
+    recipe, peak = work.recipe, _peak_bytes(work)
+    if peak <= recipe.compute.memory_bytes:
+        return
+    one = _WORKSPACE * work.samples.bytes_per_sample
+    fits = recipe.compute.memory_bytes // one
+    fix = f"Set compute.shard_samples to at most {fits}" if fits else f"One sample alone needs {size(one)}: cut windows"
+    raise InputError(
+        f"a shard of {_shard(work)} samples needs about {size(peak)} in a worker, compute.memory is "
+        f"{recipe.compute.memory}. {fix}, or raise compute.memory."
+    )
 
 
 def planned_layout(work: Workspace) -> Layout | None:
@@ -77,66 +197,192 @@ def planned_layout(work: Workspace) -> Layout | None:
     if work.recipe.decompose.tolerance is None:
         return Layout.from_recipe(work.recipe, work.samples.sizes)
     version = decompose_stage.tucker_version(work) if find_store(work.store_location) else None
-    return decompose_stage.layout_of(version) if version is not None else None
+    return decompose_stage.current_layout(work, version) if version is not None else None
 
 
 def existing(work: Workspace) -> dict[str, str]:
     """State of each group for this very recipe: finished, begun, or to do."""
-    groups = ("tucker", "anchor", "primitives", "normalisation", "model")
+    groups = ("tucker", "anchor", "primitives", "normalisation", "model", "samples")
     if find_store(work.store_location) is None:
         return dict.fromkeys(groups, "to do")
+    from diffats.stages import generate, train
+
     tucker = decompose_stage.tucker_version(work)
     finished = tucker is not None and tucker.complete
-    anchor = select_anchor.anchor_version(work, tucker) if tucker is not None and finished else None
+    model = train.require_bundle(work) if train.find_bundle(work) else None
+    generated = find_store(work.samples_location) is not None
     versions = {
         "tucker": tucker,
-        "anchor": anchor,
+        "anchor": select_anchor.anchor_version(work, tucker) if tucker is not None and finished else None,
         "primitives": align.primitives_version(work),
         "normalisation": fit_normalisation.normalisation_version(work),
+        "samples": generate.samples_version(work, model) if model is not None and generated else None,
     }
     states = {
         group: "to do" if version is None else "finished" if version.complete else "begun"
         for group, version in versions.items()
     }
-    return states | {"model": "finished" if train.find_bundle(work) else "to do"}
+    states["model"] = "to do" if model is None else "finished"
+    return {group: states[group] for group in groups}
 
 
-def pilot(work: Workspace, tolerances: Iterable[float] = TOLERANCES) -> list[dict[str, Any]]:
+# --- the pilot ----------------------------------------------------------------------------------------------------
+
+
+def pilot(work: Workspace, targets: Iterable[float] = TARGETS) -> list[dict[str, Any]]:
     """Error and numbers against ranks, on at most 256 training samples read now.
+
+    Parameters
+    ----------
+    targets
+        Errors, relative to the centred and scaled samples' deviation from their mean.
 
     Returns
     -------
     list of dict
-        For the recipe's own ranks, and for each tolerance: ranks, numbers, compression and both mean errors.
+        For the recipe's own ranks (``choice`` "recipe"), and for each target that compresses at all: the ranks with
+        the fewest numbers whose root-mean-square error stays below it, as found from one full HOSVD of each sample.
+        The errors in a row are measured, by decomposing ``samples`` of the samples as the stage would.
     """
-    recipe = work.recipe
-    indices = decompose_stage.pilot_indices(work)
-    x = work.samples.read(indices)
-    missing = np.asarray(np.isnan(x).all(axis=0)) if recipe.data.missing == "mask" else None
-    good = decompose_stage.status_of(x, missing) == 1
-    if good.sum() < 2:
-        raise InputError(
-            f"the pilot read {len(x)} samples and only {int(good.sum())} are usable. Mend the source first."
-        )
-    x = x[good]
+    x = _pilot_samples(work)
     moments = Moments()
     moments.add(x)
     scaling, training_mean = decompose_stage.fitted_scaling(work, moments)
-    rows = []
-    if recipe.primitive.kind == "mgp" or recipe.decompose.ranks:
-        rows.append(_row("recipe", Layout.from_recipe(recipe, work.samples.sizes), x, scaling, training_mean))
-    if recipe.primitive.kind == "tgp":
-        fields = scaling.apply(x)
-        for tolerance in tolerances:
-            tolerant = recipe.decompose.model_copy(update={"tolerance": tolerance})
-            found = find_ranks(fields, recipe.model_copy(update={"decompose": tolerant}))
-            layout = Layout.from_recipe(recipe, work.samples.sizes, found)
-            rows.append(_row(f"tolerance {tolerance:g}", layout, x, scaling, training_mean))
+    fields = np.asarray(scaling.apply(x), dtype=x.dtype)
+    layout = _pilot_layout(work, fields)
+    few = _pilot_choice(len(x), layout)
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # many small problems: threads only get in their way
+        rows = [_row("recipe", layout, x[few], scaling, training_mean)]
+        anomalies = fields - np.asarray(scaling.apply(training_mean[None]))
+        for target, ranks in smallest_ranks(fields[few], anomalies[few], layout, targets):
+            smaller = dataclasses.replace(layout, ranks=ranks)
+            if smaller.numbers < layout.raw_numbers:
+                rows.append(_row(f"error <= {target:g}", smaller, x[few], scaling, training_mean))
     return rows
 
 
+def _pilot_samples(work: Workspace) -> Array:
+    x = work.samples.read(decompose_stage.pilot_indices(work))
+    mask = decompose_stage.find_mask(work)
+    good = decompose_stage.status_of(x, mask) == STATUS["ok"]
+    if good.sum() < 2:
+        share = 1 - np.isfinite(x).mean()
+        raise InputError(
+            f"{work.recipe.data.source}: the pilot read {len(x)} samples and {int(good.sum())} are usable ({share:.1%} "
+            'of the values are missing or infinite), 2 are needed. Mend the source, or set data.missing = "mask" if '
+            "the same points are missing in every sample."
+        )
+    return np.asarray(x[good])
+
+
+def _pilot_layout(work: Workspace, fields: Array) -> Layout:
+    """The recipe's layout, with the ranks that its tolerance would find."""
+    recipe = work.recipe
+    ranks = find_ranks(fields, recipe) if recipe.decompose.tolerance is not None else None
+    return Layout.from_recipe(recipe, work.samples.sizes, ranks)
+
+
+def _pilot_choice(n: int, layout: Layout) -> Array:
+    """Which of ``n`` samples a few seconds suffice for."""
+    sizes = layout.working_sizes
+    whole = [sizes[mode] if mode in layout.ranks else None for mode in layout.working_modes]
+    cost = math.prod(layout.sizes[mode] for mode in layout.labelled) * flops(tuple(sizes.values()), whole)
+    count = min(n, max(2, int(_PILOT_FLOPS / cost)))
+    return np.linspace(0, n - 1, count).round().astype(int)
+
+
+def smallest_ranks(
+    fields: Array, anomalies: Array, layout: Layout, targets: Iterable[float]
+) -> list[tuple[float, dict[str, int]]]:
+    """For each target error, the ranks of the smallest Tucker form that reaches it in the mean square.
+
+    With all singular vectors of every mode, ``S = X x_k U_k^T`` has the norm of ``X``, and cutting it to ranks
+    ``r_k`` loses exactly the energy outside ``S[:r_1, .., :r_N]``: one cumulative sum gives the error of all ranks.
+
+    Parameters
+    ----------
+    fields, anomalies
+        ``(k, *sizes)``: what is decomposed, and what its error is relative to.
+    layout
+        Its modes; its ranks do not matter.
+    targets
+        Relative errors.
+
+    Returns
+    -------
+    Pairs of target and ranks by mode, from the largest target; those that no smaller form reaches are left out, and
+    of targets with the same ranks only the smallest is there.
+
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(5, 8, 2)) @ rng.normal(size=(5, 2, 9))
+    >>> layout = Layout("tgp", ("y", "x"), {"y": 8, "x": 9}, {"y": 8, "x": 8}, ("y", "x"))
+    >>> smallest_ranks(x, x, layout, [0.001])
+    [(0.001, {'y': 2, 'x': 2})]
+    """
+    axes = [axis for axis, mode in enumerate(layout.working_modes) if mode in layout.ranks]
+    sizes = [layout.working_sizes[layout.working_modes[axis]] for axis in axes]
+    per_mode = max(4, int(_CANDIDATES ** (1 / len(axes))))
+    candidates = [np.unique(np.geomspace(1, n, min(n, per_mode)).round().astype(int)) for n in sizes]
+    if per_mode >= max(sizes):
+        candidates = [np.arange(1, n + 1) for n in sizes]
+    lost = _lost_energy(fields, anomalies, layout, axes, candidates)
+    ranks = np.meshgrid(*candidates, indexing="ij", sparse=True)
+    core = math.prod(ranks) * (math.prod(layout.working_sizes.values()) // math.prod(sizes))
+    numbers = core + sum(n * rank for n, rank in zip(sizes, ranks, strict=True))
+    possible = numbers * math.prod(layout.sizes[mode] for mode in layout.labelled) < layout.raw_numbers
+    for rank in ranks:
+        possible = possible & (rank * rank <= core)  # a rank is at most the product of the others
+    found: dict[tuple[int, ...], float] = {}
+    for target in sorted(targets, reverse=True):
+        cost = np.where(possible & (lost <= target**2), numbers, np.inf)
+        place = np.unravel_index(int(cost.argmin()), cost.shape)
+        if np.isfinite(cost[place]):
+            found[tuple(int(c[i]) for c, i in zip(candidates, place, strict=True))] = target
+    modes = [layout.working_modes[axis] for axis in axes]
+    return [(target, dict(zip(modes, chosen, strict=True))) for chosen, target in found.items()]
+
+
+def _lost_energy(
+    fields: Array, anomalies: Array, layout: Layout, axes: Sequence[int], candidates: Sequence[Array]
+) -> Array:
+    """Mean squared relative error for every combination of candidate ranks."""
+    norms = (anomalies.reshape(len(anomalies), -1).astype(np.float64) ** 2).sum(axis=1)
+    lost: Array = np.zeros(tuple(map(len, candidates)))
+    used = np.flatnonzero(norms > 0)
+    step = max(1, _PILOT_NUMBERS // layout.raw_numbers)
+    for start in range(0, len(used), step):
+        part = used[start : start + step]
+        energy = _core_energy(layout.arrange(fields[part]), len(layout.working_modes), axes, norms[part])
+        total = float(energy.sum())
+        for axis, ranks in enumerate(candidates):
+            energy = _cumulative(energy, ranks, axis)
+        lost += np.maximum(total - energy, 0)
+    return lost / max(1, len(used))
+
+
+def _core_energy(tensors: Array, n_modes: int, axes: Sequence[int], norms: Array) -> Array:
+    """Squared entries of the full cores, divided by each sample's norm and summed; only the given modes stay."""
+    k, shape = len(tensors), tensors.shape[tensors.ndim - n_modes :]
+    flat = tensors.reshape(-1, *shape).astype(np.float64)
+    matrices = [transpose(leading(flat, mode)[0]) if mode in axes else None for mode in range(n_modes)]
+    core = multi_mode_dot(flat, matrices)
+    energy = core.reshape(k, -1, *core.shape[1:]) ** 2  # (k, labelled, *working)
+    other = (1, *(2 + mode for mode in range(n_modes) if mode not in axes))
+    return np.asarray(np.tensordot(1 / norms, energy.sum(axis=other), axes=1))
+
+
+def _cumulative(energy: Array, ranks: Array, axis: int) -> Array:
+    """Energy in the first ``rank`` entries along an axis, for each of ``ranks``, which increase and end at its size.
+
+    >>> _cumulative(np.array([4.0, 2.0, 1.0]), np.array([1, 3]), 0).tolist()
+    [4.0, 7.0]
+    """
+    summed = energy.cumsum(axis=axis)
+    return np.asarray(summed.take(np.minimum(ranks, energy.shape[axis]) - 1, axis=axis))
+
+
 def _row(name: str, layout: Layout, x: Array, scaling: FieldScaling, training_mean: Array) -> dict[str, Any]:
-    _, tucker = decompose(scaling.apply(x), layout)
+    _, tucker = decompose(np.asarray(scaling.apply(x), dtype=x.dtype), layout)
     restored = scaling.undo(layout.restore(tucker.to_tensor()))
     anomaly = relative_error(x, restored, training_mean)
     return {
@@ -147,13 +393,14 @@ def _row(name: str, layout: Layout, x: Array, scaling: FieldScaling, training_me
         "relative_error": float(relative_error(x, restored).mean()),
         "anomaly_error": float(anomaly.mean()),
         "anomaly_error_max": float(anomaly.max()),
+        "samples": len(x),
     }
 
 
-def _size(n: float) -> str:
+def size(n: float) -> str:
     """Bytes for people.
 
-    >>> _size(3 * 2**20)
+    >>> size(3 * 2**20)
     '3.0 MiB'
     """
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

@@ -6,15 +6,19 @@ import json
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffats import bundle, evaluation
-from diffats.errors import DiffatsError, InputError
+from diffats.errors import InputError
 from diffats.stages import evaluate, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
+
+if TYPE_CHECKING:
+    from diffats.registry import Tracker
 
 log = logging.getLogger("diffats.register")
 
@@ -34,42 +38,69 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     if found is None:
         raise InputError(f"{work.root}: the model is not evaluated. Run `diffats evaluate RECIPE.toml` first.")
     metrics, identity = found
+    evaluate.check_metric(work, metrics)
     path = record_path(work, model)
     tracker = registry.Tracker.for_recipe(work.recipe)
-    if path.is_file() and not hooks.restart:
-        outcome = json.loads(path.read_text(encoding="utf-8"))
-        if outcome["evaluation"] == identity and outcome["tracking_uri"] == tracker.uri:
-            return result(outcome, started, skipped=True)
-    if parent_run is None:
-        raise InputError("registering needs an MLflow run. Use `diffats register RECIPE.toml` or the flow.")
-    version = tracker.register(
-        model.directory,
-        work.recipe.name,
-        parent_run,
-        tags=tags(work, model, metrics),
-        summary=f"Diffusion model on aligned tensor primitives of {work.recipe.name}.",
-    )
-    verdict, champion = decide(work, tracker, model, metrics)
+    wanted = tags(work, model, metrics, identity)
+    version = None if hooks.restart else tracker.find(work.recipe.name, wanted)
+    recorded = read_record(path)
+    if version is not None and recorded is not None and recorded["key"] == [identity, tracker.uri, version]:
+        return result(outcome(work, tracker, version, recorded["verdict"], identity), started, skipped=True)
+    if version is None:
+        version = register(work, tracker, model, parent_run, wanted)
+    elif tracker.alias(work.recipe.name, "champion") != version:
+        tracker.set_alias(work.recipe.name, "candidate", version)
+    verdict, champion = decide(work, tracker, model, metrics, version)
     if champion:
         tracker.set_alias(work.recipe.name, "champion", version)
-    outcome = {
-        "name": work.recipe.name,
+    log.info("%s", verdict)
+    write_record(path, {"key": [identity, tracker.uri, version], "verdict": verdict})
+    return result(outcome(work, tracker, version, verdict, identity), started)
+
+
+def register(
+    work: Workspace, tracker: Tracker, model: bundle.Bundle, parent_run: str | None, wanted: dict[str, str]
+) -> str:
+    """A new version of the recipe's model, under the run that made it."""
+    if parent_run is None:
+        raise InputError("registering needs an MLflow run. Use `diffats register RECIPE.toml` or the flow.")
+    about = f"Diffusion model on aligned tensor primitives of {work.recipe.name}."
+    return tracker.register(model.directory, work.recipe.name, parent_run, tags=wanted, summary=about)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What was decided of this bundle, where it was."""
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record if "key" in record else None
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Keep what was decided; it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def outcome(work: Workspace, tracker: Tracker, version: str, verdict: str, identity: str) -> dict[str, Any]:
+    """The registered version and the alias it has now: another model may have become champion since."""
+    name = work.recipe.name
+    alias = next((alias for alias in ("champion", "candidate") if tracker.alias(name, alias) == version), "")
+    return {
+        "name": name,
         "version": version,
-        "alias": "champion" if champion else "candidate",
-        "uri": f"models:/{work.recipe.name}@{'champion' if champion else 'candidate'}",
+        "alias": alias,
+        "uri": f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}",
         "verdict": verdict,
         "tracking_uri": tracker.uri,
         "evaluation": identity,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(outcome, indent=1), encoding="utf-8")
-    os.replace(partial, path)
-    return result(outcome, started)
 
 
-def tags(work: Workspace, model: bundle.Bundle, metrics: dict[str, Any]) -> dict[str, str]:
-    """What links a model version to its data, anchors, recipe and code."""
+def tags(work: Workspace, model: bundle.Bundle, metrics: dict[str, Any], identity: str) -> dict[str, str]:
+    """What links a model version to its data, anchors, recipe and code, and tells it from any other."""
     from diffats import __version__
 
     decisive = work.recipe.evaluate.metric
@@ -80,61 +111,86 @@ def tags(work: Workspace, model: bundle.Bundle, metrics: dict[str, Any]) -> dict
         "diffats.anchor": str(provenance["anchor_fingerprint"])[:16],
         "diffats.recipe_fingerprint": train.recipe_fingerprint(work),
         "diffats.code_version": __version__,
+        "diffats.weights": train.weights_digest(model.directory),
+        "diffats.evaluation": identity,
         f"diffats.metric.{decisive}": str(metrics[decisive]["value"]),
     }
 
 
-def decide(work: Workspace, tracker: Any, model: bundle.Bundle, metrics: dict[str, Any]) -> tuple[str, bool]:
+def decide(
+    work: Workspace, tracker: Tracker, model: bundle.Bundle, metrics: dict[str, Any], version: str
+) -> tuple[str, bool]:
     """Whether the candidate becomes champion, and why, in a sentence.
 
-    Both are evaluated now, on the current test split with the same seeds; a first model must beat the Gaussian.
+    A first model must beat the references that its metric has: the Gaussian, or for forecasts the training mean and
+    persistence. Later ones must not be worse than the champion, which is evaluated now, on the current test split with
+    the candidate's seed and conditions.
     """
-    name = work.recipe.evaluate.metric
-    if tracker.alias(work.recipe.name, "champion") is None:
-        better = evaluation.beats(metrics[name])
-        if better or better is None:
-            return f"first champion: {_compare(metrics[name], 'gaussian')}", True
-        return f"not champion: {_compare(metrics[name], 'gaussian')}", False
-    champion = bundle.load(tracker.download(f"models:/{work.recipe.name}@champion"))
-    if not comparable(champion, model):
-        return (
-            "not champion: the champion was made for other sample sizes or conditions: they cannot be compared",
-            False,
-        )
-    old, new = (current_metric(work, each, name) for each in (champion, model))
-    reason = f"{name.replace('_', ' ')} {new:.4g} against the champion's {old:.4g} on the current test split"
+    name, recipe = work.recipe.evaluate.metric, work.recipe
+    row = metrics[name]
+    current = tracker.alias(recipe.name, "champion")
+    if current is None:
+        return first_verdict(row)
+    if current == version:
+        return "champion: the alias had been moved before an interruption", True
+    champion = bundle.load(tracker.download(f"models:/{recipe.name}@champion"), device=recipe.compute.device)
+    difference = incomparable(champion, model)
+    if difference is not None:
+        return f"not champion: it cannot be compared with the champion, which has other {difference}", False
+    old, new = current_metric(work, champion, name), evaluation.distance_from_ideal(row)
+    assert new is not None  # check_metric
+    if old is None:
+        return f"champion: {row['label'].lower()} {new:.4g}; the champion's is not finite", True
+    reason = f"{row['label'].lower()} {new:.4g} against the champion's {old:.4g} on the current test split"
     return (f"champion: {reason}", True) if new <= old else (f"not champion: {reason}", False)
 
 
-def comparable(champion: bundle.Bundle, model: bundle.Bundle) -> bool:
-    """Whether two models generate samples of the same modes and sizes under the same conditions."""
-    same_layout = (champion.layout.modes, champion.layout.sizes) == (model.layout.modes, model.layout.sizes)
-    shapes = [{name: v.shape[1:] for name, v in each.examples.items()} for each in (champion, model)]
-    return same_layout and shapes[0] == shapes[1] and champion.label_names == model.label_names
+def first_verdict(row: dict[str, Any]) -> tuple[str, bool]:
+    """The verdict on a model that has no predecessor."""
+    given = [key for key in ("gaussian", "persistence", "training_mean") if row.get(key) is not None]
+    words = [
+        f"{'beats' if evaluation.beats(row, key) else 'does not beat'} the {key.replace('_', ' ').capitalize()}'s "
+        f"{row[key]:.4g}"
+        for key in given
+    ]
+    reason = f"{row['label'].lower()} {row['value']:.4g} {' and '.join(words) or 'has no reference to beat'}"
+    good = bool(given) and all(evaluation.beats(row, key) for key in given)
+    return (f"first champion: {reason}", True) if good else (f"not champion: {reason}", False)
 
 
-def _compare(row: dict[str, Any], reference: str) -> str:
-    if row.get(reference) is None:
-        return f"{row['label']} {row['value']:.4g}, no Gaussian reference"
-    verb = "beats" if evaluation.beats(row, reference) else "does not beat"
-    return f"{row['label'].lower()} {row['value']:.4g} {verb} the Gaussian's {row[reference]:.4g}"
+def incomparable(champion: bundle.Bundle, model: bundle.Bundle) -> str | None:
+    """In what two models differ that must be equal to compare them; None where they can be compared."""
+    described = [
+        {
+            "variables": [(str(name), v.attrs.get("units")) for name, v in each.template.data_vars.items()],
+            "sample sizes": (each.layout.modes, dict(each.layout.sizes)),
+            "conditions": {name: value.shape[1:] for name, value in each.examples.items()},
+            "labels": each.label_names,
+        }
+        for each in (champion, model)
+    ]
+    return next((key for key in described[0] if described[0][key] != described[1][key]), None)
 
 
-def current_metric(work: Workspace, model: bundle.Bundle, name: str) -> float:
-    """Distance from the ideal of a model's metric on the current test split."""
+def current_metric(work: Workspace, model: bundle.Bundle, name: str) -> float | None:
+    """Distance from the ideal of a model's metric on the current test split; None where it is not finite."""
     count = work.recipe.generate.count
-    raw, _ = generate.sample_conditions(work, model, count)
-    fields = model.fields(model.generate(np.arange(count), work.recipe.seed, raw))
-    forecast = name in ("relative_l2", "crps")
-    row = evaluation.evaluate(evaluate.compared(work, model, fields, forecast=forecast))[name]
-    distance = evaluation.distance_from_ideal(row)
-    if distance is None:
-        raise DiffatsError(f"metric {name} of {model.directory} is not finite. Choose another evaluate.metric.")
-    return distance
+    numbers, chosen = np.arange(count), generate.condition_sources(work, count)
+    parts = []
+    for indices in np.array_split(numbers, -(-count // generate.shard_size(work, model))):
+        streams = model.generate(indices, work.recipe.seed, generate.sample_conditions(work, model, indices, chosen))
+        parts.append(model.fields({key: value[bundle.finite_rows(streams)] for key, value in streams.items()}))
+        if sum(map(len, parts)) >= evaluate.sample_limit(work, model):
+            break
+    fields = evaluate.physical(work, model, np.concatenate(parts))
+    if name in ("relative_l2", "crps"):
+        fields = replace(fields, **evaluate.forecasts(work, model))
+    return evaluation.distance_from_ideal(evaluation.evaluate(fields)[name])
 
 
 def result(outcome: dict[str, Any], started: float, *, skipped: bool = False) -> StageResult:
     """What the summary shows of a registration."""
+    state = f"is {outcome['alias']}" if outcome["alias"] else "has no alias any more"
     return StageResult(
         stage="register",
         fingerprint=outcome["evaluation"],
@@ -143,5 +199,5 @@ def result(outcome: dict[str, Any], started: float, *, skipped: bool = False) ->
         skipped=skipped,
         seconds=time.monotonic() - started,
         facts={"model": outcome, "tracking_uri": outcome["tracking_uri"]},
-        summary=f"{outcome['name']} version {outcome['version']} is {outcome['alias']}; {outcome['verdict']}",
+        summary=f"{outcome['name']} version {outcome['version']} {state}; {outcome['verdict']}",
     )

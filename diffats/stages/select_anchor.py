@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -45,7 +46,8 @@ def read_factors(location: str, snapshot: str, mode: str, bounds: tuple[int, int
     dataset = read_group(location, "tucker", snapshot).isel(sample=slice(*bounds))
     good = (dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == "train")
     factors = dataset[f"factor_{mode}"].values[good]
-    return factors.reshape(len(factors), -1, *factors.shape[-2:]), np.flatnonzero(good) + bounds[0]
+    batch = math.prod(factors.shape[1:-2])  # not -1: a shard may have no good training sample
+    return factors.reshape(len(factors), batch, *factors.shape[-2:]), np.flatnonzero(good) + bounds[0]
 
 
 def accumulate(bounds: tuple[int, int], *, location: str, snapshot: str, modes: tuple[str, ...]) -> Accumulators:

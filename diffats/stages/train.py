@@ -144,6 +144,7 @@ def save_bundle(work: Workspace, path: Path, primitives: Version, normalisation:
         normalisation=statistics,
         template=primitives.attrs["template"],
         label_names=list(primitives.attrs["label_names"]),
+        condition_dims=primitives.attrs["condition_dims"],
         examples=condition_examples(work, primitives),
         weights=weights,
         provenance={

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -206,7 +207,7 @@ class Workspace:
         return self._repository(self.samples_location)
 
     def _repository(self, location: str) -> Store:
-        store = Store.create_or_open(location)
+        store = find_store(location) or Store.create_or_open(location)  # reading takes no lock
         store.check(self.recipe.name, self.recipe.tensor_modes)
         return store
 
@@ -223,6 +224,21 @@ class Workspace:
         if version.complete:
             self._finished[version.group, version.fingerprint] = version
         return version
+
+    def note_seconds(self, stage: str, seconds: float) -> None:
+        """Remember how long the newest run of a stage that had work to do took."""
+        partial = self._seconds_path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.seconds() | {stage: seconds}, indent=1), encoding="utf-8")
+        os.replace(partial, self._seconds_path)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, in the order in which they first ran."""
+        path = self._seconds_path
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    @property
+    def _seconds_path(self) -> Path:
+        return self.root / "seconds.json"
 
     def repositories(self) -> list[Store]:
         """The repositories that are there already; none is created."""

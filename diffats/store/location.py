@@ -27,7 +27,7 @@ def local_path(location: str | Path) -> Path | None:
 def absolute(location: str | Path) -> str:
     """A location that means the same to workers in other directories."""
     path = local_path(location)
-    return str(location) if path is None else str(path.resolve())
+    return str(location) if path is None else str(path.absolute())
 
 
 def storage_for(location: str | Path) -> icechunk.Storage:

@@ -74,7 +74,7 @@ def _locked(path: Path | None, what: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    path = path.absolute()
+    path = path.resolve()  # one lock for all spellings
     _acquire(path, what)
     try:
         yield

@@ -1,0 +1,561 @@
+"""The report: one self-contained HTML file that says what was made from which data, and how good it is.
+
+`ReportContent` holds numbers and pictures; this module turns them into sentences, cautions and a page. Every part of it
+may be missing: the page then leaves the part out.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffats import evaluation
+from diffats.errors import InputError
+
+Numbers = Mapping[str, Any]
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+# Below or above these, the page warns. They are rules of thumb, and the page says so.
+ANOMALY_CAUTION = 0.3
+OVERLAP_CAUTION = 0.1
+COPY_CAUTION = 0.5
+SPREAD_CAUTION = 0.8
+OVERFIT_CAUTION = 1.25
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report may show. Only the name is required.
+
+    Attributes
+    ----------
+    name
+        The recipe's name.
+    created
+        When the report was made, as text.
+    data
+        ``title`` (what the data are, a few words), ``description`` (a sentence or two), ``source``, ``credit``,
+        ``licence``, ``split`` and ``conditions`` (text), ``variables`` {name: unit}, ``sizes`` {mode: points},
+        ``samples``, ``train``, ``test``, ``failed``, ``dropped`` (counts), and any further text by its label.
+    compression
+        ``ratio``, ``raw_numbers``, ``primitive_numbers`` (per sample), ``ranks`` {mode: rank}, ``aligned`` (modes),
+        ``kind`` (``"tgp"``, ``"mgp"``), ``patch`` {mode: size}.
+    errors
+        ``anomaly`` and ``relative``, each {``mean``, ``median``, ``max``}; ``over`` (text: which samples).
+    alignment
+        ``strategy``, ``sample`` (the anchor's number), ``overlap_sigma_min`` {mode: {``min``, ``median``}}.
+    training
+        ``steps``, ``parameters``, ``heldout_loss``, ``best_heldout_loss``, ``device``, and further numbers by label.
+    generation
+        ``count``, ``sampler``, ``steps``, ``guidance``, ``seed``, ``orthonormality_defect`` {factor: median}.
+    metrics
+        As `evaluation.evaluate` returns them.
+    deciding
+        Name of the metric that decides.
+    estimators
+        How the metrics are estimated; `evaluation.ESTIMATORS` unless given.
+    model
+        ``name``, ``version``, ``alias``, ``uri``, ``root`` (where the run is).
+    provenance
+        Tables by title, each {label: text}: versions, fingerprints, snapshot ids, seeds, library versions.
+    seconds
+        Wall time by stage.
+    code
+        Python that loads the model; made from ``model`` where left out.
+    pictures
+        PNG bytes by name: those of `PICTURES`, ``factors_<mode>``, or any other.
+    captions
+        Sentences added to the captions of pictures, by name.
+    cautions
+        What went wrong or is doubtful; the page adds what it sees in the numbers.
+    """
+
+    name: str
+    created: str = ""
+    data: Numbers = field(default_factory=dict)
+    compression: Numbers = field(default_factory=dict)
+    errors: Numbers = field(default_factory=dict)
+    alignment: Numbers = field(default_factory=dict)
+    training: Numbers = field(default_factory=dict)
+    generation: Numbers = field(default_factory=dict)
+    metrics: Mapping[str, Numbers] = field(default_factory=dict)
+    deciding: str = "energy_distance"
+    estimators: str = evaluation.ESTIMATORS
+    model: Numbers = field(default_factory=dict)
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    code: str = ""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+    cautions: Sequence[str] = ()
+
+
+# name: (section, title, caption)
+PICTURES: dict[str, tuple[str, str, str]] = {
+    "gallery": (
+        "top",
+        "Real and generated samples",
+        "Real samples that the model never saw, samples that it made up, and samples of the Gaussian reference, all in "
+        "the same colours.",
+    ),
+    "reconstruction": (
+        "compression",
+        "What compression loses",
+        "The best, the median and the worst test sample by anomaly error: original, reconstruction, and what differs.",
+    ),
+    "scree": (
+        "compression",
+        "How much each rank keeps",
+        "Energy left out when a mode keeps so many columns: median and 5–95 % range over samples; the line marks the "
+        "chosen rank.",
+    ),
+    "factors": (
+        "alignment",
+        "Factors before and after alignment",
+        "Each line is one sample. Before, signs and rotations are arbitrary; after, samples that are alike look alike, "
+        "which is what the model can learn.",
+    ),
+    "overlaps": (
+        "alignment",
+        "Overlap with the anchor",
+        "The smallest cosine between a sample's factor space and the anchor's. Near 0 the alignment is arbitrary in "
+        "one direction and neighbouring samples may jump.",
+    ),
+    "medoid": (
+        "alignment",
+        "The anchor sample",
+        "The sample that all others are aligned to, and how typical it is: its mean squared overlap with all training "
+        "samples against theirs.",
+    ),
+    "anchors": ("alignment", "The anchor's factors", "The first columns of each aligned mode."),
+    "training": (
+        "training",
+        "Training curves",
+        "Loss on training batches and on a part held out from training. Where the held-out curve turns up, the model "
+        "overfits.",
+    ),
+    "profiles": (
+        "generated",
+        "Values along one mode",
+        "Median and 5–95 % range over samples: shaded for real, dashed for generated samples.",
+    ),
+    "power_spectra": (
+        "generated",
+        "Power spectra",
+        "How much structure samples have at each scale. A curve that falls below the real one is too smooth.",
+    ),
+    "nearest": (
+        "generated",
+        "New samples or copies?",
+        "Distance of each sample to the nearest training sample. Generated samples left of all others would be copies.",
+    ),
+    "scorecard": (
+        "generated",
+        "The metrics at a glance",
+        "Each metric relative to the Gaussian reference: left of 1 beats it. The dots show how close real training "
+        "samples come.",
+    ),
+}
+_SECTIONS = ("top", "compression", "alignment", "training", "generated", "more")
+
+
+def render(content: ReportContent) -> str:
+    """The report as HTML: no script, no outside file, light, for laptops and phones.
+
+    Raises
+    ------
+    InputError
+        Where a picture is not a PNG.
+
+    Examples
+    --------
+    >>> "<h1>tiny</h1>" in render(ReportContent("tiny"))
+    True
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("diffats"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent, duration=duration)
+    return environment.get_template("report.html").render(
+        c=content,
+        summary=summary(content),
+        cautions=cautions(content),
+        tiles=_tiles(content),
+        sections=_pictures(content),
+        columns=_columns(content.metrics),
+        verdicts={name: evaluation.beats(metric) for name, metric in content.metrics.items()},
+        facts=_facts(content),
+        code=content.code or _code(content),
+        total=sum(content.seconds.values()),
+        longest=max(content.seconds.values(), default=0.0),
+    )
+
+
+# --- numbers as text ----------------------------------------------------------------------------------------------
+
+
+def number(value: Any) -> str:
+    """Three significant digits, thousands apart by thin spaces; anything but a number as it is.
+
+    >>> number(0.012345), number(1234567), number(None), number(44.0)
+    ('0.0123', '1\u2009234\u2009567', '–', '44')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if not math.isfinite(value):
+        return "–"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}".replace(",", "\u2009")
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace(",", "\u2009")
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return f"{value:.3g}"
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def percent(value: Any) -> str:
+    """A share as percent.
+
+    >>> percent(0.0351), percent(0.42), percent(0.0004)
+    ('3.5 %', '42 %', '0.04 %')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    share = 100 * float(value)
+    digits = 0 if abs(share) >= 10 else 1 if abs(share) >= 1 else 2
+    return f"{share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(3.21), duration(75), duration(4000)
+    ('3.2 s', '1 min 15 s', '1 h 6 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+# --- sentences ----------------------------------------------------------------------------------------------------
+
+
+def summary(content: ReportContent) -> list[str]:
+    """What was made and how good it is, in plain sentences; bad figures as plainly as good ones."""
+    return [*_data_sentences(content), *_codec_sentences(content), *_model_sentences(content)]
+
+
+def _data_sentences(content: ReportContent) -> list[str]:
+    data = content.data
+    if not data:
+        return []
+    what = data.get("title") or content.name
+    sentence = f"Data: {what}"
+    if data.get("samples") is not None:
+        sentence += f", {number(data['samples'])} samples"
+    if data.get("sizes"):
+        sizes = " × ".join(f"{number(n)} {mode}" for mode, n in data["sizes"].items())
+        sentence += f" of {sizes}"
+    if data.get("train") is not None and data.get("test") is not None:
+        sentence += f"; {number(data['train'])} for training, {number(data['test'])} kept apart for testing"
+    return [sentence + "."]
+
+
+def _codec_sentences(content: ReportContent) -> list[str]:
+    sentences = []
+    ratio, anomaly = content.compression.get("ratio"), content.errors.get("anomaly", {}).get("mean")
+    relative = content.errors.get("relative", {}).get("mean")
+    if ratio is not None:
+        before, after = content.compression.get("raw_numbers"), content.compression.get("primitive_numbers")
+        detail = f" ({number(before)} numbers become {number(after)})" if before and after else ""
+        sentences.append(f"Each sample is stored {number(ratio)} times smaller{detail}.")
+    if anomaly is not None:
+        sentence = (
+            f"What compression loses is {percent(anomaly)} of a sample's deviation from the mean (anomaly error, on "
+            "average)"
+        )
+        if relative is not None:
+            sentence += f"; measured against the sample itself it is {percent(relative)}"
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def _model_sentences(content: ReportContent) -> list[str]:
+    metric = content.metrics.get(content.deciding)
+    if not metric or metric.get("value") is None:
+        return []
+    label, own, gaussian = metric["label"].lower(), metric["value"], metric.get("gaussian")
+    numbers = f"model {number(own)}"
+    if gaussian is not None:
+        numbers += f", Gaussian reference {number(gaussian)}"
+    if metric.get("train_vs_test") is not None:
+        numbers += f", real training samples {number(metric['train_vs_test'])}"
+    for column, name in (("persistence", "persistence"), ("training_mean", "training mean")):
+        if metric.get(column) is not None:
+            numbers += f", {name} {number(metric[column])}"
+    sentences = [f"Distance of generated samples from unseen real ones ({label}): {numbers}. {_better(metric)}"]
+    if metric.get("persistence") is not None or metric.get("training_mean") is not None:
+        sentences = [f"Predictions for unseen conditions ({label}): {numbers}. {_better(metric)}"]
+    verdict = evaluation.beats(metric)
+    compared = [beaten for m in content.metrics.values() if (beaten := evaluation.beats(m)) is not None]
+    if verdict is not None:
+        outcome = "beats" if verdict else "does not beat"
+        sentences.append(
+            f"By this measure the model {outcome} the Gaussian reference, a simple model without a neural network; of "
+            f"{len(compared)} metrics it is better on {sum(compared)}."
+        )
+    return sentences
+
+
+def _better(metric: Numbers) -> str:
+    return {"lower": "Lower is better.", "near 1": "Closer to 1 is better."}.get(
+        metric["better"], "Closer to 0.5 is better."
+    )
+
+
+def cautions(content: ReportContent) -> list[str]:
+    """What a reader should not overlook: those given, and those that the numbers show."""
+    found = [*content.cautions, *_codec_cautions(content), *_model_cautions(content)]
+    return list(dict.fromkeys(found))
+
+
+def _codec_cautions(content: ReportContent) -> list[str]:
+    found = []
+    failed, dropped = content.data.get("failed") or 0, content.data.get("dropped") or 0
+    if failed:
+        found.append(
+            f"{number(failed)} samples could not be used (missing or invalid values); they are listed in the store."
+        )
+    if dropped:
+        found.append(f"{number(dropped)} windows were dropped because they touch both training and test blocks.")
+    anomaly = content.errors.get("anomaly", {}).get("mean")
+    if anomaly is not None and anomaly > ANOMALY_CAUTION:
+        found.append(
+            f"Compression loses much of what varies (anomaly error {percent(anomaly)}): the model cannot bring back "
+            "detail that its training samples no longer have. Higher ranks lower it."
+        )
+    for mode, sigma in content.alignment.get("overlap_sigma_min", {}).items():
+        if sigma.get("median") is not None and sigma["median"] < OVERLAP_CAUTION:
+            found.append(
+                f"Alignment along {mode} is fragile: half of the samples have an overlap below "
+                f"{number(sigma['median'])} with the anchor. A lower rank helps."
+            )
+    return found
+
+
+def _model_cautions(content: ReportContent) -> list[str]:
+    found = []
+    deciding = content.metrics.get(content.deciding, {})
+    if deciding and evaluation.beats(deciding) is False:
+        found.append(
+            "The model does not beat the Gaussian reference on the metric that decides. Train longer, or review ranks "
+            "and overlaps first."
+        )
+    if deciding and evaluation.beats(deciding, "train_vs_test"):
+        found.append(
+            "The model is closer to the test samples than real training samples are. This happens where training and "
+            "test samples come from different regions or times: read small distances with care."
+        )
+    nearest = content.metrics.get("nearest_training_ratio", {})
+    ratio, honest = nearest.get("value"), nearest.get("train_vs_test")
+    if ratio is not None and ratio < COPY_CAUTION * min(1.0, honest if honest is not None else 1.0):
+        found.append("Generated samples lie much closer to training samples than real ones do: the model may copy.")
+    spread = content.metrics.get("spread_ratio", {}).get("value")
+    if spread is not None and spread < SPREAD_CAUTION:
+        found.append(f"Generated samples vary less than real ones (spread {number(spread)} of theirs).")
+    last, best = content.training.get("heldout_loss"), content.training.get("best_heldout_loss")
+    if last is not None and best and last > OVERFIT_CAUTION * best:
+        found.append(f"The held-out loss rose from {number(best)} to {number(last)} by the end: the model overfits.")
+    return found
+
+
+# --- parts of the page --------------------------------------------------------------------------------------------
+
+
+def _tiles(content: ReportContent) -> list[dict[str, str]]:
+    """The four numbers to see first."""
+    tiles = []
+    anomaly = content.errors.get("anomaly", {}).get("mean")
+    if anomaly is not None:
+        tone = "bad" if anomaly > ANOMALY_CAUTION else ""
+        tiles.append({"value": percent(anomaly), "text": "anomaly error of compression", "tone": tone})
+    if content.compression.get("ratio") is not None:
+        tiles.append({"value": f"{number(content.compression['ratio'])}×", "text": "smaller than raw", "tone": ""})
+    metric = content.metrics.get(content.deciding)
+    verdict = evaluation.beats(metric) if metric else None
+    if verdict is not None:
+        text = f"better than the Gaussian reference ({metric['label'].lower()})" if metric else ""
+        tiles.append({"value": "yes" if verdict else "no", "text": text, "tone": "good" if verdict else "bad"})
+    model = content.model
+    if model.get("version") is not None:
+        alias = f" ({model['alias']})" if model.get("alias") else ""
+        tiles.append({"value": f"v{model['version']}", "text": f"of the registered model{alias}", "tone": ""})
+    elif content.data.get("samples") is not None:
+        tiles.append({"value": number(content.data["samples"]), "text": "samples", "tone": ""})
+    return tiles
+
+
+def _pictures(content: ReportContent) -> dict[str, list[dict[str, Any]]]:
+    """Pictures by section, in the order of `PICTURES`."""
+    sections: dict[str, list[dict[str, Any]]] = {section: [] for section in _SECTIONS}
+    order = list(PICTURES)
+    for name in sorted(content.pictures, key=lambda name: _rank(name, order)):
+        section, title, caption = _described(name)
+        width, height = _png_size(name, content.pictures[name])
+        sections[section].append(
+            {
+                "name": name,
+                "title": title,
+                "caption": " ".join(filter(None, (caption, content.captions.get(name, "")))),
+                "uri": "data:image/png;base64," + base64.b64encode(content.pictures[name]).decode("ascii"),
+                "width": width,
+                "height": height,
+            }
+        )
+    return sections
+
+
+def _rank(name: str, order: list[str]) -> tuple[int, str]:
+    key = name if name in PICTURES else name.partition("_")[0]
+    return (order.index(key) if key in PICTURES else len(order), name)
+
+
+def _described(name: str) -> tuple[str, str, str]:
+    if name in PICTURES:
+        return PICTURES[name]
+    kind, _, mode = name.partition("_")
+    if kind in PICTURES and mode:
+        section, title, caption = PICTURES[kind]
+        return section, f"{title}: {mode}", caption
+    return "more", name.replace("_", " ").capitalize(), ""
+
+
+def _png_size(name: str, png: bytes) -> tuple[int, int]:
+    """Width and height from the header, so that the page does not jump while it loads."""
+    if not png.startswith(_PNG) or len(png) < 24:
+        raise InputError(f'picture "{name}" of the report is not a PNG. Give the bytes of plots.png(figure).')
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+def _columns(table: Mapping[str, Numbers]) -> list[tuple[str, str]]:
+    """Columns of the metric table that hold any number."""
+    known = (
+        ("value", "Model"),
+        ("gaussian", "Gaussian reference"),
+        ("train_vs_test", "Real training samples"),
+        ("codec", "Compression alone"),
+        ("persistence", "Persistence"),
+        ("training_mean", "Training mean"),
+    )
+    return [(key, title) for key, title in known if any(m.get(key) is not None for m in table.values())]
+
+
+def _facts(content: ReportContent) -> dict[str, dict[str, str]]:
+    """Small tables of labels and texts, by section."""
+    return {
+        "data": _data_facts(content.data),
+        "compression": _compression_facts(content),
+        "alignment": _alignment_facts(content),
+        "training": _plain(
+            content.training, {"heldout_loss": "held-out loss", "best_heldout_loss": "best held-out loss"}
+        ),
+        "generated": _generation_facts(content.generation),
+    }
+
+
+def _plain(values: Numbers, labels: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Label and text of every value that has one."""
+    labels = labels or {}
+    return {
+        labels.get(key, key.replace("_", " ")): number(value)
+        for key, value in values.items()
+        if value not in (None, "") and not isinstance(value, Mapping)
+    }
+
+
+def _data_facts(data: Numbers) -> dict[str, str]:
+    facts = {}
+    if data.get("sizes"):
+        facts["one sample"] = " × ".join(f"{number(n)} {mode}" for mode, n in data["sizes"].items())
+    if data.get("variables"):
+        facts["variables"] = ", ".join(f"{name} ({unit})" if unit else name for name, unit in data["variables"].items())
+    hidden = ("title", "description", "sizes", "variables")
+    return facts | _plain({key: value for key, value in data.items() if key not in hidden})
+
+
+def _compression_facts(content: ReportContent) -> dict[str, str]:
+    compression, facts = content.compression, {}
+    if compression.get("kind"):
+        kinds = {"tgp": "tensor (Tucker, TGP)", "mgp": "matrix of patches (MGP)"}
+        facts["primitive"] = kinds.get(compression["kind"], str(compression["kind"]))
+    for key, label in (("ranks", "ranks"), ("patch", "patch")):
+        if compression.get(key):
+            facts[label] = ", ".join(f"{mode} {number(n)}" for mode, n in compression[key].items())
+    if compression.get("aligned"):
+        facts["aligned modes"] = ", ".join(compression["aligned"])
+    if compression.get("raw_numbers") and compression.get("primitive_numbers"):
+        facts["numbers per sample"] = (
+            f"{number(compression['raw_numbers'])} raw, {number(compression['primitive_numbers'])} stored"
+        )
+    for key, label in (("anomaly", "anomaly error"), ("relative", "relative error")):
+        if content.errors.get(key):
+            parts = [f"{kind} {percent(value)}" for kind, value in content.errors[key].items() if value is not None]
+            facts[label] = ", ".join(parts)
+    if content.errors.get("over"):
+        facts["errors over"] = str(content.errors["over"])
+    return facts
+
+
+def _alignment_facts(content: ReportContent) -> dict[str, str]:
+    alignment, facts = content.alignment, {}
+    if alignment.get("strategy"):
+        facts["anchor"] = str(alignment["strategy"])
+        if alignment.get("sample") is not None:
+            facts["anchor"] += f", sample {alignment['sample']}"
+    for mode, sigma in alignment.get("overlap_sigma_min", {}).items():
+        parts = [f"{kind} {number(value)}" for kind, value in sigma.items() if value is not None]
+        facts[f"smallest overlap, {mode}"] = ", ".join(parts)
+    return facts
+
+
+def _generation_facts(generation: Numbers) -> dict[str, str]:
+    facts = _plain(generation, {"count": "samples"})
+    for factor, defect in generation.get("orthonormality_defect", {}).items():
+        facts[f"orthonormality defect, {factor}"] = number(defect)
+    return facts
+
+
+def _code(content: ReportContent) -> str:
+    """How to load the model, ready to paste."""
+    where = content.model.get("uri") or content.model.get("root")
+    if not where:
+        return ""
+    return (
+        "import diffats\n\n"
+        f"model = diffats.load({str(where)!r})\n"
+        "samples = model.sample(8, seed=0)        # xarray.Dataset with units and coordinates\n"
+        "primitives = model.encode(samples)       # compress any samples of this kind\n"
+        "fields = model.decode(primitives)        # and bring them back\n"
+    )

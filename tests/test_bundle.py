@@ -1,0 +1,142 @@
+"""A bundle: saved whole, refused when damaged, and what it makes of what it is given."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from tiny_runs import MODEL, images, run
+
+import diffats
+from diffats import bundle
+from diffats.bundle import Bundle
+from diffats.errors import InputError, IntegrityError, StoreNotFoundError
+from diffats.primitives import orthonormality_defect
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    run(images(folder).recipe, MODEL)
+    return folder / "root"
+
+
+@pytest.fixture
+def model(root: Path) -> Bundle:
+    return diffats.load(root)
+
+
+def rgb(n: int = 2) -> xr.DataArray:
+    return xr.DataArray(
+        np.random.default_rng(0).normal(size=(n, 3, 8, 8)), dims=("image", "channel", "y", "x"), name="rgb"
+    )
+
+
+# Loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_root_stands_for_its_newest_bundle(root: Path, model: Bundle) -> None:
+    assert model.directory.parent == root / "bundles"
+    assert bundle.load(model.directory).provenance == model.provenance
+
+
+def test_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="diffats train"):
+        diffats.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["bundle.json", "arrays.safetensors", "weights.safetensors"])
+def test_a_damaged_bundle_is_refused(model: Bundle, tmp_path: Path, file: str) -> None:
+    shutil.copytree(model.directory, tmp_path / "bundle")
+    broken = tmp_path / "bundle" / file
+    broken.write_bytes(broken.read_bytes()[:-7] if file != "bundle.json" else b"{")
+    with pytest.raises(IntegrityError, match="bundle"):
+        bundle.load(tmp_path / "bundle").sample(1)
+
+
+def test_a_bundle_of_a_later_release_is_refused(model: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(model.directory, tmp_path / "bundle")
+    file = tmp_path / "bundle" / "bundle.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    with pytest.raises(IntegrityError, match="format 99"):
+        bundle.load(tmp_path / "bundle")
+
+
+def test_nothing_in_a_bundle_names_this_machine(model: Bundle, root: Path) -> None:
+    assert str(root.parent) not in (model.directory / "bundle.json").read_text()
+
+
+# Encoding --------------------------------------------------------------------------------------------------------
+
+
+def test_dims_may_come_in_any_order_and_length_one_dims_are_left_out(model: Bundle) -> None:
+    plain = model.encode(rgb().to_dataset())
+    shuffled = rgb().expand_dims(height=[2.0]).transpose("x", "channel", "image", "height", "y")
+    xr.testing.assert_allclose(model.encode(shuffled.to_dataset()), plain)
+    one = model.encode(rgb().isel(image=1).to_dataset())
+    np.testing.assert_allclose(one["core"][0], plain["core"][1], atol=1e-5)
+
+
+def test_coordinates_of_samples_come_along(model: Bundle) -> None:
+    times = np.array(["2001-01-01", "2001-01-02"], "M8[ns]")
+    ds = rgb().rename(image="time").assign_coords(time=times, place=("time", [7, 8])).to_dataset()
+    decoded = model.decode(model.encode(ds))
+    assert decoded["time"].dims == decoded["place"].dims == ("sample",)
+    np.testing.assert_array_equal(decoded["time"], times)
+    assert decoded["rgb"].dims == ("sample", "channel", "y", "x")
+
+
+@pytest.mark.parametrize(
+    ("ds", "match"),
+    [
+        (rgb().to_dataset(name="bgr"), 'no variable "rgb"'),
+        (rgb().isel(x=slice(4)).to_dataset(), r"sizes \(3, 8, 4\)"),
+        (rgb().isel(channel=0).to_dataset(), "expected channel, y, x"),
+        (rgb().expand_dims(run=2).to_dataset(), "one dim of samples"),
+        (rgb().where(rgb() < 2).to_dataset(), "NaN"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(model: Bundle, ds: xr.Dataset, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        model.encode(ds)
+
+
+def test_primitives_that_lack_a_stream_are_refused(model: Bundle) -> None:
+    with pytest.raises(InputError, match='no variable "core"'):
+        model.decode(model.encode(rgb().to_dataset()).drop_vars("core"))
+
+
+# Sampling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"n": 0}, {"n": 10**6}, {"n": 1, "steps": 0}, {"n": 1, "sampler": "euler"}])
+def test_numbers_that_cannot_be_are_refused(model: Bundle, options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        model.sample(**options)  # type: ignore[arg-type]
+
+
+def test_conditions_of_a_sample_depend_on_seed_and_number_alone(model: Bundle) -> None:
+    five = model.drawn_conditions(np.arange(5), 3)["label"]
+    assert model.drawn_conditions(np.array([4, 1]), 3)["label"].tolist() == [five[4], five[1]]
+
+
+def test_retraction_passes_over_samples_that_are_not_finite(model: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffats.generation
+
+    original = diffats.generation.generate
+
+    def spoiled(*arguments: object, **options: object) -> np.ndarray:
+        z = original(*arguments, **options)  # type: ignore[arg-type]
+        z[1] = np.nan
+        return z
+
+    monkeypatch.setattr(diffats.generation, "generate", spoiled)
+    raw = model.drawn_conditions(np.arange(3), 0)
+    streams = model.generate(np.arange(3), 0, raw, steps=1, retracted=True)
+    assert bundle.finite_rows(streams).tolist() == [True, False, True]
+    (defect,) = orthonormality_defect({name: value[[0, 2]] for name, value in streams.items()}, model.layout).values()
+    assert defect.max() < 1e-5

@@ -1,0 +1,195 @@
+"""Registration: candidate always, champion where it is not worse, each model once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_runs import ALL, changed, images, run
+
+import diffats
+from diffats import bundle, registry, stages
+from diffats.config import Recipe
+from diffats.errors import InputError
+from diffats.stages import Workspace, evaluate, register, train
+
+
+class FakeTracker:
+    """What the stage asks of a tracker, in memory."""
+
+    uri = "memory"
+
+    def __init__(self) -> None:
+        self.versions: list[tuple[dict[str, str], Path]] = []
+        self.aliases: dict[str, str] = {}
+
+    def find(self, name: str, tags: dict[str, str]) -> str | None:
+        return next((str(i) for i, (known, _) in enumerate(self.versions, 1) if tags.items() <= known.items()), None)
+
+    def register(self, directory: Path, name: str, run_id: str, *, tags: dict[str, str], summary: str) -> str:
+        self.versions.append((tags, directory))
+        self.aliases["candidate"] = str(len(self.versions))
+        return self.aliases["candidate"]
+
+    def alias(self, name: str, alias: str) -> str | None:
+        return self.aliases.get(alias)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        self.aliases[alias] = version
+
+    def download(self, uri: str) -> Path:
+        return self.versions[int(self.aliases[uri.partition("@")[2]]) - 1][1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    recipe = images(tmp_path_factory.mktemp("images")).recipe
+    run(recipe, ALL)
+    return recipe
+
+
+@pytest.fixture
+def recipe(finished: Recipe, tmp_path: Path) -> Recipe:
+    shutil.copytree(finished.root, tmp_path / "root")
+    return changed(finished, root=str(tmp_path / "root"))
+
+
+@pytest.fixture
+def tracker(monkeypatch: pytest.MonkeyPatch) -> FakeTracker:
+    made = FakeTracker()
+    monkeypatch.setattr(registry.Tracker, "for_recipe", lambda recipe: made)
+    return made
+
+
+def judged(recipe: Recipe, value: float, gaussian: float | None) -> None:
+    """Have the evaluation say something else."""
+    import json
+
+    work = Workspace(recipe)
+    found = evaluate.read_evaluation(work)
+    assert found is not None
+    metrics, identity = found
+    metrics["energy_distance"] |= {"value": value, "gaussian": gaussian}
+    evaluate.evaluation_path(work, identity).write_text(json.dumps(metrics))
+
+
+def registered(recipe: Recipe) -> dict[str, Any]:
+    work = Workspace(recipe)
+    return register.run(work, stages.workspace.Hooks(), "run").facts["model"]
+
+
+def test_a_first_model_that_beats_the_gaussian_is_champion(recipe: Recipe, tracker: FakeTracker) -> None:
+    judged(recipe, 0.1, 0.2)
+    model = registered(recipe)
+    assert (model["alias"], model["version"], model["uri"]) == ("champion", "1", "models:/tiny@champion")
+    assert "beats the Gaussian's 0.2" in model["verdict"]
+    assert tracker.aliases == {"candidate": "1", "champion": "1"}
+
+
+@pytest.mark.parametrize("gaussian", [0.05, None])
+def test_a_first_model_that_does_not_is_candidate(recipe: Recipe, tracker: FakeTracker, gaussian: float | None) -> None:
+    judged(recipe, 0.1, gaussian)
+    model = registered(recipe)
+    assert model["alias"] == "candidate"
+    assert model["verdict"].startswith("not champion")
+    assert tracker.aliases == {"candidate": "1"}
+
+
+@pytest.mark.parametrize(("value", "alias"), [(-1e3, "champion"), (1e3, "candidate")])
+def test_a_second_model_is_champion_where_it_is_not_worse(
+    recipe: Recipe, tracker: FakeTracker, value: float, alias: str
+) -> None:
+    judged(recipe, 0.1, 0.2)
+    registered(recipe)
+    second = changed(recipe, seed=3, train={"steps": 6})
+    run(second, ALL)
+    judged(second, value, 0.2)
+    model = registered(second)
+    assert (model["version"], model["alias"]) == ("2", alias)
+    assert "against the champion's" in model["verdict"]
+    assert tracker.aliases == {"candidate": "2", "champion": "2" if alias == "champion" else "1"}
+    first = registered(recipe)  # there already: says where it stands now
+    assert first["alias"] == ("" if alias == "champion" else "champion")
+    assert len(tracker.versions) == 2
+
+
+def test_the_champion_is_measured_as_the_candidate_was(recipe: Recipe, tracker: FakeTracker) -> None:
+    found = evaluate.read_evaluation(Workspace(recipe))
+    assert found is not None
+    model = train.require_bundle(Workspace(recipe))
+    again = register.current_metric(Workspace(recipe), model, "energy_distance")
+    assert again == pytest.approx(found[0]["energy_distance"]["value"], rel=1e-4, abs=1e-6)
+    other = changed(recipe, primitive={"rank": 3}, anchor={"strategy": "mean"})  # other streams, same samples
+    run(other, ALL)
+    assert register.current_metric(Workspace(other), model, "energy_distance") == pytest.approx(again, rel=1e-4)
+
+
+def test_models_of_other_samples_are_not_compared(
+    recipe: Recipe, tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(recipe, 0.1, 0.2)
+    registered(recipe)
+    original = bundle.load
+
+    def other(path: Path, **options: Any) -> bundle.Bundle:
+        model = original(path, **options)
+        if path == tracker.versions[0][1]:
+            model.label_names = ["cow"]
+        return model
+
+    again = changed(recipe, train={"steps": 6})
+    run(again, ALL)
+    monkeypatch.setattr(register, "bundle", SimpleNamespace(**{**vars(bundle), "load": other}))
+    model = registered(again)
+    assert model["alias"] == "candidate"
+    assert "cannot be compared with the champion, which has other labels" in model["verdict"]
+
+
+def test_a_registration_that_was_interrupted_is_not_doubled(
+    recipe: Recipe, tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(recipe, 0.1, 0.2)
+    for name in ("decide", "write_record"):
+        with monkeypatch.context() as patch:
+            patch.setattr(register, name, None)
+            with pytest.raises(TypeError):
+                registered(recipe)
+    assert registered(recipe)["alias"] == "champion"
+    assert len(tracker.versions) == 1
+    work = Workspace(recipe)
+    assert register.run(work, stages.workspace.Hooks(), None).skipped
+    tracker.versions.clear()  # the tracker was deleted: registered anew
+    tracker.aliases.clear()
+    assert registered(recipe)["version"] == "1"
+
+
+def test_registering_needs_a_run_and_an_evaluation(recipe: Recipe, tracker: FakeTracker) -> None:
+    with pytest.raises(InputError, match="needs an MLflow run"):
+        register.run(Workspace(recipe), stages.workspace.Hooks(), None)
+    with pytest.raises(InputError, match="not evaluated"):
+        registered(changed(recipe, evaluate={"samples": 4}))
+
+
+def test_forecasts_are_held_against_trivial_predictors() -> None:
+    row = {"label": "Forecast", "value": 1.0, "better": "lower", "gaussian": None, "training_mean": 2.0}
+    assert register.first_verdict({**row, "persistence": 1.5})[1]
+    assert not register.first_verdict({**row, "persistence": 0.5})[1]
+    assert not register.first_verdict({**row, "training_mean": None})[1]
+
+
+def test_a_tracked_run_from_data_to_alias(recipe: Recipe) -> None:
+    parent, uri = stages.start_tracking(recipe)
+    results = {name: stages.run(name, recipe, parent_run=parent) for name in ("evaluate", "register")}
+    stages.finish_tracking(recipe, parent)
+    model = results["register"].facts["model"]
+    assert model["version"] == "1"
+    assert diffats.load(registry.download(model["uri"], uri)).sample(2, steps=1).sizes["sample"] == 2
+    again = stages.run("register", recipe, parent_run=stages.start_tracking(recipe)[0])
+    assert again.skipped
+    assert again.facts["model"]["version"] == "1"
+    made = stages.summary(recipe, results.values())
+    assert made["model"]["uri"] == model["uri"]
+    assert "MLflow:" in stages.describe(recipe, results.values())

@@ -1,0 +1,307 @@
+"""The command as a user runs it: every verb, exit codes, and what goes to which stream."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import xarray as xr
+from tiny_recipe import waves, write_recipe
+from typer.testing import CliRunner, Result
+
+from diffats import cli, stages
+from diffats.errors import DiffatsError
+
+VERBS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+STAGE_VERBS = {verb: stage for verb, stage, _ in cli._VERBS}
+COMMAND = (sys.executable, "-m", "diffats")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, list(map(str, arguments)))
+
+
+def ended(result: Result, code: int) -> Result:
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """A recipe taken through every stage, and what each verb printed."""
+    recipe = write_recipe(tmp_path_factory.mktemp("made"))
+    printed = {verb: json.loads(ended(run(verb, recipe, "--json"), 0).stdout) for verb in STAGE_VERBS}
+    return recipe, printed
+
+
+Made = tuple[Path, dict[str, dict[str, Any]]]
+
+
+# --- help and usage ---------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_verb_whole() -> None:
+    text = ended(run("--help"), 0).stdout
+    for verb in ("plan", *STAGE_VERBS, "inspect", "verify", "export", "config"):
+        assert re.search(rf"^  {verb} ", text, re.MULTILINE), verb
+    assert "..." not in text.partition("Commands:")[2]  # no help that is cut off
+    assert "130 interrupted" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_json(verb: str) -> None:
+    text = ended(run(verb, "--help"), 0).stdout
+    assert "--json" in text
+    assert "--set" in text
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "mlflow", "xarray", "numpy", "zarr", "icechunk", "distributed", "prefect", "matplotlib")
+    code = (
+        "import sys\nfrom diffats.cli import main\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        f"print('heavy:', [name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plam"], "No such command 'plam'"),
+        (["plan"], "Missing argument 'RECIPE.toml'"),
+        (["plan", "a.toml", "--bogus"], "No such option: --bogus"),
+        (["plan", "a.toml", "--set"], "'--set' requires an argument"),
+        (["plan", "a.toml", "b.toml"], "unexpected extra argument"),
+        (["export", "a.toml"], "Missing argument 'DEST.zarr'"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str) -> None:
+    result = ended(run(*arguments), 2)
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+# --- config -----------------------------------------------------------------------------------------------------
+
+
+def test_config_prints_the_resolved_recipe(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    for options in ([], ["--json"]):
+        shown = json.loads(ended(run("config", recipe, "--set", "train.steps=7", *options), 0).stdout)
+        assert (shown["train"]["steps"], shown["train"]["batch"], shown["data"]["source"]) == (7, 8, "tiny.nc")
+
+
+def test_config_prints_the_schema() -> None:
+    shown = json.loads(ended(run("config", "--schema"), 0).stdout)
+    assert shown["properties"].keys() >= {"name", "data", "train"}
+    assert shown["$defs"]["Train"]["properties"]["warmup"]["description"] == "steps of linear warm-up"
+
+
+# --- stages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", STAGE_VERBS)
+def test_a_stage_prints_one_json_object(made: Made, verb: str) -> None:
+    printed = made[1][verb]
+    names = ["stage", "skipped", "fingerprint", "version", "location", "done", "total", "failed", "seconds", "metrics"]
+    assert list(printed) == [*names, "facts"]
+    assert (printed["stage"], printed["skipped"], printed["failed"]) == (STAGE_VERBS[verb], False, 0)
+
+
+@pytest.mark.parametrize("verb", ["decompose", "anchor", "align", "normalise", "train", "generate", "evaluate"])
+def test_a_stage_that_is_done_says_so(made: Made, verb: str) -> None:
+    result = ended(run(verb, made[0]), 0)
+    assert re.fullmatch(rf"{verb}: .+ \(already there\)\n", result.stdout)
+    assert json.loads(ended(run(verb, made[0], "--json"), 0).stdout)["version"] == made[1][verb]["version"]
+
+
+def test_restart_makes_it_anew(made: Made) -> None:
+    again = json.loads(ended(run("anchor", made[0], "--json", "--restart"), 0).stdout)
+    assert not again["skipped"]
+    assert again["fingerprint"] == made[1]["anchor"]["fingerprint"]
+
+
+def test_the_model_is_registered_and_described(made: Made) -> None:
+    model = made[1]["register"]["facts"]["model"]
+    assert (model["name"], model["version"], model["alias"]) == ("tiny", "1", "candidate")
+
+
+def test_samples_that_failed_end_with_3(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = stages.StageResult("decompose", "f", "v", "here", done=5, total=5, failed=2, summary="3 of 5 samples")
+    monkeypatch.setattr(stages, "run", lambda *arguments, **options: result)
+    assert ended(run("decompose", made[0]), 3).stdout == "decompose: 3 of 5 samples (0.0 s)\n"
+
+
+# --- inspect, verify, export ------------------------------------------------------------------------------------
+
+
+def test_inspect_gives_each_group(made: Made) -> None:
+    groups = json.loads(ended(run("inspect", made[0], "--json"), 0).stdout)
+    assert set(groups) == {"scaling", "tucker", "anchor", "primitives", "normalisation", "samples"}
+    for group, verb in (("tucker", "decompose"), ("primitives", "align"), ("samples", "generate")):
+        entry = groups[group]
+        assert {entry["done"], entry["total"]} == {made[1][verb]["total"]}
+        assert (entry["failed"], entry["complete"], entry["version"]) == (0, True, made[1][verb]["version"])
+        assert [version["version"] for version in entry["versions"]] == [entry["version"]]
+    lines = ended(run("inspect", made[0]), 0).stdout.splitlines()
+    assert any(
+        re.match(r"tucker +finished +24/24 samples, 0 failed, version \w+, fingerprint \w{16}$", x) for x in lines
+    )
+    assert any(re.match(r"anchor +finished +version \w+, fingerprint \w{16}$", line) for line in lines)
+
+
+def test_where_nothing_is(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    assert json.loads(ended(run("inspect", recipe, "--json"), 0).stdout) == {}
+    assert f"nothing yet. Begin with `diffats decompose {recipe}`." in ended(run("inspect", recipe), 0).stdout
+    assert "there is no store to verify. Run `diffats decompose" in ended(run("verify", recipe), 2).stderr
+    assert "there is nothing to export. Run `diffats decompose" in ended(run("export", recipe, "a.zarr"), 2).stderr
+    assert not (tmp_path / "root").exists()
+
+
+def test_export_opens_as_a_tree(made: Made, tmp_path: Path) -> None:
+    place = tmp_path / "out.zarr"
+    assert json.loads(ended(run("export", made[0], place, "--json"), 0).stdout) == {"destination": str(place)}
+    with xr.open_datatree(place, engine="zarr") as tree:
+        assert set(tree.groups) >= {"/tucker", "/anchor", "/primitives", "/normalisation", "/generated/samples"}
+        assert tree["generated/samples"]["u"].sizes == {"sample": 6, "time": 6, "x": 8}
+        assert tree["primitives"].sizes["sample"] == 24
+    assert f"{place} exists. Export to another place, or remove it." in ended(run("export", made[0], place), 2).stderr
+
+
+def test_verify_finds_a_changed_byte(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, waves(40))
+    ended(run("decompose", recipe), 0)
+    assert ended(run("verify", recipe), 0).stdout == "verified: every shard matches its digest\n"
+    chunk = max((tmp_path / "root" / "store" / "chunks").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    problems = json.loads(ended(run("verify", recipe, "--json"), 1).stdout)["problems"]
+    assert problems
+    assert "Traceback" not in ended(run("verify", recipe), 1).output
+
+
+# --- errors that are not input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DiffatsError("the store [red]is[/red] :cross_mark:"), 1, "error: the store [red]is[/red] :cross_mark:\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: [Errno 28] No space left on device. What was"),
+        (KeyboardInterrupt(), 130, "interrupted; what was committed stays. Run the same command to continue.\n"),
+    ],
+)
+def test_errors_are_one_message(
+    made: Made, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    def failing(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stages, "run", failing)
+    result = ended(run("decompose", made[0]), code)
+    assert result.stderr.startswith(message)
+    assert result.stdout == ""
+
+
+def test_the_log_is_as_before_afterwards(made: Made) -> None:
+    import logging
+
+    before = list(logging.getLogger("diffats").handlers), list(logging.getLogger().handlers)
+    run("plan", made[0])
+    assert (list(logging.getLogger("diffats").handlers), list(logging.getLogger().handlers)) == before
+
+
+# --- processes of their own -------------------------------------------------------------------------------------
+
+
+def test_streams_of_a_real_process(tmp_path: Path) -> None:
+    """The result on standard output, our own lines on standard error, and nothing of any library."""
+    recipe = write_recipe(tmp_path)
+    done = subprocess.run([*COMMAND, "decompose", recipe], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"decompose: 24 of 24 samples, .+ \(\d+\.\d s\)\n", done.stdout)
+    assert done.stderr == "reading the training samples once for their mean and scale\n"
+    for verb in ("anchor", "align", "normalise"):
+        ended(run(verb, recipe), 0)
+    done = subprocess.run([*COMMAND, "train", recipe, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["done"] == 4
+    ours = re.compile(r"train: \d+/4, |warning: ")  # a slow machine's progress; no word of mlflow or alembic
+    assert all(ours.match(line) for line in done.stderr.splitlines()), done.stderr
+
+
+def test_a_mistake_in_a_real_process(tmp_path: Path) -> None:
+    done = subprocess.run([*COMMAND, "plan", tmp_path / "no.toml"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == f"error: recipe {tmp_path / 'no.toml'}: No such file or directory. Give the path of a TOML file.\n"
+    )
+
+
+def test_ctrl_c_ends_with_130_and_the_next_call_finishes(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, waves(600))
+    command = [*COMMAND, "decompose", str(recipe), "--set", "compute.shard_samples=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("reading the training samples")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.endswith("interrupted; what was committed stays. Run the same command to continue.\n")
+    assert "Traceback" not in err
+    result = ended(run("decompose", recipe, "--set", "compute.shard_samples=100"), 0)
+    assert "600 of 600 samples" in result.stdout
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[int, int]]:
+    outer, inner = pty.openpty()
+    try:
+        yield outer, inner
+    finally:
+        os.close(outer)
+
+
+def test_a_terminal_shows_a_bar(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    with terminal() as (outer, inner):
+        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+        command = [*COMMAND, "decompose", str(recipe), "--set", "compute.shard_samples=2"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=inner, env=environment)
+        os.close(inner)
+        shown = b""
+        while True:
+            try:
+                part = os.read(outer, 4096)
+            except OSError:  # the other side is closed
+                break
+            if not part:
+                break
+            shown += part
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.startswith(b"decompose: 24 of 24 samples")
+    assert b"reading the training samples once" in shown
+    text = shown.decode()
+    assert "━" in text
+    assert "24/24" in text
+    assert "0 failed" in text
+    assert "to go" in text

@@ -1,0 +1,267 @@
+"""The dry run: metadata only, the right figures, and a pilot whose table can be trusted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from tiny_recipe import waves, write_recipe
+from typer.testing import CliRunner, Result
+
+from diffats.cli import app
+from diffats.config import load_recipe
+from diffats.primitives import Layout
+from diffats.sources.samples import Samples
+from diffats.stages import Workspace
+from diffats.stages import plan as planning
+from diffats.store import Store
+
+ALONE = ("train.steps=1", "data.condition={}")
+
+
+def run(*arguments: object, overrides: tuple[str, ...] = ()) -> Result:
+    options = [word for override in overrides for word in ("--set", override)]
+    return CliRunner().invoke(app, [*map(str, arguments), *options])
+
+
+def planned(recipe: Path, *options: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    result = run("plan", recipe, "--json", *options, overrides=overrides)
+    assert result.exit_code == 0, result.stderr
+    made: dict[str, Any] = json.loads(result.stdout)
+    return made
+
+
+def zarr_recipe(directory: Path, data: xr.Dataset) -> Path:
+    recipe = write_recipe(directory, data)
+    data.to_zarr(directory / "tiny.zarr", zarr_format=3, consolidated=False)
+    recipe.write_text(recipe.read_text().replace("tiny.nc", "tiny.zarr"))
+    return recipe
+
+
+# --- metadata only ----------------------------------------------------------------------------------------------
+
+
+def test_plan_reads_no_field_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = zarr_recipe(tmp_path, waves())
+    read: list[str] = []
+    get = zarr.storage.LocalStore.get
+
+    async def counted(self: Any, key: str, *arguments: Any, **options: Any) -> Any:
+        read.append(key)
+        return await get(self, key, *arguments, **options)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counted)
+    before = sorted(tmp_path.rglob("*"))
+    planned(recipe)
+    assert any(key.startswith("time/c") for key in read)  # an index coordinate: the counting works
+    assert not any(key.startswith("u/c") for key in read)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_pilot_reads_at_most_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path, waves(400))
+    read: list[int] = []
+    plain = Samples.read
+    monkeypatch.setattr(Samples, "read", lambda self, indices: read.extend(indices) or plain(self, indices))
+    made = planned(recipe, "--pilot")
+    assert len(read) == len(set(read)) == 256
+    assert made["train"] == 300
+    assert not (tmp_path / "root").exists()
+
+
+# --- figures ----------------------------------------------------------------------------------------------------
+
+
+def test_the_figures(tmp_path: Path) -> None:
+    made = planned(write_recipe(tmp_path), overrides=("decompose.ranks={time=2,x=2}", "compute.shard_samples=5"))
+    assert (made["samples"], made["train"], made["test"], made["dropped"]) == (24, 18, 6, 0)
+    assert (made["sizes"], made["dtype"]) == ({"time": 6, "x": 8}, "float32")
+    assert (made["ranks"], made["aligned"]) == ({"time": 2, "x": 2}, ["time", "x"])
+    assert made["streams"] == {"core": [2, 2], "factor_time": [6, 2], "factor_x": [8, 2]}
+    assert (made["numbers_per_sample"], made["numbers_per_primitive"]) == (48, 4 + 12 + 16)
+    assert made["compression"] == pytest.approx(48 / 32)
+    assert (made["bytes_in"], made["bytes_out"]) == (24 * 48 * 4, 24 * (32 + 32) * 4)
+    assert (made["shard_samples"], made["shards"]) == (5, 5)
+    assert made["peak_bytes_per_worker"] >= 5 * 48 * 4
+    assert made["rough_seconds"] > 0
+    assert set(made["exists"].values()) == {"to do"}
+
+
+def test_the_text_says_it_all(tmp_path: Path) -> None:
+    result = run("plan", write_recipe(tmp_path), overrides=("decompose.ranks={time=2,x=2}",))
+    assert result.exit_code == 0
+    for line in (
+        "samples      24 (18 train, 6 test, 0 dropped at the split)",
+        "each         time 6, x 8; float32",
+        "ranks        time 2, x 2; aligned: time, x",
+        "primitive    32 of 48 numbers: 1.5x",
+        "bytes        in 4.5 KiB, out 6.0 KiB before compression by the store",
+        "shards       1 of 24 samples, about 27.0 KiB at most in a worker",
+        "rough time   1 s to encode",
+        "exists       tucker: to do, anchor: to do, primitives: to do, normalisation: to do, model: to do, samples: to",
+    ):
+        assert line in result.stdout
+    assert result.stderr == ""
+
+
+def test_ranks_that_compress_nothing_are_warned_of(tmp_path: Path) -> None:
+    result = run("plan", write_recipe(tmp_path))
+    assert result.exit_code == 0
+    assert "warning: the primitive stores 51 numbers and the sample 48: nothing is compressed" in result.stderr
+
+
+def test_what_exists_grows_stage_by_stage(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    for verb, group in (("decompose", "tucker"), ("anchor", "anchor"), ("align", "primitives")):
+        assert planned(recipe)["exists"][group] == "to do"
+        assert run(verb, recipe).exit_code == 0
+        assert planned(recipe)["exists"][group] == "finished"
+
+
+def test_a_tolerance_is_planned_without_ranks_until_they_are_found(tmp_path: Path) -> None:
+    recipe, overrides = write_recipe(tmp_path), ("decompose={tolerance=0.3}",)
+    assert "ranks" not in planned(recipe, overrides=overrides)
+    assert "found from the tolerance on a pilot" in run("plan", recipe, overrides=overrides).stdout
+    pilot = planned(recipe, "--pilot", overrides=overrides)["pilot"]
+    assert run("decompose", recipe, overrides=overrides).exit_code == 0
+    assert planned(recipe, overrides=overrides)["ranks"] == pilot[0]["ranks"]
+
+
+# --- the pilot --------------------------------------------------------------------------------------------------
+
+
+def test_the_recipes_row_is_what_the_stage_then_measures(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    row = planned(recipe, "--pilot")["pilot"][0]
+    assert (row["choice"], row["ranks"], row["samples"]) == ("recipe", {"time": 3, "x": 3}, 18)
+    assert run("decompose", recipe).exit_code == 0
+    tucker = Store.open(tmp_path / "root" / "store").latest("tucker")
+    assert tucker is not None
+    stored = tucker.dataset().load()
+    train = stored.isel(sample=stored["split"].values == "train")
+    for name in ("anomaly_error", "relative_error"):
+        assert row[name] == pytest.approx(float(train[name].mean()), rel=1e-4)
+
+
+def wide(n: int = 20) -> xr.Dataset:
+    """Samples large enough that several ranks compress them."""
+    rng = np.random.default_rng(0)
+    decay = np.exp(-np.add.outer(np.arange(12), np.arange(14)) / 4)
+    left, right = (np.linalg.qr(rng.normal(size=(n, m, m)))[0] for m in (12, 14))
+    field = left @ (decay * rng.normal(size=(n, 12, 14))) @ right.transpose(0, 2, 1)
+    return xr.Dataset({"u": (("sample", "time", "x"), 5 + field)})
+
+
+def test_rows_reach_their_errors_with_few_numbers(tmp_path: Path) -> None:
+    rows = planned(write_recipe(tmp_path, wide()), "--pilot", overrides=ALONE)["pilot"][1:]
+    assert len(rows) >= 2
+    assert [row["numbers"] for row in rows] == sorted(row["numbers"] for row in rows)
+    for row in rows:
+        assert row["anomaly_error"] <= float(row["choice"].removeprefix("error <= ")) * 1.01
+        assert row["compression"] > 1
+        assert row["anomaly_error_max"] >= row["anomaly_error"] > row["relative_error"]  # the mean is 5
+
+
+def test_the_table_is_printed(tmp_path: Path) -> None:
+    text = run("plan", write_recipe(tmp_path, wide()), "--pilot", overrides=ALONE).stdout
+    assert "choice          numbers  compression  anomaly error  field error  ranks" in text
+    assert "\nrecipe " in text
+    assert "\nerror <= 0.5 " in text
+    assert "Mean errors of 15 training samples." in text
+
+
+CASES: dict[str, tuple[str, ...]] = {
+    "several variables": ('data.variables=["u","v"]', "decompose.ranks={component=2,time=3,x=3}"),
+    "a mode in the core": ('data.modes=["time","x","y"]', "decompose.ranks={time=2,x=2}"),
+    "merged into the core": (
+        'data.modes=["time","x","y"]',
+        "decompose.ranks={time=3,x=2,y=3}",
+        'align.modes=["time","x"]',
+    ),
+    "matrix": ("decompose={}", 'primitive={kind="mgp",patch={time=4,x=7},rank=3}'),
+    "matrix by channel": (
+        'data.modes=["time","x","y"]',
+        "decompose={}",
+        'primitive={kind="mgp",patch={time=4,x=7},rank=3}',
+    ),
+    "masked": ('data.missing="mask"',),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_pilot_serves_every_kind_of_recipe(tmp_path: Path, case: str) -> None:
+    data = wide()
+    data["v"] = 2 - 3 * data.u
+    asked = " ".join(CASES[case])
+    if '"y"' in asked:
+        data = data.expand_dims(y=3).copy(deep=True)
+        data["u"] = data.u + np.random.default_rng(1).normal(size=data.u.shape) / 9
+    if case == "masked":
+        data["u"] = data.u.where((data.time > 1) | (data.x > 2))
+    recipe = write_recipe(tmp_path, data if '"v"' in asked else data[["u"]])
+    rows = planned(recipe, "--pilot", overrides=(*ALONE, *CASES[case]))["pilot"]
+    assert rows[0]["choice"] == "recipe"
+    assert len(rows) >= 2
+    assert all(np.isfinite(row["anomaly_error"]) for row in rows)
+    errors = [row["anomaly_error"] for row in rows[1:]]
+    assert errors == sorted(errors, reverse=True)
+
+
+# --- the smallest ranks, against all of them --------------------------------------------------------------------
+
+
+def brute_force(x: np.ndarray[Any, Any], decomposed: list[int], target: float) -> float:
+    """The fewest numbers among all ranks whose truncated HOSVD has at most this root-mean-square error."""
+    shape, best = x.shape[1:], math.inf
+    factors = {
+        mode: np.linalg.svd(np.moveaxis(x, mode + 1, 1).reshape(len(x), shape[mode], -1))[0] for mode in decomposed
+    }
+    for ranks in itertools.product(*(range(1, shape[mode] + 1) for mode in decomposed)):
+        kept = x
+        for mode, rank in zip(decomposed, ranks, strict=True):
+            U = factors[mode][..., :rank]
+            kept = np.moveaxis(np.einsum("nij,nkj,nk...->ni...", U, U, np.moveaxis(kept, mode + 1, 1)), 1, mode + 1)
+        lost = ((x - kept) ** 2).reshape(len(x), -1).sum(1) / (x**2).reshape(len(x), -1).sum(1)
+        core = math.prod(shape) // math.prod(shape[m] for m in decomposed) * math.prod(ranks)
+        lawful = all(rank * rank <= core for rank in ranks)
+        numbers = core + sum(shape[mode] * rank for mode, rank in zip(decomposed, ranks, strict=True))
+        if lawful and lost.mean() <= target**2:
+            best = min(best, numbers)
+    return best
+
+
+@pytest.mark.parametrize("decomposed", [[0, 1], [0, 1, 2], [0, 2]])
+def test_the_smallest_ranks_are_the_smallest(decomposed: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    shape, names = (5, 6, 7), "abc"
+    x = rng.normal(size=(4, *shape)) * np.exp(-np.add.outer(np.add.outer(np.arange(5), np.arange(6)), np.arange(7)))
+    sizes = dict(zip(names, shape, strict=True))
+    modes = tuple(names[mode] for mode in decomposed)
+    layout = Layout("tgp", tuple(names), sizes, dict.fromkeys(modes, 2), modes)
+    found = dict(planning.smallest_ranks(x, x, layout, (0.5, 0.1, 0.02)))
+    assert 0.02 in found
+    for target, ranks in found.items():
+        core = math.prod(ranks.get(name, sizes[name]) for name in names)
+        numbers = core + sum(sizes[mode] * rank for mode, rank in ranks.items())
+        assert numbers == brute_force(x, decomposed, target)
+
+
+def test_long_modes_have_few_candidates_but_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_CANDIDATES", 64)  # 8 a mode, of 30 and 40
+    x = np.random.default_rng(0).normal(size=(2, 30, 2)) @ np.eye(2, 40)
+    layout = Layout("tgp", ("t", "x"), {"t": 30, "x": 40}, {"t": 2, "x": 2}, ("t", "x"))
+    assert planning.smallest_ranks(x, x, layout, [0.01]) == [(0.01, {"t": 2, "x": 2})]
+
+
+def test_large_samples_make_a_small_pilot(tmp_path: Path) -> None:
+    layout = Layout("tgp", ("t", "x"), {"t": 2000, "x": 3000}, {"t": 2, "x": 2}, ("t", "x"))
+    assert len(planning._pilot_choice(256, layout)) == 2
+    small = Workspace(load_recipe(write_recipe(tmp_path)))
+    assert len(planning._pilot_choice(256, planning.planned_layout(small) or layout)) == 256
