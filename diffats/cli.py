@@ -6,6 +6,7 @@ Heavy libraries are imported inside the verbs, so that help is instant.
 from __future__ import annotations
 
 import _thread
+import atexit
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -24,6 +25,9 @@ from diffats.errors import DiffatsError
 
 if TYPE_CHECKING:
     from diffats.stages import StageResult
+
+# OpenMP threads that wait by spinning slow training tenfold where another process wants a core. Read by torch's import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 Progress = Callable[[int, int, int], None]
 _INTERRUPTED = 130
@@ -45,7 +49,7 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
         try:
-            with _shown_log(), _no_lost_interrupt():
+            with _shown_log(), no_lost_interrupt():
                 return super().invoke(ctx)
         except DiffatsError as error:
             _say(f"error: {error}")
@@ -118,7 +122,7 @@ def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult:
 
     stages.check(stage, recipe)
     parent = stages.start_tracking(recipe)[0] if stage in _TRACKED else None
-    with _progress_bar(stage) as progress:
+    with progress_bar(stage) as progress:
         try:
             result = stages.run(stage, recipe, parent_run=parent, restart=restart, progress=progress)
         except BaseException as error:
@@ -132,7 +136,7 @@ def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult:
 
 
 @contextmanager
-def _progress_bar(stage: str) -> Iterator[Progress | None]:
+def progress_bar(stage: str) -> Iterator[Progress | None]:
     """One bar in a terminal; None, and so log lines, elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -351,7 +355,7 @@ def _shown_log() -> Iterator[None]:
 
 
 @contextmanager
-def _no_lost_interrupt() -> Iterator[None]:
+def no_lost_interrupt() -> Iterator[None]:
     """Repeat a Ctrl-C that came while Python ran a weak reference's callback, where exceptions are dropped."""
     before = sys.unraisablehook
 
@@ -369,15 +373,25 @@ def _no_lost_interrupt() -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command; without arguments those of the process, which ends with it."""
     try:
         app(arguments)
     except SystemExit as done:
-        if done.code == _INTERRUPTED:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(_INTERRUPTED)  # Dask, interrupted while it started, would wait a minute for what never came up
+        if arguments is None:
+            leave(done.code if isinstance(done.code, int) else 0)
         raise
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code, without taking the interpreter down piece by piece.
+
+    Icechunk's threads may be inside Python at that moment, and then the process aborts (SIGABRT) after all is done.
+    """
+    if code != _INTERRUPTED:  # Dask, interrupted while it started, would wait a minute for what never came up
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Pictures: every function returns a matplotlib `Figure`, without pyplot; `png` makes bytes of it.
 
-Figures are 4.6 inches wide with type that stays readable when a phone shrinks them to its width. Colours are Okabe and
+Figures are 4.1 inches wide with type that stays readable when a phone shrinks them to its width. Colours are Okabe and
 Ito's, which colour-blind readers tell apart; one thing has one colour in all pictures.
 """
 
@@ -36,7 +36,7 @@ COLOURS = {
     "good": "#009e73",
 }
 NAMES = {"test": "real (test)", "train": "real (training)", "generated": "generated", "gaussian": "Gaussian reference"}
-WIDTH, DPI = 4.6, 190
+WIDTH, DPI = 4.1, 210
 _SEQUENCE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -548,9 +548,9 @@ def factors_before_after(
             ax.plot(position, samples[:, :, column].T, color=colour, alpha=alpha, linewidth=0.8)
             ax.plot(position, anchor[:, column], color=COLOURS["anchor"], linewidth=1.6)
             ax.set_ylim(-edge, edge)
-            name = f"{title}: column {column + 1}" if column == 0 else f"column {column + 1}"
+            name = f"column {column + 1}" if row == 0 else ""
             xlabel = (coordinate or f"{mode} (index)") if row == 1 else ""
-            _finish(ax, name, xlabel, "loading" if column == 0 else "")
+            _finish(ax, name, xlabel, f"loading {title}" if column == 0 else "")
     handles = [
         matplotlib.lines.Line2D([], [], color=COLOURS["anchor"], linewidth=1.6, label="anchor"),
         matplotlib.lines.Line2D([], [], color=GREY, label="samples"),
@@ -670,7 +670,7 @@ def medoid(
 
 
 @_styled
-def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     """Training and held-out loss against steps.
 
     Parameters
@@ -682,7 +682,7 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     ax = _axes(figure, 1, 1)[0, 0]
     best = ""
     for key, label, colour in (("loss", "training", GREY), ("heldout_loss", "held-out", COLOURS["generated"])):
-        rows = [(row["step"], row[key]) for row in history if np.isfinite(row.get(key, np.nan))]
+        rows = [(row["step"], value) for row in history if (value := row.get(key)) is not None and np.isfinite(value)]
         if not rows:
             continue
         steps, values = np.array(rows, dtype=np.float64).T
@@ -854,7 +854,7 @@ def scorecard(table: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     figure = _figure(0.34 * len(rows) + 1.15)
     ax = _axes(figure, 1, 1)[0, 0]
     position = np.arange(len(rows))[::-1]
-    lowest = 0.02
+    lowest = max(0.02, 0.7 * min(min(row[1:]) for row in rows))
     model = np.maximum([row[1] for row in rows], lowest)
     honest = np.maximum([row[2] for row in rows], lowest)
     ax.axvline(1.0, color=GREY, linewidth=1.2)
@@ -862,11 +862,14 @@ def scorecard(table: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     ax.plot(honest, position, "o", color=COLOURS["train"], markersize=6, label="training data (an honest draw)")
     ax.plot(model, position, "D", color=COLOURS["generated"], markersize=5.5, label="model")
     ax.set_xscale("log")
-    ax.set_xlim(lowest * 0.8, max(2.0, float(max(model.max(), honest.max())) * 1.3))
-    ax.set_xticks([0.02, 0.1, 0.5, 1, 2], ["≤ 0.02", "0.1", "0.5", "1", "2"])
+    highest = max(1.5, float(max(model.max(), honest.max())) * 1.3)
+    ax.set_xlim(lowest * 0.9, highest)
+    ticks = [t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100) if lowest <= t <= highest]
+    ax.set_xticks(ticks, [f"≤ {t:g}" if t == 0.02 else f"{t:g}" for t in ticks])
     ax.set_xticks([], minor=True)
     ax.set_yticks(position, [row[0] for row in rows])
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    _finish(ax, "", "relative to the Gaussian reference (left of 1 beats it)", "", grid="x")
+    _finish(ax, "", "", "", grid="x")
+    figure.supxlabel("relative to the Gaussian reference (left of 1 beats it)", fontsize=8)
     figure.legend(loc="outside upper right", ncols=2)
     return figure

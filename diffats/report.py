@@ -275,11 +275,14 @@ def _data_sentences(content: ReportContent) -> list[str]:
     if data.get("samples") is not None:
         sentence += f", {number(data['samples'])} samples"
     if data.get("sizes"):
-        sizes = " × ".join(f"{number(n)} {mode}" for mode, n in data["sizes"].items())
-        sentence += f" of {sizes}"
+        sentence += f" of {_sizes(data['sizes'])}"
     if data.get("train") is not None and data.get("test") is not None:
         sentence += f"; {number(data['train'])} for training, {number(data['test'])} kept apart for testing"
     return [sentence + "."]
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return f"{' × '.join(map(number, sizes.values()))} ({', '.join(sizes)})"
 
 
 def _codec_sentences(content: ReportContent) -> list[str]:
@@ -405,7 +408,7 @@ def _tiles(content: ReportContent) -> list[dict[str, str]]:
     metric = content.metrics.get(content.deciding)
     verdict = evaluation.beats(metric) if metric else None
     if verdict is not None:
-        text = f"better than the Gaussian reference ({metric['label'].lower()})" if metric else ""
+        text = f"beats the Gaussian reference ({metric['label'].lower()})" if metric else ""
         tiles.append({"value": "yes" if verdict else "no", "text": text, "tone": "good" if verdict else "bad"})
     model = content.model
     if model.get("version") is not None:
@@ -498,7 +501,7 @@ def _plain(values: Numbers, labels: Mapping[str, str] | None = None) -> dict[str
 def _data_facts(data: Numbers) -> dict[str, str]:
     facts = {}
     if data.get("sizes"):
-        facts["one sample"] = " × ".join(f"{number(n)} {mode}" for mode, n in data["sizes"].items())
+        facts["one sample"] = _sizes(data["sizes"])
     if data.get("variables"):
         facts["variables"] = ", ".join(f"{name} ({unit})" if unit else name for name, unit in data["variables"].items())
     hidden = ("title", "description", "sizes", "variables")
@@ -552,8 +555,10 @@ def _code(content: ReportContent) -> str:
     where = content.model.get("uri") or content.model.get("root")
     if not where:
         return ""
+    registry = "# MLFLOW_TRACKING_URI says where the registry is; the directory of the run works without it\n"
     return (
         "import diffats\n\n"
+        f"{registry if str(where).startswith('models:') else ''}"
         f"model = diffats.load({str(where)!r})\n"
         "samples = model.sample(8, seed=0)        # xarray.Dataset with units and coordinates\n"
         "primitives = model.encode(samples)       # compress any samples of this kind\n"

@@ -13,6 +13,8 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # OpenMP threads that wait by spinning slow training tenfold where another process wants a core.
+    "OMP_WAIT_POLICY": "passive",
     # The library's log is part of a run's log, except for lines from threads that belong to no run.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "diffats",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

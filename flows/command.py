@@ -15,7 +15,7 @@ from typing import NoReturn
 from prefect import Flow
 from rich.logging import RichHandler
 
-from diffats.cli import errors
+from diffats.cli import errors, no_lost_interrupt
 from diffats.config import load_recipe
 from diffats.errors import DiffatsError
 from flows import server
@@ -35,7 +35,7 @@ def main(flow: Flow[..., Outcome], arguments: Sequence[str] | None = None) -> in
     given = parser(flow).parse_args(arguments)
     show_log()
     try:
-        with terminated_as_interrupted():
+        with terminated_as_interrupted(), no_lost_interrupt():
             load_recipe(given.recipe, given.overrides)  # tells a mistake now, not after the server has started
             prepare()
             outcome = flow(given.recipe, given.overrides)

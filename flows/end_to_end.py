@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from flows import preprocess, train
@@ -23,6 +22,7 @@ def end_to_end(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
 
 
 if __name__ == "__main__":
+    from diffats.cli import leave
     from flows.command import main
 
-    sys.exit(main(end_to_end))
+    leave(main(end_to_end))

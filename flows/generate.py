@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from flows.pipeline import Outcome, recipe_flow, run_stages
@@ -23,6 +22,7 @@ def generate(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
 
 
 if __name__ == "__main__":
+    from diffats.cli import leave
     from flows.command import main
 
-    sys.exit(main(generate))
+    leave(main(generate))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from flows.pipeline import Outcome, recipe_flow, run_stages
@@ -26,6 +25,7 @@ def preprocess(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
 
 
 if __name__ == "__main__":
+    from diffats.cli import leave
     from flows.command import main
 
-    sys.exit(main(preprocess))
+    leave(main(preprocess))

@@ -52,7 +52,7 @@ def stage_task(function: Callable[P, R]) -> Task[P, R]:
 def run_stage(stage: str, recipe: Recipe, parent_run: str | None) -> StageResult:
     """Run one stage of the library, which is imported only now: it takes seconds."""
     from diffats import stages
-    from diffats.cli import _progress_bar as progress_bar
+    from diffats.cli import progress_bar as progress_bar
 
     with progress_bar(stage) as progress:
         return stages.run(stage, recipe, parent_run=parent_run, progress=progress)

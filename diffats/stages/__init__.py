@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffats.config import Recipe
@@ -275,7 +278,16 @@ def describe(recipe: Recipe, results: Iterable[StageResult]) -> str:
     if "tracking_uri" in made:
         from diffats import registry
 
-        lines.append(f"Use it:      python -c \"import diffats; print(diffats.load('{recipe.location}').sample(8))\"")
+        program = f"import diffats; print(diffats.load('{recipe.location}').sample(8))"
+        lines.append(f'Use it:      {installed("python")} -c "{program}"')
         lines.append(f"MLflow:      {registry.ui_command(made['tracking_uri'])}")
-        lines.append("Prefect:     prefect server start --host 127.0.0.1")
+        lines.append(f"Prefect:     {installed('prefect')} server start --host 127.0.0.1")
     return "\n".join(lines)
+
+
+def installed(command: str) -> str:
+    """A command of this environment as it can be typed here: by name where the environment is active, else by path."""
+    path = Path(sys.executable).with_name(command)
+    if shutil.which(command) == str(path) or not path.exists():
+        return command
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

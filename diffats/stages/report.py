@@ -47,9 +47,9 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     path, record = report_path(work), registered(work, model, evaluated)
     identity = hashlib.sha256(json.dumps([evaluated, train.recipe_fingerprint(work), record]).encode()).hexdigest()
     stamp = path.with_suffix(".json")
-    if not hooks.restart and path.is_file() and stamp.is_file():
-        if json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"] == identity:
-            return result(path, identity, started, skipped=True)
+    made = json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"] if stamp.is_file() else None
+    if made == identity and path.is_file() and not hooks.restart:
+        return result(path, identity, started, skipped=True)
     content = gather(work, model, metrics, record)
     pictures = work.root / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -103,15 +103,16 @@ def gather(
     template = work.samples.template()
     unit = str(template[next(iter(template.data_vars))].attrs.get("units", ""))
     history = train.history(work, train.model_fingerprint(work, *train.require_normalisation(work)))
-    pictures = data_pictures(work, tucker, primitives, anchor) | model_pictures(work, fields, unit)
+    painter = plots.Painter.fit(fields.test, work.recipe.tensor_modes, unit=unit)
+    pictures = data_pictures(work, tucker, primitives, anchor) | model_pictures(work, fields, painter, unit)
     pictures |= _drawn({"training": plots.training_curves(history), "scorecard": plots.scorecard(metrics)})
-    pictures |= medoid_picture(work, anchor, unit)
+    pictures |= medoid_picture(work, anchor, painter)
     settings = work.recipe.generate
     return ReportContent(
         name=work.recipe.name,
         created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         data=data_facts(work, tucker, template),
-        compression=compression_facts(tucker),
+        compression=compression_facts(work, tucker),
         errors=error_facts(tucker),
         alignment={
             "strategy": anchor.attrs["strategy"],
@@ -135,6 +136,7 @@ def gather(
         provenance=provenance(work, model, {"tucker": tucker, "anchor": anchor, "primitives": primitives}, generated),
         seconds=work.seconds(),
         pictures=pictures,
+        captions={"gallery": painter.description},
         cautions=[record["verdict"].capitalize() + "."] if record and record["alias"] != "champion" else [],
     )
 
@@ -145,7 +147,11 @@ def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[s
     status = tucker.dataset()["status"].values
     condition = data.condition
     conditions = [f"initial slice ({condition.initial.dim} = {condition.initial.index})"] if condition.initial else []
-    conditions += [*condition.fields, *condition.scalars, *([f"{condition.labels} (class)"] if condition.labels else [])]
+    conditions += [
+        *condition.fields,
+        *condition.scalars,
+        *([f"{condition.labels} (class)"] if condition.labels else []),
+    ]
     facts = {
         "title": str(template.attrs.get("title", work.recipe.name)),
         "description": str(template.attrs.get("summary", template.attrs.get("comment", ""))),
@@ -165,9 +171,9 @@ def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[s
     return {name: value for name, value in facts.items() if value != ""}
 
 
-def compression_facts(tucker: Version) -> dict[str, Any]:
+def compression_facts(work: Workspace, tucker: Version) -> dict[str, Any]:
     """How many numbers a sample and its primitive have."""
-    layout = decompose.layout_of(tucker)
+    layout = decompose.current_layout(work, tucker)
     facts = {
         "ratio": layout.compression,
         "raw_numbers": layout.raw_numbers,
@@ -227,7 +233,7 @@ def _drawn(figures: Mapping[str, Any]) -> dict[str, bytes]:
 
 def data_pictures(work: Workspace, tucker: Version, primitives: Version, anchor: Version) -> dict[str, bytes]:
     """Energy against rank, alignment, overlaps and the anchors."""
-    layout = decompose.layout_of(tucker)
+    layout = decompose.current_layout(work, tucker)
     forms, aligned, chosen = tucker.dataset(), primitives.dataset(), anchor.dataset()
     status = forms["status"].values
     good = np.flatnonzero(status == STATUS["ok"])[:SHOWN]
@@ -247,7 +253,7 @@ def data_pictures(work: Workspace, tucker: Version, primitives: Version, anchor:
     return _drawn(figures)
 
 
-def medoid_picture(work: Workspace, anchor: Version, unit: str) -> dict[str, bytes]:
+def medoid_picture(work: Workspace, anchor: Version, painter: plots.Painter) -> dict[str, bytes]:
     """The sample that the first aligned mode is aligned to; nothing where the anchor is no sample's."""
     dataset, chosen = anchor.dataset(), anchor.attrs["chosen"]
     mode, picks = next(iter(chosen.items()))
@@ -257,14 +263,15 @@ def medoid_picture(work: Workspace, anchor: Version, unit: str) -> dict[str, byt
     usable = np.isfinite(values)
     sample = work.samples.read(np.array([picks[0]]))[0]
     scores = {mode: values[usable] / usable.sum()}
-    figure = plots.medoid(sample, scores, int(usable[: picks[0]].sum()), work.recipe.tensor_modes, unit=unit)
+    figure = plots.medoid(sample, scores, int(usable[: picks[0]].sum()), work.recipe.tensor_modes, painter=painter)
     return _drawn({"medoid": figure})
 
 
-def model_pictures(work: Workspace, fields: evaluation.Fields, unit: str) -> dict[str, bytes]:
+def model_pictures(work: Workspace, fields: evaluation.Fields, painter: plots.Painter, unit: str) -> dict[str, bytes]:
     """Galleries, reconstructions, spectra and distances to the training samples."""
     modes = work.recipe.tensor_modes
-    painter = plots.Painter.fit(fields.test, modes, unit=unit)
+    # Neighbouring windows look alike, so the real ones shown are far apart.
+    spread = np.random.default_rng(work.recipe.seed).permutation(len(fields.test))
     sets = {"test": fields.test, "generated": fields.generated}
     if fields.gaussian is not None:
         sets["gaussian"] = fields.gaussian
@@ -274,7 +281,7 @@ def model_pictures(work: Workspace, fields: evaluation.Fields, unit: str) -> dic
     return _drawn(
         {
             "gallery": plots.gallery(
-                fields.test, fields.generated, modes, gaussian=fields.gaussian, unit=unit, painter=painter
+                fields.test[spread], fields.generated, modes, gaussian=fields.gaussian, unit=unit, painter=painter
             ),
             "reconstruction": reconstruction_figure(work, fields, unit),
             "profiles": plots.spectra_bands(

@@ -10,6 +10,7 @@ snapshot that still has these arrays, so workers need not wait for commits.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -194,9 +195,15 @@ class Store(Repository):
 
     def version(self, group: str, fingerprint: str) -> Version | None:
         """The newest version of a group with this fingerprint: a complete one, else the unfinished one."""
+        # By its tags alone: stages ask this again and again, and listing every version opens every group.
+        with self._readable():
+            tagged = [e for e in self._tagged(f"{group}-{fingerprint[:16]}-") if e["fingerprint"] == fingerprint]
+        if tagged:
+            return Version(self, group, max(tagged, key=lambda entry: str(entry["written_at"]))["snapshot"])
         head = self._at_head(group)
-        unfinished = head if head is not None and head.fingerprint == fingerprint else None
-        return self._complete(group, fingerprint) or unfinished
+        if head is None or head.fingerprint != fingerprint:
+            return None
+        return self._complete(group, fingerprint) if head.complete else head
 
     def versions(self) -> list[dict[str, Any]]:
         """All versions, oldest first.
@@ -213,14 +220,9 @@ class Store(Repository):
         IntegrityError
             Where the repository's own files are damaged.
         """
-        try:
+        with self._readable():
             tagged = list(self._tagged())
             entries = [*tagged, *self._untagged(tagged)]
-        except METADATA_DAMAGE as error:
-            raise IntegrityError(
-                f"store {self.location}: a snapshot or manifest is damaged or lost ({reason(error)}). "
-                "Bring the file back, or remove the store and run the stages again."
-            ) from error
         return sorted(entries, key=lambda entry: (entry["written_at"], entry["group"]))
 
     def verify(self, group: str | None = None, *, progress: Progress | None = None) -> list[Problem]:
@@ -289,8 +291,19 @@ class Store(Repository):
         session = self.head()
         return Version(self, group, session.snapshot_id) if group in group_names(session) else None
 
-    def _tagged(self) -> Iterator[dict[str, Any]]:
-        for tag in self.repo.list_tags():
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Say what to do where the repository's own files are damaged."""
+        try:
+            yield
+        except METADATA_DAMAGE as error:
+            raise IntegrityError(
+                f"store {self.location}: a snapshot or manifest is damaged or lost ({reason(error)}). "
+                "Bring the file back, or remove the store and run the stages again."
+            ) from error
+
+    def _tagged(self, prefix: str = "") -> Iterator[dict[str, Any]]:
+        for tag in (tag for tag in self.repo.list_tags() if tag.startswith(prefix)):
             snapshot = self.repo.lookup_tag(tag)
             info = self.repo.lookup_snapshot(snapshot)
             if info.metadata.get("complete") and tag.startswith(f"{info.metadata['group']}-"):

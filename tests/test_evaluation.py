@@ -1,0 +1,168 @@
+"""The table of metrics: references, directions, and what a bad or copying model looks like in it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from diffats import evaluation
+from diffats.errors import InputError
+from diffats.evaluation import Fields, beats, distance_from_ideal, evaluate, gaussian_pca, profile_mode
+
+SIZES = (8, 9, 12)
+MODES = ("y", "x", "band")
+
+
+def draw(seed: int, k: int = 24) -> np.ndarray:
+    """Smooth non-Gaussian samples about 300, in single precision."""
+    rng = np.random.default_rng(seed)
+    waves = [np.cos(np.pi * np.arange(n) * f / n) for n in SIZES for f in (1,)]
+    y, x, band = waves
+    amplitude = rng.gamma(2.0, size=(3, k, 1, 1, 1))
+    fields = amplitude[0] * y[:, None, None] + amplitude[1] * x[:, None] + amplitude[2] * band
+    return (300 + fields + 0.05 * rng.normal(size=(k, *SIZES))).astype(np.float32)
+
+
+def fields(**changes: object) -> Fields:
+    training = draw(0, 60)
+    given = {
+        "modes": MODES,
+        "train": training[:24],
+        "test": draw(1),
+        "generated": draw(2),
+        "gaussian": gaussian_pca(training.reshape(60, -1), 24, seed=3).reshape(24, *SIZES),
+        "mean": training.mean(axis=0),
+        "scale": np.array(training.std()),
+        "reconstruction": draw(1) + np.float32(0.01),
+    }
+    return Fields(**(given | changes))
+
+
+def test_every_metric_is_complete_and_json():
+    table = evaluate(fields())
+    assert {"energy_distance", "sliced_wasserstein", "spectrum_error", "spectrum_error_x", "anomaly_error"} <= set(
+        table
+    )
+    assert json.loads(json.dumps(table, allow_nan=False)) == table
+    for metric in table.values():
+        assert metric["better"] in ("lower", "near 1", "near 0.5")
+        assert metric["label"]
+        assert metric["meaning"].endswith(".")
+        assert metric["value"] is not None
+
+
+def test_an_honest_draw_scores_like_training_samples_and_beats_a_shifted_one():
+    table, bad = evaluate(fields()), evaluate(fields(generated=draw(2) + np.float32(3.0)))
+    for name in ("energy_distance", "sliced_wasserstein", "profile_mean_error", "profile_quantile_error"):
+        assert bad[name]["value"] > 2 * table[name]["value"]
+        assert bad[name]["train_vs_test"] == pytest.approx(table[name]["train_vs_test"])
+        assert beats(bad[name]) is False
+    assert bad["two_sample_accuracy"]["value"] > 0.9
+    assert 0.5 < table["spread_ratio"]["value"] < 2.0
+
+
+def test_copies_of_training_samples_are_seen():
+    copies = evaluate(fields(generated=draw(0, 60)[:24] + np.float32(1e-4)))
+    assert copies["nearest_training_ratio"]["value"] < 0.05
+    assert evaluate(fields())["nearest_training_ratio"]["value"] > 0.5
+
+
+def test_collapsed_samples_have_no_spread():
+    one = np.repeat(draw(2)[:1], 24, axis=0)
+    assert evaluate(fields(generated=one))["spread_ratio"]["value"] < 0.01
+
+
+def test_too_smooth_samples_have_a_spectrum_error():
+    noisy, smooth = fields(), fields(generated=np.repeat(draw(2)[..., ::4], 4, axis=-1))
+    key = "spectrum_error_band"
+    assert evaluate(smooth)[key]["value"] > 3 * evaluate(noisy)[key]["value"]
+    assert evaluate(noisy)[key]["codec"] == pytest.approx(0.0, abs=0.01)
+
+
+def test_the_codec_floor_is_given_by_both_errors():
+    given = fields()
+    table = evaluate(given)
+    difference = np.linalg.norm((given.reconstruction - given.test).reshape(24, -1), axis=1)
+    anomaly = difference / np.linalg.norm((given.test - given.mean).reshape(24, -1), axis=1)
+    assert table["anomaly_error"]["value"] == pytest.approx(anomaly.mean(), rel=1e-4)
+    assert table["reconstruction_error"]["value"] < 0.01 * table["anomaly_error"]["value"]
+
+
+def test_masked_points_change_nothing_else():
+    def masked(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x[:, :3, :4] = np.nan
+        return x
+
+    given = fields()
+    names = ("train", "test", "generated", "gaussian", "reconstruction")
+    holes = fields(**{name: masked(getattr(given, name)) for name in names}, mean=masked(given.mean[None])[0])
+    table = evaluate(holes)
+    assert table.keys() == evaluate(given).keys()
+    assert all(metric["value"] is not None for metric in table.values())
+
+
+def test_missing_parts_leave_their_metrics_out():
+    table = evaluate(fields(gaussian=None, reconstruction=None))
+    assert "anomaly_error" not in table
+    assert "crps" not in table
+    assert table["energy_distance"]["gaussian"] is None
+    assert beats(table["energy_distance"]) is None
+
+
+def test_forecasts_stand_beside_trivial_predictors():
+    truth = draw(7, 6)
+    rng = np.random.default_rng(0)
+    good = truth[:, None] + 0.1 * rng.normal(size=(6, 5, *SIZES))
+    persistence = np.broadcast_to(truth[..., :1], truth.shape)
+    table = evaluate(fields(ensemble=good, truth=truth, persistence=persistence))
+    for name in ("relative_l2", "crps"):
+        metric = table[name]
+        assert metric["value"] < metric["persistence"]
+        assert metric["value"] < metric["training_mean"]
+        assert beats(metric, "persistence")
+
+
+def test_nearest_training_uses_primitives_where_given():
+    z = np.arange(60.0)[:, None] * np.ones((1, 3))
+    given = fields(z_train=z, z_test=z[:24] + 0.2, z_generated=z[:24] + 0.1)
+    distances = evaluation.nearest_training(given)
+    np.testing.assert_allclose(distances["generated"], 0.1 * np.sqrt(3))
+    np.testing.assert_allclose(distances["train"], np.sqrt(3))
+    assert evaluate(given)["nearest_training_ratio"]["value"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("components", [None, 3])
+def test_gaussian_has_the_training_mean_and_covariance(components):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 5)) + np.arange(5)
+    drawn = gaussian_pca(z, 20000, seed=1, components=components)
+    np.testing.assert_allclose(drawn.mean(axis=0), z.mean(axis=0), atol=0.1)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(z.T), atol=0.35)
+
+
+def test_gaussian_is_reproducible_and_keeps_the_type():
+    z = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    assert gaussian_pca(z, 5, seed=1).dtype == np.float32
+    np.testing.assert_array_equal(gaussian_pca(z, 5, seed=1), gaussian_pca(z, 5, seed=1))
+    with pytest.raises(InputError, match="at least 2"):
+        gaussian_pca(z[:1], 3)
+
+
+def test_unequal_counts_are_refused():
+    with pytest.raises(InputError, match=r"generated is \(23, 8, 9, 12\), test is \(24, 8, 9, 12\)"):
+        fields(generated=draw(2, 23))
+    with pytest.raises(InputError, match="at least 2 samples"):
+        fields(modes=("y", "x"))
+
+
+def test_directions():
+    assert beats({"value": 0.9, "gaussian": 1.2, "better": "near 1"})
+    assert not beats({"value": 0.2, "gaussian": 0.6, "better": "near 0.5"})
+    assert distance_from_ideal({"value": None, "better": "lower"}) is None
+
+
+def test_profile_mode_prefers_spectral_then_time_then_the_longest():
+    assert profile_mode(("time", "y", "x"), {"time": 5, "y": 50, "x": 50}) == "time"
+    assert profile_mode(("time", "level", "x"), {"time": 5, "level": 50, "x": 50}) == "level"
+    assert profile_mode(("component",), {"component": 2}) == "component"

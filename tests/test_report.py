@@ -1,0 +1,187 @@
+"""The report: what it says for good and bad figures, and that it is one safe, self-contained file."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from matplotlib.figure import Figure
+
+from diffats import plots
+from diffats.errors import InputError
+from diffats.report import PICTURES, ReportContent, cautions, render, summary
+
+PNG = plots.png(Figure(figsize=(1, 0.5), dpi=40))
+METRIC = {
+    "value": 0.05,
+    "train_vs_test": 0.02,
+    "gaussian": 0.1,
+    "codec": None,
+    "persistence": None,
+    "training_mean": None,
+    "better": "lower",
+    "unit": "scaled units",
+    "label": "Energy distance",
+    "meaning": "Distance between two clouds.",
+}
+
+
+def content(**changes: object) -> ReportContent:
+    given = {
+        "name": "indian-pines",
+        "created": "22 November 2026",
+        "data": {
+            "title": "AVIRIS Indian Pines",
+            "sizes": {"y": 16, "x": 16, "band": 200},
+            "variables": {"reflectance": "counts"},
+            "samples": 1089,
+            "train": 980,
+            "test": 109,
+            "failed": 0,
+        },
+        "compression": {
+            "ratio": 37.2,
+            "raw_numbers": 51200,
+            "primitive_numbers": 1376,
+            "ranks": {"y": 6, "band": 8},
+            "aligned": ["y", "band"],
+            "kind": "tgp",
+        },
+        "errors": {"anomaly": {"mean": 0.12, "max": 0.2}, "relative": {"mean": 0.02, "max": 0.04}},
+        "alignment": {"strategy": "medoid", "sample": 7, "overlap_sigma_min": {"y": {"min": 0.2, "median": 0.6}}},
+        "training": {"steps": 2000, "heldout_loss": 0.1, "best_heldout_loss": 0.1},
+        "generation": {"count": 64, "sampler": "ddim", "orthonormality_defect": {"factor_y": 0.04}},
+        "metrics": {"energy_distance": METRIC, "other": METRIC | {"value": 0.2}},
+        "model": {"name": "indian-pines", "version": "3", "alias": "champion", "uri": "models:/indian-pines@champion"},
+        "provenance": {"Software": {"torch": "2.13.0"}},
+        "seconds": {"decompose": 12.3, "train": 240.0},
+        "pictures": dict.fromkeys(PICTURES, PNG) | {"factors_y": PNG, "my_own": PNG},
+    }
+    return ReportContent(**(given | changes))
+
+
+class Page(HTMLParser):
+    """Tags must balance; what the page loads is collected."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.sources: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.feed(html)
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.sources += [found[key] for key in ("src", "data", "xlink:href") if key in found]
+        self.links += [found["href"]] if "href" in found else []
+        self.ids += [found["id"]] if "id" in found else []
+        if tag == "img":
+            assert found["alt"]
+            assert int(found["width"]) == 40
+            assert int(found["height"]) == 20
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+
+def test_a_full_page_is_self_contained():
+    html = render(content())
+    page = Page(html)
+    assert len(page.sources) == len(PICTURES) + 2
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "<script" not in html
+    assert "url(" not in html
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert "width=device-width" in html
+    assert "diffats.load(&#39;models:/indian-pines@champion&#39;)" in html
+
+
+def test_an_empty_page_and_every_part_alone():
+    Page(render(ReportContent("tiny")))
+    full = content()
+    for part in ("data", "compression", "errors", "alignment", "training", "generation", "metrics", "model"):
+        Page(render(ReportContent("tiny", **{part: getattr(full, part)})))
+    for name in full.pictures:
+        page = Page(render(ReportContent("tiny", pictures={name: PNG})))
+        assert len(page.sources) == 1
+
+
+def test_text_is_escaped():
+    html = render(ReportContent("<script>alert(1)</script>", data={"title": "<b>&"}, cautions=["<i>"]))
+    assert "<script>" not in html
+    assert "&lt;b&gt;&amp;" in html
+    assert "<i>" not in html
+
+
+def test_summary_leads_with_data_compression_and_anomaly_error():
+    text = " ".join(summary(content()))
+    assert "1\u2009089 samples of 16 × 16 × 200 (y, x, band)" in text
+    assert "37.2 times smaller" in text
+    assert text.index("anomaly error") < text.index("measured against the sample itself")
+    assert "model 0.05, Gaussian reference 0.1, real training samples 0.02" in text
+    assert "beats the Gaussian reference" in text
+    assert "better on 1" in text
+
+
+def test_a_model_that_loses_is_called_so():
+    losing = content(metrics={"energy_distance": METRIC | {"value": 0.3}})
+    assert "does not beat the Gaussian reference" in " ".join(summary(losing))
+    assert any("does not beat" in caution for caution in cautions(losing))
+    assert '<b class="bad">no</b>' in render(losing)
+
+
+def test_forecasts_name_their_trivial_predictors():
+    metric = METRIC | {
+        "gaussian": None,
+        "train_vs_test": None,
+        "persistence": 0.4,
+        "training_mean": 0.5,
+        "label": "CRPS",
+    }
+    text = " ".join(summary(content(metrics={"crps": metric}, deciding="crps")))
+    assert "Predictions for unseen conditions (crps): model 0.05, persistence 0.4, training mean 0.5." in text
+    assert "Persistence</th>" in render(content(metrics={"crps": metric}, deciding="crps"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"errors": {"anomaly": {"mean": 0.42}}}, "loses much"),
+        ({"alignment": {"overlap_sigma_min": {"x": {"min": 0.0, "median": 0.03}}}}, "Alignment along x is fragile"),
+        ({"data": {"failed": 3}}, "3 samples could not be used"),
+        ({"data": {"dropped": 5}}, "5 windows were dropped"),
+        ({"training": {"heldout_loss": 0.3, "best_heldout_loss": 0.1}}, "overfits"),
+        ({"metrics": {"nearest_training_ratio": METRIC | {"value": 0.1, "train_vs_test": 0.9}}}, "may copy"),
+        ({"metrics": {"spread_ratio": METRIC | {"value": 0.5}}}, "vary less"),
+        ({"metrics": {"energy_distance": METRIC | {"value": 0.01}}}, "closer to the test samples than real training"),
+        ({"cautions": ["the clock was wrong"]}, "the clock was wrong"),
+    ],
+)
+def test_doubts_are_said_aloud(changes, words):
+    assert not any(words in caution for caution in cautions(content()))
+    assert any(words in caution for caution in cautions(content(**changes)))
+
+
+def test_good_figures_raise_no_caution():
+    assert not cautions(content())
+
+
+def test_a_picture_must_be_a_png():
+    with pytest.raises(InputError, match='picture "scree" of the report is not a PNG'):
+        render(ReportContent("tiny", pictures={"scree": b"GIF89a"}))
+
+
+def test_times_and_numbers_read_well():
+    html = render(content())
+    assert "4 min 0 s" in html
+    assert "Together 4 min 12 s." in html
+    assert re.search(r"numbers per sample</dt><dd>51\u2009200 raw, 1\u2009376 stored", html)
+
+
+def test_colour_and_contrast_are_fixed_to_light():
+    assert 'name="color-scheme" content="light"' in render(ReportContent("tiny"))
