@@ -101,7 +101,7 @@ def gather(
     generated = evaluate.require_samples(work, model)
     fields = evaluate.compared(work, model, evaluate.generated_fields(work, model, generated), forecast=False)
     template = work.samples.template()
-    unit = str(template[next(iter(template.data_vars))].attrs.get("units", ""))
+    unit = str(template[next(iter(template.data_vars))].attrs.get("units", "")).removeprefix("1")
     history = train.history(work, train.model_fingerprint(work, *train.require_normalisation(work)))
     painter = plots.Painter.fit(fields.test, work.recipe.tensor_modes, unit=unit)
     pictures = data_pictures(work, tucker, primitives, anchor) | model_pictures(work, fields, painter, unit)
