@@ -552,14 +552,13 @@ def _generation_facts(generation: Numbers) -> dict[str, str]:
 
 def _code(content: ReportContent) -> str:
     """How to load the model, ready to paste."""
-    where = content.model.get("uri") or content.model.get("root")
+    uri, root = content.model.get("uri"), content.model.get("root")
+    where = [f"model = diffats.load({str(root)!r})       # where it was made; no server needed"] if root else []
+    where += [f"model = diffats.load({str(uri)!r})  # anywhere; set MLFLOW_TRACKING_URI"] if uri else []
     if not where:
         return ""
-    registry = "# MLFLOW_TRACKING_URI says where the registry is; the directory of the run works without it\n"
     return (
-        "import diffats\n\n"
-        f"{registry if str(where).startswith('models:') else ''}"
-        f"model = diffats.load({str(where)!r})\n"
+        "import diffats\n\n" + "\n".join(where) + "\n"
         "samples = model.sample(8, seed=0)        # xarray.Dataset with units and coordinates\n"
         "primitives = model.encode(samples)       # compress any samples of this kind\n"
         "fields = model.decode(primitives)        # and bring them back\n"

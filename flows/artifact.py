@@ -35,7 +35,7 @@ def publish(recipe: Recipe, results: Sequence[StageResult], parent_run: str) -> 
     sections = [
         f"# {recipe.name}",
         stage_table(results),
-        *links(made, parent_run),
+        *links(made, None if all(result.skipped for result in results) else parent_run),
         metric_table(made.get("metrics", {})),
         *pictures(results),
     ]
@@ -66,7 +66,7 @@ def metric_table(metrics: dict[str, dict[str, object]]) -> str:
     return "\n".join(rows)
 
 
-def links(made: dict[str, object], parent_run: str) -> list[str]:
+def links(made: dict[str, object], parent_run: str | None) -> list[str]:
     """Where the things are: store version, report, model, MLflow run."""
     version = f"version `{made['version']}`" if "version" in made else "which this flow does not change"
     lines = [f"- Store: `{made['store']}`, {version}"]
@@ -76,7 +76,9 @@ def links(made: dict[str, object], parent_run: str) -> list[str]:
     if isinstance(model, dict):
         lines.append(f"- Model: `{model['uri']}`, version {model['version']}")
     tracker = str(made.get("tracking_uri", ""))
-    if tracker.startswith("http"):
+    if parent_run is None:
+        lines.append("- MLflow: no new run, everything was there")
+    elif tracker.startswith("http"):
         lines.append(f"- MLflow: [run {parent_run}]({tracker.rstrip('/')}/#/runs/{parent_run})")
     else:
         lines.append(

@@ -186,6 +186,17 @@ def test_an_interrupted_parent_is_continued_and_a_finished_one_is_not(tracker: T
     assert tracker.start("run", fingerprint="f1") != first
 
 
+def test_a_run_under_which_nothing_was_done_is_not_kept(tracker: Tracker) -> None:
+    empty, busy = tracker.start("nothing to do"), tracker.start("one stage")
+    with tracker.stage(busy, "align"):
+        pass
+    for run_id in (empty, busy):
+        tracker.finish(run_id)
+        tracker.discard_if_empty(run_id)
+    assert tracker.client.get_run(empty).info.lifecycle_stage == "deleted"
+    assert tracker.client.get_run(busy).info.lifecycle_stage == "active"
+
+
 def test_another_recipe_does_not_continue(tracker: Tracker) -> None:
     first = tracker.start("run", fingerprint="f2")
     assert tracker.reuse("f3") is None

@@ -142,6 +142,12 @@ class Tracker:
         """Close a run. A tracker that is away is logged, not raised: the work is done."""
         finish_run(self.client, self.uri, run_id, status)
 
+    def discard_if_empty(self, run_id: str) -> None:
+        """Remove a finished parent run under which no stage had anything to do."""
+        with asking(self.uri, f"look at run {run_id}"):
+            if not self._runs({PARENT_TAG: run_id}):
+                self.client.delete_run(run_id)
+
     def stage(self, parent_id: str, stage: str) -> StageRun:
         """The child run of a stage, as a context manager; an interrupted one is continued."""
         with asking(self.uri, f'start stage "{stage}"'):

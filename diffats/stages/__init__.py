@@ -217,8 +217,11 @@ def start_tracking(recipe: Recipe) -> tuple[str, str]:
 
 
 def finish_tracking(recipe: Recipe, parent_run: str, status: str = "FINISHED") -> None:
-    """End the MLflow run: "FINISHED", "FAILED" or "KILLED"."""
-    _tracker(recipe).finish(parent_run, status)
+    """End the MLflow run: "FINISHED", "FAILED" or "KILLED". One under which nothing was to do is not kept."""
+    tracker = _tracker(recipe)
+    tracker.finish(parent_run, status)
+    if status == "FINISHED":
+        tracker.discard_if_empty(parent_run)
 
 
 def summary(recipe: Recipe, results: Iterable[StageResult]) -> dict[str, Any]:

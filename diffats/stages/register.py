@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from diffats.registry import Tracker
 
 log = logging.getLogger("diffats.register")
+PUBLIC = ("name", "version", "alias", "uri")
 
 
 def record_path(work: Workspace, model: bundle.Bundle) -> Path:
@@ -64,8 +67,21 @@ def register(
     """A new version of the recipe's model, under the run that made it."""
     if parent_run is None:
         raise InputError("registering needs an MLflow run. Use `diffats register RECIPE.toml` or the flow.")
+    wanted = wanted | {"diffats.code_version": code_version()}
     about = f"Diffusion model on aligned tensor primitives of {work.recipe.name}."
     return tracker.register(model.directory, work.recipe.name, parent_run, tags=wanted, summary=about)
+
+
+def code_version() -> str:
+    """The installed version of diffats, with the revision where it runs from a checkout: ``0.1.0+g1a2b3c4``."""
+    from diffats import __version__
+
+    checkout, git = Path(__file__).parents[2], shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return __version__
+    command = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
+    revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return f"{__version__}+g{revision}" if revision else __version__
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -100,9 +116,7 @@ def outcome(work: Workspace, tracker: Tracker, version: str, verdict: str, ident
 
 
 def tags(work: Workspace, model: bundle.Bundle, metrics: dict[str, Any], identity: str) -> dict[str, str]:
-    """What links a model version to its data, anchors, recipe and code, and tells it from any other."""
-    from diffats import __version__
-
+    """What links a model version to its data, anchors and recipe, and tells it from any other."""
     decisive = work.recipe.evaluate.metric
     provenance = model.provenance
     return {
@@ -110,7 +124,6 @@ def tags(work: Workspace, model: bundle.Bundle, metrics: dict[str, Any], identit
         "diffats.data_digest": str(provenance["primitives_digest"]),
         "diffats.anchor": str(provenance["anchor_fingerprint"])[:16],
         "diffats.recipe_fingerprint": train.recipe_fingerprint(work),
-        "diffats.code_version": __version__,
         "diffats.weights": train.weights_digest(model.directory),
         "diffats.evaluation": identity,
         f"diffats.metric.{decisive}": str(metrics[decisive]["value"]),

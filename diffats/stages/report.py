@@ -130,9 +130,7 @@ def gather(
         },
         metrics=metrics,
         deciding=work.recipe.evaluate.metric,
-        model={"name": record["name"], "version": record["version"], "alias": record["alias"], "uri": record["uri"]}
-        if record
-        else {},
+        model={"root": work.recipe.location} | {key: record[key] for key in register.PUBLIC} if record else {},
         provenance=provenance(work, model, {"tucker": tucker, "anchor": anchor, "primitives": primitives}, generated),
         seconds=work.seconds(),
         pictures=pictures,
