@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 RECIPE := deployments/recipes/indian_pines.toml
 ROOT := runs/indian-pines
 
-# The first Python that can run this project. Another one: make demo PYTHON=/path/to/python3
-PYTHON = $(shell for p in python3 python3.11 python3.12; do \
+# The first Python that can run this project: tested with 3.11, and 3.12 is allowed. Another one: make demo PYTHON=/path/to/python3
+PYTHON = $(shell for p in python3.11 python3 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 .PHONY: help setup demo test lint types format test-slow test-faults test-install mlflow-ui prefect-ui clean

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cftime
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -27,6 +28,7 @@ from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisat
 
 FORMAT = 1
 MAX_SAMPLES = 100_000
+LATEST = "LATEST"  # file beside the bundles of a root: the one that a recipe asked for last
 Array = npt.NDArray[Any]
 
 
@@ -82,8 +84,49 @@ def save(
     return destination
 
 
+def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str) -> None:
+    """Have a stored bundle stand for its root, with the sampling options of the recipe that asks for it.
+
+    Options that do not change the training, such as ``generate.steps``, may have changed since; what is served is then
+    what is generated and evaluated now. Writes only what differs, each file whole or not at all.
+
+    Parameters
+    ----------
+    directory
+        The bundle, under ``<root>/bundles``.
+    recipe
+        The portable recipe whose model this is.
+    recipe_fingerprint
+        Its digest, for the bundle's provenance.
+    """
+    file = directory / "bundle.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    provenance = {**description["provenance"], "recipe_fingerprint": recipe_fingerprint}
+    wanted = {**description, "recipe": dict(recipe), "provenance": provenance}
+    if wanted != description:
+        _replace_text(file, json.dumps(wanted, indent=1))
+    latest_file = directory.parent / LATEST
+    if not latest_file.is_file() or latest_file.read_text(encoding="utf-8") != directory.name:
+        _replace_text(latest_file, directory.name)
+
+
+def _replace_text(file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def latest(root: Path) -> Path | None:
+    """The bundle under a root that a recipe asked for last, the newest one where that is not known."""
+    found = [file.parent for file in root.glob("bundles/*/bundle.json") if file.parent.suffix != ".partial"]
+    asked = root / "bundles" / LATEST
+    name = asked.read_text(encoding="utf-8") if asked.is_file() else ""
+    newest = sorted(found, key=lambda directory: (directory / "bundle.json").stat().st_mtime_ns)
+    return next((directory for directory in found if directory.name == name), newest[-1] if newest else None)
+
+
 def load(path: str | Path, *, device: str = "auto") -> Bundle:
-    """Open a bundle, or the newest one under a recipe's root.
+    """Open a bundle, or the one under a recipe's root that was trained or used last.
 
     Parameters
     ----------
@@ -100,12 +143,9 @@ def load(path: str | Path, *, device: str = "auto") -> Bundle:
         Where it is not of a format that this version reads.
     """
     path = Path(path)
-    directory = path
-    if not (path / "bundle.json").is_file():
-        found = sorted(path.glob("bundles/*/bundle.json"), key=lambda file: file.stat().st_mtime_ns)
-        if not found:
-            raise StoreNotFoundError(f"{path}: no trained model here. Train one with `diffats train RECIPE.toml`.")
-        directory = found[-1].parent
+    directory = path if (path / "bundle.json").is_file() else latest(path)
+    if directory is None:
+        raise StoreNotFoundError(f"{path}: no trained model here. Train one with `diffats train RECIPE.toml`.")
     try:
         description = json.loads((directory / "bundle.json").read_text(encoding="utf-8"))
         arrays = load_file(directory / "arrays.safetensors")
@@ -152,6 +192,11 @@ class Bundle:
         weights = self.directory / "weights.safetensors"
         return load_denoiser(weights, self.layout, self.conditions, self.recipe.model, device=self.device)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{mode}={n}" for mode, n in self.layout.sizes.items())
+        conditions = ", ".join(public_name(name) for name in self.examples) or "none"
+        return f"<diffats model {self.recipe.name!r}: samples ({sizes}), conditions: {conditions}, {self.directory}>"
+
     def encode(self, ds: xr.Dataset) -> xr.Dataset:
         """Aligned primitives of fields.
 
@@ -168,7 +213,8 @@ class Bundle:
         Raises
         ------
         InputError
-            Where a variable is missing, a dim or size is another, or values are missing outside the model's mask.
+            Where a variable is missing, a dim, size, unit or grid is another, or values are missing outside the model's
+            mask. The same grid in another order (latitudes from the other end) is put in the model's order.
         """
         x, coords = self._stack(ds)
         if not np.isfinite(x if self.scaling.mask is None else np.where(self.scaling.mask, 0, x)).all():
@@ -177,7 +223,9 @@ class Bundle:
         data: dict[str, Any] = {s.name: (("sample", *s.dims), streams[s.name]) for s in self.layout.streams}
         for mode, overlap in overlaps.items():
             data[f"overlap_{mode}"] = ("sample", overlap.min(axis=tuple(range(1, overlap.ndim))))
-        return xr.Dataset(data, coords=coords)
+        dims = {dim for stream in self.layout.streams for dim in stream.dims}
+        known = {str(k): c.variable for k, c in self.template.coords.items() if k in dims and c.dims == (k,)}
+        return xr.Dataset(data, coords=known | coords)
 
     def decode(self, primitives: xr.Dataset) -> xr.Dataset:
         """Fields in physical units from primitives, with the coordinates of a sample and those along ``sample``."""
@@ -348,11 +396,18 @@ class Bundle:
     def _stack(self, ds: xr.Dataset) -> tuple[Array, dict[str, xr.Variable]]:
         """Samples ``(k, *sizes)`` of a dataset, and the coordinates along their dim."""
         names, coords = [str(name) for name in self.template.data_vars], {}
+        if not isinstance(ds, xr.Dataset):
+            raise InputError(f"expected an xarray.Dataset with {', '.join(names)}, got {type(ds).__name__}.")
         arrays = []
         for name in names:
             if name not in ds:
                 raise InputError(f'dataset has no variable "{name}". Expected {", ".join(names)}.')
+            units, expected = ds[name].attrs.get("units"), self.template[name].attrs.get("units")
+            if None not in (units, expected) and units != expected:
+                raise InputError(f'variable "{name}" is in "{units}", the model is of "{expected}". Convert it first.')
             array = self._samples_first(ds[name])
+            for mode in self.recipe.data.modes:
+                array = self._on_grid(array, mode)
             coords = {str(n): c.variable for n, c in array.coords.items() if c.dims == ("sample",)}
             arrays.append(array.values)
         if len({array.shape for array in arrays}) > 1:
@@ -361,6 +416,23 @@ class Bundle:
         if x.shape[1:] != tuple(self.layout.sizes.values()):
             raise InputError(f"samples have sizes {x.shape[1:]}, the model was made for {dict(self.layout.sizes)}.")
         return np.asarray(x, dtype=np.result_type(x.dtype, np.float32)), coords
+
+    def _on_grid(self, array: xr.DataArray, mode: str) -> xr.DataArray:
+        """A variable with the points of a mode in the model's order; along a window only the steps must agree."""
+        if mode not in self.template.coords or mode not in array.coords:
+            return array
+        ours, theirs = self.template.coords[mode], array.coords[mode]
+        if ours.shape != theirs.shape:
+            return array  # refused with all sizes
+        windowed = mode in self.recipe.data.windows.size
+        order = matching_order(ours.values, theirs.values, offsets=windowed)
+        if order is None:
+            what = "steps" if windowed else "values"
+            raise InputError(
+                f'coordinate "{mode}" of variable "{array.name}" has other {what} than the model\'s: '
+                f"{_few(theirs.values)}, expected {_few(ours.values)}. Interpolate or select these points first."
+            )
+        return array.isel({mode: order})
 
     def _samples_first(self, array: xr.DataArray) -> xr.DataArray:
         """A variable over ``sample`` and the modes; other dims of size one are left out."""
@@ -380,6 +452,50 @@ class Bundle:
             named = array.drop_vars("sample", errors="ignore").to_dataset(name="fields")
             array = named.rename_dims({over[0]: "sample"})["fields"]  # its coordinate keeps its name
         return array.transpose("sample", *modes)
+
+
+def matching_order(ours: Array, theirs: Array, *, offsets: bool) -> Array | None:
+    """Where in ``theirs`` each point of ``ours`` is; None where the points are others.
+
+    Parameters
+    ----------
+    offsets
+        Whether only distances from the first point must agree.
+
+    >>> matching_order(np.array([60.0, 0.0, -60.0]), np.array([-60.0, 0.0, 60.0]), offsets=False).tolist()
+    [2, 1, 0]
+    >>> matching_order(np.array([0.0, 5.0]), np.array([90.0, 95.0]), offsets=True).tolist()
+    [0, 1]
+    >>> matching_order(np.array([0.0, 5.0]), np.array([0.0, 6.0]), offsets=True) is None
+    True
+    """
+    a, b = _as_numbers(ours), _as_numbers(theirs)
+    if a is None or b is None:
+        equal = sorted(map(str, ours)) == sorted(map(str, theirs))
+        return np.array([list(map(str, theirs)).index(str(point)) for point in ours]) if equal else None
+    ranked = np.argsort(b, kind="stable")[np.argsort(np.argsort(a, kind="stable"), kind="stable")]
+    if offsets:
+        a, b = a - a[0], b - b[ranked[0]]
+    near = 1e-5 * max(float(np.abs(a).max()), 1e-30)
+    return ranked if np.allclose(a, b[ranked], rtol=1e-5, atol=near) else None
+
+
+def _as_numbers(values: Array) -> Array | None:
+    """Coordinate values as float64, times in seconds; None for text."""
+    if values.dtype.kind in "fiub":
+        return values.astype(np.float64)
+    if values.dtype.kind == "m":
+        return np.asarray(values / np.timedelta64(1, "s"))
+    if values.dtype.kind == "M":
+        return values.astype("M8[ns]").astype(np.int64) / 1e9
+    if values.dtype.kind == "O" and hasattr(values[0], "calendar"):
+        return np.asarray(cftime.date2num(values, "seconds since 0001-01-01", values[0].calendar), dtype=np.float64)
+    return None
+
+
+def _few(values: Array) -> str:
+    """The first and the last of some values."""
+    return f"{values[0]} .. {values[-1]}"
 
 
 def finite_rows(streams: Mapping[str, Array]) -> npt.NDArray[np.bool_]:

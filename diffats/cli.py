@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -102,6 +102,8 @@ def _stage_verb(verb: str, stage: str, text: str) -> None:
         recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False, restart: Restart = False
     ) -> None:
         result = _run_stage(stage, load_recipe(recipe, overrides or []), restart)
+        if result is None:
+            return
         if as_json:
             _print_json(_as_dict(result))
         else:
@@ -117,22 +119,18 @@ for _verb, _stage, _text in _VERBS:
     _stage_verb(_verb, _stage, _text)
 
 
-def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult:
+def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult | None:
+    """Run a stage, tracked in the run that the verbs of a recipe share; None where another process tells of it."""
     from diffats import stages
+    from diffats.stages import processes
 
+    if not processes.is_main():
+        stages.run(stage, recipe, restart=restart)
+        return None
     stages.check(stage, recipe)
-    parent = stages.start_tracking(recipe)[0] if stage in _TRACKED else None
-    with progress_bar(stage) as progress:
-        try:
-            result = stages.run(stage, recipe, parent_run=parent, restart=restart, progress=progress)
-        except BaseException as error:
-            if parent is not None:
-                # An interrupted run is continued by the next call; a failed one is marked as such.
-                stages.finish_tracking(recipe, parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-    if parent is not None and stage == "register":
-        stages.finish_tracking(recipe, parent)
-    return result
+    shared = stages.tracked(recipe, latest=True) if stage in _TRACKED else nullcontext()
+    with shared as parent, progress_bar(stage) as progress:
+        return stages.run(stage, recipe, parent_run=parent, restart=restart, progress=progress)
 
 
 @contextmanager

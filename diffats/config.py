@@ -9,15 +9,23 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import posixpath
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffats.errors import RecipeError
+
+#: What ``generate.sampler`` may be: the names in ``diffats.diffusion.SAMPLERS`` (a test compares them).
+Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
+#: What may decide between candidate and champion: rows of ``diffats.evaluation`` whose smaller value is better.
+Metric = Literal["energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"]
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+METRICS: tuple[str, ...] = get_args(Metric)
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SECRET = re.compile(r"secret|token|password|passwd|credential|\bkey\b|_key$|access_key", re.IGNORECASE)
@@ -245,7 +253,7 @@ class Generate(Section):
 
     count: int = Field(64, ge=1)
     steps: int = Field(20, ge=1)
-    sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "dpm++"
+    sampler: Sampler = "dpm++"
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
     retract: bool = Field(False, description="retract generated factors to orthonormal columns")
     batch: int = Field(64, ge=1, description="samples per network call")
@@ -254,9 +262,7 @@ class Generate(Section):
 class Evaluate(Section):
     """What decides between candidate and champion."""
 
-    metric: Literal["energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"] = (
-        "energy_distance"
-    )
+    metric: Metric = "energy_distance"
     members: int = Field(8, ge=2, description="ensemble members per condition, for conditional recipes")
     samples: int = Field(256, ge=2, description="at most this many samples of each kind are compared")
 
@@ -543,9 +549,44 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
 
 
 def portable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data for stores and trackers: without the root and without paths of this machine."""
+    """The recipe as plain data for stores and trackers: no root, no place on this machine, no user or password.
+
+    The source loses what ``portable_place`` takes away, and so do places among the storage options.
+    """
     tree = recipe.model_dump(mode="json", exclude={"root", "tracking", "compute"})
-    source = recipe.data.source
-    if "://" not in source and not source.startswith("builtin:") and Path(source).is_absolute():
-        tree["data"]["source"] = Path(source).name
+    data = tree["data"]
+    data["source"] = portable_place(recipe.data.source)
+    data["storage_options"] = {
+        key: portable_place(value) if isinstance(value, str) else value
+        for key, value in recipe.data.storage_options.items()
+    }
     return tree
+
+
+def portable_place(place: str) -> str:
+    """A path or URL (chained ones, too) without what is this machine's or this user's.
+
+    URLs lose user, password, query and fragment; of local paths that are absolute, begin with ``~`` or lead out of the
+    working directory only the last name stays, for ``file://`` too. Relative paths stay as they are.
+
+    >>> portable_place("https://ann:secret@host/u.zarr?token=1"), portable_place("data/u.nc")
+    ('https://host/u.zarr', 'data/u.nc')
+    >>> [portable_place(place) for place in ("/home/ann/u.nc", "~/u.nc", "../u.nc", "file:///home/ann/u.nc")]
+    ['u.nc', 'u.nc', 'u.nc', 'u.nc']
+    """
+    return "::".join(_portable_link(link) for link in place.split("::"))
+
+
+def _portable_link(link: str) -> str:
+    scheme, separator, rest = link.partition("://")
+    if not separator:
+        scheme, rest = "file", link
+    if link.startswith("builtin:"):
+        return link
+    if scheme in ("file", "local"):
+        path = posixpath.normpath(rest)
+        outside = bool(separator) or path.startswith(("~", "..")) or PurePosixPath(path).is_absolute()
+        return PurePosixPath(path).name if outside or Path(rest).is_absolute() else link
+    authority, slash, path = rest.partition("/")
+    bare = authority.rpartition("@")[2] + slash + path
+    return f"{scheme}://{re.split('[?#]', bare)[0]}"

@@ -6,10 +6,11 @@ sqrt(1 - abar) eps``, ``v = sqrt(abar) eps - sqrt(1 - abar) z`` (Salimans, Ho, "
 
 from __future__ import annotations
 
-import math
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,9 @@ from torch import Tensor
 
 from diffats import config
 from diffats.errors import InputError
+from diffats.schedule import MAX_BETA, betas, linear_ends, usable_levels
 
-MAX_BETA = 0.999  # as diffusers
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc")
-
-# From a noise prediction the sample is (z_t - sqrt(1 - abar) eps) / sqrt(abar): at the last levels of the cosine
-# schedule (abar 2e-9) the network's error would grow 20000-fold. Noise prediction starts at the level where the usual
-# linear schedule ends (4e-5), which is noise to any data.
-LOWEST_ABAR_FOR_EPS = 4e-5
 
 LOG_SNR_RANGE = 5.0  # log(sqrt(abar) / sqrt(1 - abar)) of the sampling steps: deviations from 0.007 to 150
 
@@ -52,16 +47,10 @@ def make_betas(schedule: str, noise_steps: int) -> Tensor:
     >>> make_betas("linear", 1000)[[0, -1]]
     tensor([1.0000e-04, 2.0000e-02])
     """
-    if schedule == "linear":
-        scale = 1000 / noise_steps
-        return torch.linspace(1e-4 * scale, 0.02 * scale, noise_steps, dtype=torch.float32).clamp(max=MAX_BETA)
-
-    def abar(u: float) -> float:
-        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    steps = range(noise_steps)
-    betas = [min(1 - abar((i + 1) / noise_steps) / abar(i / noise_steps), MAX_BETA) for i in steps]
-    return torch.tensor(betas, dtype=torch.float32)
+    if schedule == "linear":  # torch's rounding, which is that of diffusers
+        first, last = linear_ends(noise_steps)
+        return torch.linspace(first, last, noise_steps, dtype=torch.float32).clamp(max=MAX_BETA)
+    return torch.tensor(betas(schedule, noise_steps), dtype=torch.float32)
 
 
 def _strictly_decreasing(levels: np.ndarray, top: int) -> list[int]:
@@ -201,9 +190,7 @@ class Diffusion:
 
     def sampling_levels(self) -> int:
         """How many of the noise levels the samplers use: all, or for ``eps`` those that are not too noisy."""
-        if self.config.target != "eps":
-            return self.noise_steps
-        return max(1, int((self.abar >= LOWEST_ABAR_FOR_EPS).sum()))
+        return usable_levels(self.config)
 
     def timesteps(self, steps: int) -> list[int]:
         """The levels of ``steps`` sampling steps, descending from the noisiest, evenly spaced in log-SNR.
@@ -241,39 +228,57 @@ class Diffusion:
         InputError
             Where the sampler is unknown, or has not that many steps.
         """
-        # diffusers takes seconds to import
-        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-
-        levels = self.sampling_levels()
-        common: dict[str, Any] = {
-            "num_train_timesteps": levels,
-            "trained_betas": self.betas[:levels].tolist(),
-            "prediction_type": PREDICTION_TYPES[self.config.target],
-        }
-        scheduler: Any
-        if name == "ddpm":
-            scheduler = DDPMScheduler(clip_sample=False, variance_type="fixed_small", **common)
-        elif name == "ddim":
-            scheduler = DPMSolverMultistepScheduler(solver_order=1, algorithm_type="dpmsolver++", **common)
-        elif name == "dpm++":
-            scheduler = DPMSolverMultistepScheduler(solver_order=2, algorithm_type="dpmsolver++", **common)
-        elif name == "unipc":
-            scheduler = UniPCMultistepScheduler(solver_order=2, **common)
-        else:
+        if name not in SAMPLERS:
             raise InputError(f'unknown sampler "{name}". Use one of {", ".join(SAMPLERS)}.')
+        levels = self.sampling_levels()
+        scheduler = SAMPLERS[name](
+            num_train_timesteps=levels,
+            trained_betas=self.betas[:levels].tolist(),
+            prediction_type=PREDICTION_TYPES[self.config.target],
+        )
         if steps is not None:
-            self._set_timesteps(scheduler, name, self.timesteps(steps))
+            self._set_timesteps(scheduler, self.timesteps(steps))
         return scheduler
 
-    def _set_timesteps(self, scheduler: Any, name: str, timesteps: list[int]) -> None:
+    @staticmethod
+    def _set_timesteps(scheduler: Any, timesteps: list[int]) -> None:
+        """Set levels of our own, also where the scheduler would choose them itself."""
         with warnings.catch_warnings():  # diffusers turns tensors into arrays by np.array
             warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
-            if name != "unipc":
+            if "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
                 scheduler.set_timesteps(timesteps=timesteps)
                 return
-            scheduler.set_timesteps(len(timesteps))  # takes no levels of one's own: replaced below
+            scheduler.set_timesteps(len(timesteps))  # replaced below
         sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
         scheduler.timesteps = torch.tensor(timesteps)
         scheduler.sigmas = torch.cat([sigmas[timesteps], torch.zeros(1)])
+
+
+# --- samplers: from the schedule and the target (diffusers' words) to a scheduler, which takes seconds to import -----
+
+
+def _ddpm(**common: Any) -> Any:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    return DDPMScheduler(clip_sample=False, variance_type="fixed_small", **common)
+
+
+def _solver(order: int, **common: Any) -> Any:
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(solver_order=order, algorithm_type="dpmsolver++", **common)
+
+
+def _unipc(**common: Any) -> Any:
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(solver_order=2, **common)
+
+
+#: Samplers by the names of ``config.SAMPLERS``. A new one is a line here and a name there.
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "ddpm": _ddpm,
+    "ddim": partial(_solver, 1),
+    "dpm++": partial(_solver, 2),
+    "unipc": _unipc,
+}

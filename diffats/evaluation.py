@@ -37,7 +37,7 @@ _SPECTRAL = (
     "height",
     "plev",
 )
-_LEAST_SPECTRUM = 8  # a mode of fewer points has no spectrum worth comparing
+_BLOCK_BYTES = 2**24  # of the float64 copies made at a time
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Fields:
     z_train, z_test, z_generated, z_gaussian
         ``(n, D)``, ``(k, D)``, ..: normalised primitives, all training samples if possible, for the search of nearest
         training samples. Fields are used where these are left out.
+    n_train
+        How many training samples there are; the table says so where fewer are searched.
     ensemble
         ``(cases, members, n_1, .., n_N)``: generated under the conditions of the ``truth``.
     truth
@@ -64,7 +66,7 @@ class Fields:
     persistence
         ``(cases, n_1, .., n_N)``: the initial slice repeated.
     seed
-        Of the random directions.
+        Of the random directions, and of the training samples for which the nearest others are searched.
     """
 
     modes: tuple[str, ...]
@@ -82,6 +84,7 @@ class Fields:
     ensemble: Array | None = None
     truth: Array | None = None
     persistence: Array | None = None
+    n_train: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -242,34 +245,51 @@ def beats(metric: Mapping[str, Any], reference: str = "gaussian") -> bool | None
 def nearest_training(fields: Fields) -> dict[str, Array]:
     """Distances to the nearest training sample, ``(k,)`` each: of generated, test and (leaving itself out) training.
 
-    Measured between normalised primitives where given, else between centred and scaled fields.
+    Measured between normalised primitives where given, else between centred and scaled fields. The training samples
+    whose distances are taken are drawn at random: in their own order, the first ones may be one corner of a scene.
     """
     sets = _search_sets(fields)
-    train = sets["train"]
-    reference = train[: len(sets["test"])]
+    train = sets["train"][np.random.default_rng(fields.seed).permutation(len(sets["train"]))]
     distances = {
         "generated": metrics.nearest_distances(sets["generated"], train),
         "test": metrics.nearest_distances(sets["test"], train),
-        "train": metrics.nearest_distances(reference, train, leave_one_out=True),
+        "train": metrics.nearest_distances(train[: len(sets["test"])], train, leave_one_out=True),
     }
     if "gaussian" in sets:
         distances["gaussian"] = metrics.nearest_distances(sets["gaussian"], train)
     return distances
 
 
+def _scaled(fields: Fields, x: Array) -> Array:
+    """Centred and scaled samples in float32, NaN where masked.
+
+    Centred in float64, block by block: fields far from zero keep their digits, and no whole set is copied twice.
+    """
+    out = np.empty(x.shape, dtype=np.float32)
+    step = max(1, _BLOCK_BYTES * len(x) // max(8 * x.size, 1))
+    for start in range(0, len(x), step):
+        block = np.asarray(x[start : start + step], dtype=np.float64)
+        out[start : start + step] = (block - fields.mean) / fields.scale
+    return out
+
+
 def _flat(fields: Fields, x: Array) -> Array:
     """``(k, features)``: centred, scaled, masked points dropped; per-feature root mean square units."""
-    scaled = (x - fields.mean) / fields.scale
-    dtype = np.result_type(x.dtype, np.float32)
-    flat = np.asarray(scaled, dtype=dtype).reshape(len(x), -1)
+    flat = _scaled(fields, x).reshape(len(x), -1)
     seen = ~np.isnan(fields.test.reshape(len(fields.test), -1)).any(axis=0)
     return flat if seen.all() else flat[:, seen]
 
 
-def _search_sets(fields: Fields) -> dict[str, Array]:
+def _primitives(fields: Fields) -> dict[str, Array]:
+    """The sets of primitives, where all that must be compared are given."""
     given = {name: getattr(fields, f"z_{name}") for name in ("train", "test", "generated", "gaussian")}
-    if all(given[name] is not None for name in ("train", "test", "generated")):
-        return {name: array for name, array in given.items() if array is not None}
+    there = {name: array for name, array in given.items() if array is not None}
+    return there if {"train", "test", "generated"} <= there.keys() else {}
+
+
+def _search_sets(fields: Fields) -> dict[str, Array]:
+    if primitives := _primitives(fields):
+        return primitives
     arrays = {"train": fields.train, "test": fields.test, "generated": fields.generated, "gaussian": fields.gaussian}
     present = {name: array for name, array in arrays.items() if array is not None}
     return dict(zip(present, metrics.embed(*(_flat(fields, x) for x in present.values())), strict=True))
@@ -350,46 +370,56 @@ def _spread(points: Array) -> float:
 
 
 def _spectrum_rows(fields: Fields) -> dict[str, _Row]:
-    """Misfit of the power spectrum along each mode that is long enough; NaN points count as the training mean."""
-    filled = {name: _filled(fields, x) for name, x in fields.sets_and_codec.items()}
-    test = _filled(fields, fields.test)
-    rows = {}
-    for axis, mode in enumerate(fields.modes, start=1):
-        if mode == "component" or test.shape[axis] < _LEAST_SPECTRUM:
-            continue
-        _, reference = metrics.power_spectrum(test, axis)
-        values = {n: metrics.spectrum_error(metrics.power_spectrum(x, axis)[1], reference) for n, x in filled.items()}
+    """Misfit of the power spectrum along each mode that is long enough."""
+    reference = _powers(fields, fields.test)
+    if not reference:
+        return {}
+    errors = {}
+    for name, x in fields.sets_and_codec.items():
+        powers = _powers(fields, x)
+        errors[name] = {mode: metrics.spectrum_error(powers[mode], reference[mode]) for mode in reference}
+    overall = {name: float(np.mean(list(error.values()))) for name, error in errors.items()}
+    rows = {
+        "spectrum_error": _Row(
+            "Power spectra, all modes", "Mean of the misfits along the modes.", unit="dB", values=overall
+        )
+    }
+    for mode in reference:
         rows[f"spectrum_error_{mode}"] = _Row(
             f"Power spectrum along {mode}",
             f"Typical misfit of the power at each wavelength along {mode}; 3 dB is a factor of two.",
             unit="dB",
-            values=values,
+            values={name: error[mode] for name, error in errors.items()},
         )
-    if not rows:
-        return {}
-    overall = {n: float(np.mean([row.values[n] for row in rows.values()])) for n in filled}
-    first = _Row("Power spectra, all modes", "Mean of the misfits along the modes.", unit="dB", values=overall)
-    return {"spectrum_error": first} | rows
+    return rows
 
 
-def _filled(fields: Fields, x: Array) -> Array:
-    scaled = (x - fields.mean) / fields.scale
-    filled: Array = np.nan_to_num(scaled.astype(np.result_type(x.dtype, np.float32), copy=False), nan=0.0)
-    return filled
+def _powers(fields: Fields, x: Array) -> dict[str, Array]:
+    """Power spectrum of a set along each mode that is long enough; masked points count as the training mean."""
+    filled = np.nan_to_num(_scaled(fields, x), copy=False, nan=0.0)
+    return {
+        mode: metrics.power_spectrum(filled, axis)[1]
+        for axis, mode in enumerate(fields.modes, start=1)
+        if mode != "component" and x.shape[axis] >= metrics.LEAST_SPECTRUM
+    }
 
 
 def _profile_rows(fields: Fields) -> dict[str, _Row]:
-    """Mean and quantiles along the profile mode, relative to the test samples' standard deviation."""
+    """Mean and quantiles along the profile mode, relative to the test samples' standard deviation.
+
+    Masked points are left out, and so is an index at which all of them are.
+    """
     sizes = dict(zip(fields.modes, fields.test.shape[1:], strict=True))
     mode = profile_mode(fields.modes, sizes)
     axis = fields.modes.index(mode) + 1
-    mean, level = metrics.band_statistics(_filled(fields, fields.test), axis, QUANTILES)
-    deviation = float(np.std(_filled(fields, fields.test), dtype=np.float64)) or 1.0
+    test = _scaled(fields, fields.test)
+    mean, level = metrics.band_statistics(test, axis, QUANTILES)
+    deviation = float(np.nanstd(test, dtype=np.float64)) or 1.0
     means, levels = {}, {}
     for name, x in fields.sets_and_codec.items():
-        own_mean, own_level = metrics.band_statistics(_filled(fields, x), axis, QUANTILES)
-        means[name] = float(np.sqrt(np.mean((own_mean - mean) ** 2))) / deviation
-        levels[name] = float(np.mean(np.abs(own_level - level))) / deviation
+        own_mean, own_level = metrics.band_statistics(_scaled(fields, x), axis, QUANTILES)
+        means[name] = float(np.sqrt(np.nanmean((own_mean - mean) ** 2))) / deviation
+        levels[name] = float(np.nanmean(np.abs(own_level - level))) / deviation
     return {
         "profile_mean_error": _Row(
             f"Mean along {mode}",
@@ -409,11 +439,17 @@ def _novelty_rows(fields: Fields) -> dict[str, _Row]:
     median = {name: float(np.median(distances)) for name, distances in nearest_training(fields).items()}
     columns = {"generated": "value", "train": "train_vs_test", "gaussian": "gaussian"}
     values = {columns[name]: m / median["test"] for name, m in median.items() if name != "test" and median["test"] > 0}
+    z_train = _primitives(fields).get("train")
+    searched = len(fields.train if z_train is None else z_train)
+    label, meaning = "Distance to the nearest training sample", ""
+    if fields.n_train is not None and searched < fields.n_train:
+        label = f"Distance to the nearest of {searched} training samples"
+        meaning = f" Only {searched} of the {fields.n_train} training samples are searched; copies of others go unseen."
     return {
         "nearest_training_ratio": _Row(
-            "Distance to the nearest training sample",
+            label,
             "Relative to that of test samples: near 0 the model copies, near 1 its samples are as new as unseen data. "
-            "The train column is each training sample against the other training samples.",
+            "The train column is each training sample against the other training samples." + meaning,
             better="near 1",
             values=values,
         )
@@ -452,6 +488,10 @@ def _forecast_rows(fields: Fields) -> dict[str, _Row]:
 
 
 def _scaled_crps(fields: Fields, ensemble: Array) -> float:
+    """CRPS of centred and scaled fields, case by case: an ensemble takes much more memory than a set of samples."""
     assert fields.truth is not None
-    truth = (fields.truth - fields.mean) / fields.scale
-    return float(np.mean(metrics.crps((ensemble - fields.mean) / fields.scale, truth)))
+    scores = [
+        metrics.crps(_scaled(fields, members)[None], _scaled(fields, truth[None]))
+        for members, truth in zip(ensemble, fields.truth, strict=True)
+    ]
+    return float(np.mean(scores))

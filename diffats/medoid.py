@@ -114,7 +114,7 @@ class MedoidAccumulator:
         if n > LARGEST_MODE:
             raise InputError(
                 f"a mode of size {n} is too long for a medoid or mean anchor (at most {LARGEST_MODE}). "
-                'Set anchor.strategy = "random" or "index", or do not align this mode.'
+                "Do not align this mode (align.modes), or coarsen it."
             )
         self.P: np.ndarray[Any, np.dtype[np.float64]] = np.zeros((*batch, n, n))
         self.count = 0

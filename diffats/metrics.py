@@ -20,6 +20,7 @@ from diffats.errors import InputError
 Array = npt.NDArray[Any]
 _FEATURES_PER_BLOCK = 65536  # bounds the float64 copies of large fields
 _SAMPLES_PER_BLOCK = 32
+LEAST_SPECTRUM = 8  #: a mode of fewer points has no spectrum worth comparing
 
 
 def _check_pair(a: Array, b: Array) -> None:

@@ -24,6 +24,8 @@ ANOMALY_CAUTION = 0.3
 OVERLAP_CAUTION = 0.1
 COPY_CAUTION = 0.5
 SPREAD_CAUTION = 0.8
+LOW_SHARE_CAUTION = 0.05
+FEW_TEST_SAMPLES = 30
 OVERFIT_CAUTION = 1.25
 
 
@@ -47,7 +49,8 @@ class ReportContent:
     errors
         ``anomaly`` and ``relative``, each {``mean``, ``median``, ``max``}; ``over`` (text: which samples).
     alignment
-        ``strategy``, ``sample`` (the anchor's number), ``overlap_sigma_min`` {mode: {``min``, ``median``}}.
+        ``strategy``, ``sample`` (the anchor's number), ``overlap_sigma_min`` {mode: {``min``, ``median``}},
+        ``low_share`` (of samples whose overlap is below ``min_overlap`` in some mode).
     training
         ``steps``, ``parameters``, ``heldout_loss``, ``best_heldout_loss``, ``device``, and further numbers by label.
     generation
@@ -358,6 +361,12 @@ def _codec_cautions(content: ReportContent) -> list[str]:
             f"Compression loses much of what varies (anomaly error {percent(anomaly)}): the model cannot bring back "
             "detail that its training samples no longer have. Higher ranks lower it."
         )
+    low, limit = content.alignment.get("low_share") or 0.0, content.alignment.get("min_overlap")
+    if low > LOW_SHARE_CAUTION:
+        found.append(
+            f"{percent(low)} of the samples overlap the anchor by less than {number(limit)} in some direction, where "
+            "alignment is arbitrary. Lower ranks, fewer aligned modes or another anchor help."
+        )
     for mode, sigma in content.alignment.get("overlap_sigma_min", {}).items():
         if sigma.get("median") is not None and sigma["median"] < OVERLAP_CAUTION:
             found.append(
@@ -380,6 +389,9 @@ def _model_cautions(content: ReportContent) -> list[str]:
             "The model is closer to the test samples than real training samples are. This happens where training and "
             "test samples come from different regions or times: read small distances with care."
         )
+    test = content.data.get("test")
+    if content.metrics and test is not None and test < FEW_TEST_SAMPLES:
+        found.append(f"Only {number(test)} test samples: small differences between the columns may be chance.")
     nearest = content.metrics.get("nearest_training_ratio", {})
     ratio, honest = nearest.get("value"), nearest.get("train_vs_test")
     if ratio is not None and ratio < COPY_CAUTION * min(1.0, honest if honest is not None else 1.0):

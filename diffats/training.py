@@ -6,6 +6,7 @@ that was interrupted anywhere and run again ends with the same bits as an unbrok
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -271,6 +272,12 @@ def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContex
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
 
 
+def _leave_group() -> None:
+    """End the connections between processes before Python does, whose end may else abort (SIGABRT) in their threads."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class _Training:
     """The network, its optimiser and averaged weights, and how many steps they have seen."""
 
@@ -287,10 +294,16 @@ class _Training:
     ) -> None:
         self.data, self.recipe, self.train, self.directory = data, recipe, recipe.train, directory
         self.log, self.progress = log, progress
-        # Accelerate's device is that of the whole process; alone, the recipe decides
-        self.accelerator = Accelerator(device_placement=False)
+        # Accelerate's device is that of the whole process; alone, the recipe decides. Without an accelerator it does
+        # not see that a launcher started several processes, unless it is told to use the CPU.
+        wanted = resolve_device(device)
+        launched = int(os.environ.get("WORLD_SIZE") or 1) > 1
+        self.accelerator = Accelerator(device_placement=False, cpu=launched and wanted.type == "cpu")
         alone = self.accelerator.num_processes == 1
-        self.device = resolve_device(device) if alone else self.accelerator.device
+        if not alone:
+            atexit.unregister(_leave_group)
+            atexit.register(_leave_group)
+        self.device = wanted if alone else self.accelerator.device
         self._check_batch()
         self.diffusion = Diffusion(recipe.diffusion)
         self.element_weights = element_weights(data.sizes, weights).to(self.device)
@@ -524,7 +537,8 @@ def train(
 ) -> TrainResult:
     """Train a denoiser on primitives, continuing what ``directory`` holds.
 
-    Under ``accelerate launch`` each process takes its part of every batch; only the main one writes and logs.
+    Started by ``torchrun`` or ``accelerate launch``, each process takes its part of every batch; only the main one
+    writes and logs.
 
     Parameters
     ----------
@@ -540,7 +554,7 @@ def train(
     progress
         Called with steps done and steps in all, after each step.
     device
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; with several processes accelerate decides.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; which of several accelerators a process has, accelerate says.
     weights
         Loss weight by stream, 1 where left out.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -12,9 +11,9 @@ from uuid import UUID
 
 from prefect import Flow, Task, flow, runtime
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.exceptions import TerminationSignal
 
-from diffats.config import Recipe, load_recipe
+from diffats.config import load_recipe
+from diffats.errors import InputError
 from flows.artifact import artifact_key, publish
 
 if TYPE_CHECKING:
@@ -60,16 +59,24 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., 
 
     Raises
     ------
+    InputError
+        Where a launcher started several processes.
     DiffatsError
         From the first stage that fails; what was committed stays, and the next run continues there.
     """
     from diffats import stages
+    from diffats.stages import processes
 
+    if processes.count() > 1:
+        raise InputError(
+            "a flow runs in one process. Launch `diffats train RECIPE.toml` in several, then run the flow in one: "
+            "it finds the model there."
+        )
     if log.getEffectiveLevel() > logging.INFO:
         logging.getLogger("diffats").setLevel(logging.INFO)  # else Prefect's log shows only warnings
     resolved = load_recipe(recipe, overrides)
     results = []
-    with tracked(resolved) as parent_run:
+    with stages.tracked(resolved) as parent_run:
         progress = cast(UUID, create_progress_artifact(0.0, artifact_key("progress", resolved.name), "Stages done"))
         for number, step in enumerate(steps, 1):
             log.info("[%d/%d] %s", number, len(steps), step.name)
@@ -78,20 +85,3 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., 
         publish(resolved, results, parent_run)
     failed = sum(result.failed for result in results)
     return Outcome(stages.summary(resolved, results), stages.describe(resolved, results), failed)
-
-
-@contextmanager
-def tracked(recipe: Recipe) -> Iterator[str]:
-    """The MLflow run of a recipe, whose end says how the flow ended."""
-    from diffats import stages
-
-    parent_run, _ = stages.start_tracking(recipe)
-    status = "FAILED"
-    try:
-        yield parent_run
-        status = "FINISHED"
-    except (KeyboardInterrupt, TerminationSignal):
-        status = "KILLED"
-        raise
-    finally:
-        stages.finish_tracking(recipe, parent_run, status)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from tiny_runs import MODEL, images, run
+from tiny_runs import MODEL, changed, images, run
 
 import diffats
 from diffats import bundle
@@ -39,9 +40,30 @@ def rgb(n: int = 2) -> xr.DataArray:
 # Loading ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_root_stands_for_its_newest_bundle(root: Path, model: Bundle) -> None:
+def test_a_root_stands_for_a_bundle(root: Path, model: Bundle) -> None:
     assert model.directory.parent == root / "bundles"
     assert bundle.load(model.directory).provenance == model.provenance
+
+
+def test_a_root_stands_for_the_bundle_that_was_asked_for_last(tmp_path: Path) -> None:
+    recipe = images(tmp_path).recipe
+    longer = changed(recipe, train={"steps": 6})
+    run(recipe, [*MODEL[:-1]])
+    first = diffats.load(recipe.root).directory
+    run(longer, ["train"])
+    second = diffats.load(recipe.root).directory
+    assert second != first
+    assert run(recipe, ["train"])["train"].skipped
+    assert diffats.load(recipe.root).directory == first
+    latest = first.parent / bundle.LATEST
+    for name in ("gone", ""):
+        latest.write_text(name)
+        os.utime(second / "bundle.json")
+        assert diffats.load(recipe.root).directory == second
+    latest.unlink()
+    shutil.copytree(first, first.with_name("killed.partial"))  # left by a save that was cut short
+    os.utime(first.with_name("killed.partial") / "bundle.json")
+    assert diffats.load(recipe.root).directory == second
 
 
 def test_where_there_is_none(tmp_path: Path) -> None:
@@ -79,6 +101,37 @@ def test_dims_may_come_in_any_order_and_length_one_dims_are_left_out(model: Bund
     xr.testing.assert_allclose(model.encode(shuffled.to_dataset()), plain)
     one = model.encode(rgb().isel(image=1).to_dataset())
     np.testing.assert_allclose(one["core"][0], plain["core"][1], atol=1e-5)
+
+
+def test_the_same_grid_in_another_order_gives_the_same_primitives(model: Bundle) -> None:
+    south = np.linspace(-40.0, 30.0, 8)
+    model.template = model.template.assign_coords(y=south[::-1], channel=["r", "g", "b"])
+    fields = rgb().assign_coords(y=south[::-1], channel=["r", "g", "b"]).to_dataset()
+    expected = model.encode(fields)
+    for other in (fields.sortby("y"), fields.isel(channel=[2, 0, 1]), fields.isel(y=slice(None, None, -1))):
+        xr.testing.assert_identical(model.encode(other), expected)
+    assert "y" not in expected.dims or expected["y"].values.tolist() == south[::-1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("coords", "match"),
+    [
+        ({"y": np.arange(8.0) - 180}, 'coordinate "y".*-180.0 .. -173.0, expected 0.0'),
+        ({"channel": list("rgx")}, "channel"),
+    ],
+)
+def test_another_grid_is_refused(model: Bundle, coords: dict[str, object], match: str) -> None:
+    model.template = model.template.assign_coords(y=np.arange(8.0), channel=list("rgb"))
+    fields = rgb().assign_coords(y=np.arange(8.0), channel=list("rgb")).assign_coords(coords).to_dataset()
+    with pytest.raises(InputError, match=match):
+        model.encode(fields)
+
+
+def test_another_unit_is_refused(model: Bundle) -> None:
+    model.template["rgb"].attrs["units"] = "K"
+    fields = rgb().assign_attrs(units="degC").to_dataset()
+    with pytest.raises(InputError, match=r'"degC", the model is of "K"'):
+        model.encode(fields)
 
 
 def test_coordinates_of_samples_come_along(model: Bundle) -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from tiny_runs import ALL, changed, images, run
+from tiny_runs import ALL, calls, changed, images, run
 
 import diffats
 from diffats import bundle, registry, stages
 from diffats.config import Recipe
 from diffats.errors import InputError
-from diffats.stages import Workspace, evaluate, register, train
+from diffats.stages import Workspace, evaluate, generate, register, train
 
 
 class FakeTracker:
@@ -22,7 +23,8 @@ class FakeTracker:
 
     uri = "memory"
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.versions: list[tuple[dict[str, str], Path]] = []
         self.aliases: dict[str, str] = {}
 
@@ -30,7 +32,8 @@ class FakeTracker:
         return next((str(i) for i, (known, _) in enumerate(self.versions, 1) if tags.items() <= known.items()), None)
 
     def register(self, directory: Path, name: str, run_id: str, *, tags: dict[str, str], summary: str) -> str:
-        self.versions.append((tags, directory))
+        kept = self.folder / str(len(self.versions) + 1)
+        self.versions.append((tags, shutil.copytree(directory, kept, dirs_exist_ok=True)))
         self.aliases["candidate"] = str(len(self.versions))
         return self.aliases["candidate"]
 
@@ -58,8 +61,8 @@ def recipe(finished: Recipe, tmp_path: Path) -> Recipe:
 
 
 @pytest.fixture
-def tracker(monkeypatch: pytest.MonkeyPatch) -> FakeTracker:
-    made = FakeTracker()
+def tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTracker:
+    made = FakeTracker(tmp_path / "registered")
     monkeypatch.setattr(registry.Tracker, "for_recipe", lambda recipe: made)
     return made
 
@@ -120,11 +123,45 @@ def test_the_champion_is_measured_as_the_candidate_was(recipe: Recipe, tracker: 
     found = evaluate.read_evaluation(Workspace(recipe))
     assert found is not None
     model = train.require_bundle(Workspace(recipe))
-    again = register.current_metric(Workspace(recipe), model, "energy_distance")
+    again = register.current_metric(Workspace(recipe), model, "energy_distance", candidate=model)
     assert again == pytest.approx(found[0]["energy_distance"]["value"], rel=1e-4, abs=1e-6)
     other = changed(recipe, primitive={"rank": 3}, anchor={"strategy": "mean"})  # other streams, same samples
     run(other, ALL)
-    assert register.current_metric(Workspace(other), model, "energy_distance") == pytest.approx(again, rel=1e-4)
+    candidate = train.require_bundle(Workspace(other))
+    measured = register.current_metric(Workspace(other), model, "energy_distance", candidate=candidate)
+    assert measured == pytest.approx(again, rel=1e-4)
+
+
+def test_the_champion_is_given_the_labels_of_the_candidate(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate, champion = (train.require_bundle(Workspace(recipe)) for _ in range(2))
+    champion.examples = {"label": np.zeros_like(champion.examples["label"])}  # it had one class to learn from
+    with calls(bundle.Bundle, "generate", monkeypatch) as made:
+        register.current_metric(Workspace(recipe), champion, "energy_distance", candidate=candidate)
+    assert all(call[0] is champion for call in made)
+    given = np.concatenate([call[3]["label"] for call in made])
+    np.testing.assert_array_equal(given, candidate.drawn_conditions(np.arange(6), recipe.seed)["label"])
+    assert given.any()
+
+
+def test_the_registered_model_samples_as_the_evaluated_samples_were_made(recipe: Recipe, tracker: FakeTracker) -> None:
+    first = registered(recipe)
+    other = changed(recipe, generate={"steps": 3, "sampler": "unipc"})
+    results = run(other, ALL)
+    assert results["train"].skipped
+    second = registered(other)
+    assert (first["version"], second["version"]) == ("1", "2")
+    served = [bundle.load(directory).recipe.generate for _, directory in tracker.versions]
+    assert served == [recipe.generate, other.generate]
+    work = Workspace(other)
+    stored = generate.samples_version(work, train.require_bundle(work))
+    assert stored is not None
+    samples = stored.dataset().load()
+    again = bundle.load(tracker.versions[1][1]).sample(
+        6, other.seed, conditions={"label": samples["condition_label"].values}
+    )
+    np.testing.assert_allclose(again["rgb"], samples["rgb"], atol=1e-4)
+    registered(recipe)  # there already
+    assert diffats.load(recipe.root).recipe.generate == recipe.generate
 
 
 def test_models_of_other_samples_are_not_compared(

@@ -15,14 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 import xarray as xr
+from safetensors.numpy import load_file
 from tiny_recipe import waves, write_recipe
 from typer.testing import CliRunner, Result
 
 from diffats import cli, stages
+from diffats.config import load_recipe
 from diffats.errors import DiffatsError
+from diffats.registry import StageRun, Tracker, TrackingError
 
 VERBS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 STAGE_VERBS = {verb: stage for verb, stage, _ in cli._VERBS}
@@ -144,6 +148,92 @@ def test_samples_that_failed_end_with_3(made: Made, monkeypatch: pytest.MonkeyPa
     result = stages.StageResult("decompose", "f", "v", "here", done=5, total=5, failed=2, summary="3 of 5 samples")
     monkeypatch.setattr(stages, "run", lambda *arguments, **options: result)
     assert ended(run("decompose", made[0]), 3).stdout == "decompose: 3 of 5 samples (0.0 s)\n"
+
+
+# --- runs in MLflow ---------------------------------------------------------------------------------------------
+
+
+def test_the_verbs_of_a_recipe_share_one_finished_run(made: Made) -> None:
+    tracker = Tracker.for_recipe(load_recipe(made[0]))
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    children = {run.data.tags["diffats.stage"]: run for run in runs if run is not parent}
+    assert set(children) == {"train", "generate", "evaluate", "register"}
+    raw, primitives, samples = "tiny-raw", "tiny-primitives", "tiny-samples"
+    assert inputs(children["train"]) == inputs(children["register"]) == {raw, primitives}
+    assert inputs(children["evaluate"]) == {samples}
+    assert inputs(parent) == {raw, primitives, samples}
+    [given] = [i.dataset for i in parent.inputs.dataset_inputs if i.dataset.name == primitives]
+    assert json.loads(given.source)["snapshot"] == made[1]["align"]["version"]
+
+
+def inputs(run: Any) -> set[str]:
+    return {given.dataset.name for given in run.inputs.dataset_inputs}
+
+
+def test_a_flow_after_the_verbs_has_a_run_with_the_same_inputs(made: Made) -> None:
+    recipe = load_recipe(made[0])
+    with stages.tracked(recipe) as parent:
+        for stage in ("train", "evaluate"):
+            assert stages.run(stage, recipe, parent_run=parent).skipped
+        found = Tracker.for_recipe(recipe).client.get_run(parent)
+        assert inputs(found) == {"tiny-raw", "tiny-primitives", "tiny-samples"}
+    assert Tracker.for_recipe(recipe).client.get_run(parent).info.lifecycle_stage == "deleted"  # nothing was done
+
+
+def test_a_live_run_of_another_process_is_left_alone(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    ended(run("decompose", recipe), 0)
+    code = (
+        "import sys; from diffats import stages; from diffats.config import load_recipe\n"
+        "with stages.tracked(load_recipe(sys.argv[1])) as parent: print(parent, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, recipe], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        parent = owner.stdout.readline().strip()
+        tracker = Tracker.for_recipe(load_recipe(recipe))
+        assert "is being written by" in ended(run("train", recipe), 1).stderr
+        assert tracker.client.get_run(parent).info.status == "RUNNING"
+        assert len(tracker.client.search_runs([tracker.experiment_id])) == 1
+        owner.communicate(timeout=60)
+    assert owner.returncode == 0
+
+
+def test_a_tracker_that_goes_away_before_the_training_does_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path)
+    for verb in ("decompose", "anchor", "align", "normalise"):
+        ended(run(verb, recipe), 0)
+    tries = []
+
+    def away(self: Tracker, parent: str, stage: str) -> StageRun:
+        tries.append(stage)
+        if len(tries) == 1:
+            raise TrackingError("MLflow could not be reached")
+        return there(self, parent, stage)
+
+    there = Tracker.stage
+    monkeypatch.setattr(Tracker, "stage", away)
+    result = ended(run("train", recipe), 0)
+    assert result.stderr.count("goes on without MLflow") == 1
+    assert len(tries) == 2  # at the start and at the end, never in the loop
+    tracker = Tracker.for_recipe(load_recipe(recipe))
+    [child] = tracker.client.search_runs([tracker.experiment_id], "tags.`diffats.stage` = 'train'")
+    assert [m.step for m in tracker.client.get_metric_history(child.info.run_id, "loss")] == [2, 4]
+
+    def gone(recipe: object) -> None:
+        raise TrackingError("MLflow could not be reached")
+
+    begun = stages.start_tracking(load_recipe(recipe), latest=True)
+    monkeypatch.setattr(stages, "start_tracking", lambda *arguments, **options: begun)
+    monkeypatch.setattr(stages, "_tracker", gone)
+    result = ended(run("train", recipe, "--restart"), 0)
+    assert "4 steps" in result.stdout
+    assert result.stderr.count("goes on without MLflow") == 1
 
 
 # --- inspect, verify, export ------------------------------------------------------------------------------------
@@ -269,6 +359,37 @@ def test_ctrl_c_ends_with_130_and_the_next_call_finishes(tmp_path: Path) -> None
     assert "Traceback" not in err
     result = ended(run("decompose", recipe, "--set", "compute.shard_samples=100"), 0)
     assert "600 of 600 samples" in result.stdout
+
+
+@pytest.mark.slow
+def test_train_in_two_processes_then_the_rest_in_two(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    for verb in ("decompose", "anchor", "align", "normalise"):
+        ended(run(verb, recipe), 0)
+    launcher = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *launcher, "-m", "diffats", "train", str(recipe), "--set", "train.batch=7"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert "error: train.batch 7 is no multiple of the 2 processes" in done.stderr
+    for verb, skipped in (("train", False), ("train", True), ("generate", False), ("evaluate", False)):
+        command = [sys.executable, "-m", *launcher, "-m", "diffats", verb, str(recipe), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
+        made = json.loads(done.stdout)  # one object: the main process alone tells
+        assert (made["stage"], made["skipped"]) == (verb, skipped)
+    [history] = [path for path in (tmp_path / "root/training").glob("*/history.jsonl") if path.stat().st_size]
+    assert [json.loads(line)["step"] for line in history.read_text().splitlines()] == [2, 4]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    one = write_recipe(alone)
+    for verb in ("decompose", "anchor", "align", "normalise", "train"):
+        result = ended(run(verb, one), 0)
+    assert "4 steps" in result.stdout
+    (weights,), (expected,) = (
+        map(load_file, (place / "root/bundles").glob("*/weights.safetensors")) for place in (tmp_path, alone)
+    )
+    for name in expected:
+        np.testing.assert_allclose(weights[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def free_port() -> int:
 
 
 def dask(*arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
-    """A Dask command in another directory, where nothing of the checkout is importable but what is installed."""
+    """A Dask command in another directory, with this installation; ``test_wheel.py`` does without the checkout."""
     program = shutil.which("dask", path=str(Path(sys.executable).parent))
     assert program is not None
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from diffats.config import Recipe, known_keys, load_recipe, parse_bytes, parse_recipe, portable
+from diffats.config import METRICS, SAMPLERS, Recipe, known_keys, load_recipe, parse_bytes, parse_recipe, portable
 from diffats.errors import InputError, RecipeError
 
 ROOT = Path(__file__).parents[1]
@@ -222,6 +223,53 @@ def test_sizes(text: str, size: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="size"):
         parse_bytes(text)
+
+
+PLACES = {
+    "u.nc": "u.nc",
+    "data/series*.nc": "data/series*.nc",
+    "./data/u.zarr": "./data/u.zarr",
+    "data/../u.nc": "data/../u.nc",
+    "builtin:indian-pines": "builtin:indian-pines",
+    "/home/ann/u.nc": "u.nc",
+    "/home/ann/u*.nc": "u*.nc",
+    "~/u.nc": "u.nc",
+    "~ann/u.nc": "u.nc",
+    "../../home/ann/u.nc": "u.nc",
+    "data/../../ann/u.nc": "u.nc",
+    "file:///home/ann/u.nc": "u.nc",
+    "file://~/ann/u.zarr/": "u.zarr",
+    "local:///home/ann/u.nc": "u.nc",
+    "s3://bucket/a/u.zarr": "s3://bucket/a/u.zarr",
+    "https://host:8080/u.zarr": "https://host:8080/u.zarr",
+    "https://ann:secret@host/u.zarr": "https://host/u.zarr",
+    "https://ann:sec?ret@host/u.zarr": "https://host/u.zarr",
+    "https://host/u.zarr?sig=secret#part": "https://host/u.zarr",
+    "zip://u.nc::/home/ann/all.zip": "zip://u.nc::all.zip",
+    "simplecache::https://ann:secret@host/u.nc": "simplecache::https://host/u.nc",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_stored_place_names_neither_machine_nor_user(place: str) -> None:
+    recipe = parse_recipe(data(source=place, storage_options={"endpoint_url": place, "anon": True}))
+    stored = portable(recipe)["data"]
+    assert stored["source"] == PLACES[place]
+    assert stored["storage_options"] == {"endpoint_url": PLACES[place], "anon": True}
+    assert recipe.data.source == place  # what is opened stays
+
+
+def test_the_names_that_recipes_accept_are_those_there_are() -> None:
+    from diffats import diffusion, evaluation, metrics
+
+    assert set(SAMPLERS) == set(diffusion.SAMPLERS)
+    assert all(callable(getattr(metrics, name)) for name in METRICS)
+    rng = np.random.default_rng(0)
+    sets = {name: rng.normal(size=(4, 9, 3)) for name in ("train", "test", "generated")}
+    forecast = {"ensemble": rng.normal(size=(2, 3, 9, 3)), "truth": rng.normal(size=(2, 9, 3))}
+    fields = evaluation.Fields(modes=("y", "x"), mean=np.zeros(()), scale=np.ones(()), **sets, **forecast)
+    rows = evaluation.evaluate(fields)
+    assert {rows[name]["better"] for name in METRICS} == {"lower"}
 
 
 def test_what_is_stored_names_no_place_on_this_machine(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_ddim_is_that_of_diffusers() -> None:
         timestep_spacing="trailing",
     )
     theirs.set_timesteps(20)
-    diffusion._set_timesteps(ours, "ddim", theirs.timesteps.tolist())
+    diffusion._set_timesteps(ours, theirs.timesteps.tolist())
     z = torch.randn(5, 4, generator=random_source(3))
     ends = []
     for scheduler in (ours, theirs):

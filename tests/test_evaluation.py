@@ -88,18 +88,56 @@ def test_the_codec_floor_is_given_by_both_errors():
     assert table["reconstruction_error"]["value"] < 0.01 * table["anomaly_error"]["value"]
 
 
-def test_masked_points_change_nothing_else():
-    def masked(x: np.ndarray) -> np.ndarray:
-        x = x.copy()
-        x[:, :3, :4] = np.nan
-        return x
+def with_forecasts(**changes: object) -> Fields:
+    truth = draw(7, 4)
+    ensemble = truth[:, None] + draw(8, 12).reshape(4, 3, *SIZES) - np.float32(300)
+    persistence = np.broadcast_to(truth[..., :1], truth.shape)
+    return fields(**({"ensemble": ensemble, "truth": truth, "persistence": persistence} | changes))
 
-    given = fields()
-    names = ("train", "test", "generated", "gaussian", "reconstruction")
-    holes = fields(**{name: masked(getattr(given, name)) for name in names}, mean=masked(given.mean[None])[0])
-    table = evaluate(holes)
+
+MASKED = np.zeros(SIZES, bool)
+MASKED[:3, :4] = True
+SAMPLED = ("train", "test", "generated", "gaussian", "reconstruction", "mean", "ensemble", "truth", "persistence")
+
+
+def test_masked_points_count_nowhere():
+    given = with_forecasts()
+    # What is wrong at masked points must not be seen.
+    wrong = {name: getattr(given, name) + np.float32(1e3) * MASKED for name in ("generated", "ensemble")}
+    given = with_forecasts(**wrong)
+    holes = with_forecasts(**{name: np.where(MASKED, np.nan, getattr(given, name)) for name in SAMPLED})
+    seen = {name: getattr(given, name)[..., ~MASKED[..., 0], :] for name in SAMPLED}
+    subset = with_forecasts(modes=("point", "band"), **seen)
+    table, expected = evaluate(holes), evaluate(subset)
     assert table.keys() == evaluate(given).keys()
-    assert all(metric["value"] is not None for metric in table.values())
+    along_two_modes = {"spectrum_error", "spectrum_error_y", "spectrum_error_x"}  # the subset does not have them
+    assert set(expected) - {"spectrum_error_point"} == (set(table) - along_two_modes) | {"spectrum_error"}
+    for name in table.keys() - along_two_modes:
+        numbers = {column: x for column, x in expected[name].items() if isinstance(x, float)}
+        assert numbers == pytest.approx({column: table[name][column] for column in numbers}, rel=1e-4, abs=1e-6), name
+    for name in along_two_modes:
+        assert table[name]["value"] < 0.5 * evaluate(given)[name]["value"]
+
+
+def test_an_index_where_all_is_masked_is_left_out():
+    below = np.zeros(SIZES, bool)
+    below[..., 9:] = True
+    given = fields()
+    names = SAMPLED[:6]
+    table = evaluate(fields(**{name: np.where(below, np.nan, getattr(given, name)) for name in names}))
+    expected = evaluate(fields(**{name: getattr(given, name)[..., :9] for name in names}))
+    for name in ("profile_mean_error", "profile_quantile_error", "energy_distance", "spectrum_error_y"):
+        assert table[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-4)
+
+
+def test_fields_far_from_zero_keep_their_digits(monkeypatch):
+    expected = evaluate(fields())
+    monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 5 * 8 * np.prod(SIZES))  # blocks that do not divide the count
+    assert evaluate(fields()) == expected
+    far = {name: getattr(fields(), name).astype(np.float64) + 1e6 for name in SAMPLED[:6]}
+    table = evaluate(fields(**far))
+    assert table["energy_distance"]["value"] == pytest.approx(expected["energy_distance"]["value"], rel=1e-3)
+    assert table["spectrum_error"]["value"] == pytest.approx(expected["spectrum_error"]["value"], rel=1e-3)
 
 
 def test_missing_parts_leave_their_metrics_out():
@@ -129,7 +167,26 @@ def test_nearest_training_uses_primitives_where_given():
     distances = evaluation.nearest_training(given)
     np.testing.assert_allclose(distances["generated"], 0.1 * np.sqrt(3))
     np.testing.assert_allclose(distances["train"], np.sqrt(3))
-    assert evaluate(given)["nearest_training_ratio"]["value"] == pytest.approx(0.5)
+    row = evaluate(given)["nearest_training_ratio"]
+    assert row["value"] == pytest.approx(0.5)
+    assert row["label"] == "Distance to the nearest training sample"
+
+
+def test_training_samples_are_held_against_each_other_from_all_over_the_scene():
+    z = np.concatenate([np.arange(24.0), 1000 + 10 * np.arange(216.0)])[:, None]  # one dense corner comes first
+    given = fields(z_train=z, z_test=z[:24] + 0.5, z_generated=z[:24] + 0.5)
+    distances = evaluation.nearest_training(given)["train"]
+    assert np.median(distances) == 10.0
+    np.testing.assert_array_equal(distances, evaluation.nearest_training(given)["train"])
+    other = evaluation.nearest_training(fields(z_train=z, z_test=z[:24], z_generated=z[:24], seed=1))["train"]
+    assert set(distances) | set(other) <= {1.0, 10.0}  # never itself, at distance 0
+
+
+def test_a_search_among_some_training_samples_says_so():
+    z = np.arange(60.0)[:, None]
+    row = evaluate(fields(z_train=z, z_test=z[:24], z_generated=z[:24], n_train=200))["nearest_training_ratio"]
+    assert row["label"] == "Distance to the nearest of 60 training samples"
+    assert "Only 60 of the 200 training samples are searched" in row["meaning"]
 
 
 @pytest.mark.parametrize("components", [None, 3])

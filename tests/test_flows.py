@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,7 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import icechunk
 import pytest
+import requests
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
@@ -24,7 +29,8 @@ from tiny_recipe import waves, write_recipe
 
 from diffats import stages
 from diffats.config import Recipe
-from diffats.errors import SourceError, StoreNotFoundError
+from diffats.errors import LockedError, SourceError, StoreError, StoreNotFoundError
+from diffats.registry import TrackingError
 from diffats.stages import StageResult
 from flows import artifact, command
 from flows.end_to_end import end_to_end
@@ -66,7 +72,7 @@ class FakeStages:
         self.called: list[str] = []
         self.status = ""
         monkeypatch.setattr(stages, "run", self.run)
-        monkeypatch.setattr(stages, "start_tracking", lambda recipe: ("0123", "http://tracker"))
+        monkeypatch.setattr(stages, "start_tracking", lambda recipe, **options: ("0123", "http://tracker"))
         monkeypatch.setattr(stages, "finish_tracking", self.finish)
         monkeypatch.setattr(stages, "summary", lambda recipe, results: {"store": "s", "tracking_uri": "http://tracker"})
         monkeypatch.setattr(stages, "describe", lambda recipe, results: "made it")
@@ -154,9 +160,37 @@ def test_retry_on_failing_input_or_output_only(recipe: str, monkeypatch: pytest.
     assert fake.status == "FINISHED"
 
 
+def chained(error: Exception, *causes: Exception) -> Exception:
+    """An error that was raised from others, as ``raise ... from`` or inside ``except`` leaves it."""
+    if causes:
+        error.__context__ = chained(causes[0], *causes[1:])
+        if len(causes) == 1:
+            error.__cause__ = causes[0]
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "again"),
-    [(OSError(), True), (TimeoutError(), True), (StoreNotFoundError("no store"), False), (ValueError(), False)],
+    [
+        (OSError(), True),
+        (TimeoutError(), True),
+        (StoreNotFoundError("no store"), False),
+        (ValueError(), False),
+        (FileNotFoundError(2, "gone"), False),
+        (PermissionError(13, "no"), False),
+        (chained(SourceError("a.nc cannot be read"), ConnectionResetError()), True),
+        (chained(SourceError("a.nc cannot be read"), OSError(errno.EIO, "Input/output error")), True),
+        (chained(SourceError("a.nc cannot be read"), OSError("file signature not found")), False),
+        (chained(SourceError("a.nc cannot be read"), FileNotFoundError(2, "gone")), False),
+        (chained(SourceError("no repository"), icechunk.IcechunkError("it is none")), False),
+        (chained(SourceError("a"), icechunk.IcechunkError("dispatch failure")), True),
+        (chained(StoreError("commit failed"), icechunk.IcechunkError("object store error")), True),
+        (chained(StoreError("commit failed"), icechunk.ConflictError("a", "b")), False),
+        (chained(TrackingError("MLflow"), MlflowException("refused"), requests.ConnectionError("refused")), True),
+        (chained(TrackingError("MLflow"), MlflowException("locked", TEMPORARILY_UNAVAILABLE)), True),
+        (chained(TrackingError("MLflow"), MlflowException("no such experiment")), False),
+        (chained(LockedError("written by another"), TimeoutError()), False),
+    ],
 )
 def test_what_is_worth_a_retry(error: Exception, again: bool) -> None:
     from prefect.client.schemas.objects import TaskRun

@@ -17,7 +17,9 @@ from typer.testing import CliRunner, Result
 
 from diffats.cli import app
 from diffats.config import load_recipe
+from diffats.errors import InputError
 from diffats.primitives import Layout
+from diffats.schedule import usable_levels
 from diffats.sources.samples import Samples
 from diffats.stages import Workspace
 from diffats.stages import plan as planning
@@ -132,6 +134,42 @@ def test_a_tolerance_is_planned_without_ranks_until_they_are_found(tmp_path: Pat
     pilot = planned(recipe, "--pilot", overrides=overrides)["pilot"]
     assert run("decompose", recipe, overrides=overrides).exit_code == 0
     assert planned(recipe, overrides=overrides)["ranks"] == pilot[0]["ranks"]
+
+
+# --- what would fail only after training ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("noise_steps", [50, 1000])
+def test_no_more_steps_than_the_target_can_use(tmp_path: Path, schedule: str, noise_steps: int) -> None:
+    from diffats.diffusion import Diffusion
+
+    diffusion = (f"diffusion={{target='eps',schedule='{schedule}',noise_steps={noise_steps}}}",)
+    recipe = load_recipe(write_recipe(tmp_path), diffusion)
+    levels = usable_levels(recipe.diffusion)
+    assert len(Diffusion(recipe.diffusion).timesteps(levels)) == levels
+    planned(tmp_path / "tiny.toml", overrides=(*diffusion, f"generate.steps={levels}"))
+    if levels == noise_steps:
+        return
+    result = run("plan", tmp_path / "tiny.toml", overrides=(*diffusion, f"generate.steps={levels + 1}"))
+    assert result.exit_code == 2
+    assert f"generate.steps {levels + 1} exceeds {levels}, the noise levels that target " in result.stderr
+    with pytest.raises(InputError, match=f"at most {levels}"):
+        Diffusion(recipe.diffusion).timesteps(levels + 1)
+
+
+@pytest.mark.parametrize(("points", "fits"), [(7, False), (8, True)])
+def test_spectra_decide_only_where_there_are_some(tmp_path: Path, points: int, fits: bool) -> None:
+    from diffats import evaluation
+
+    recipe = write_recipe(tmp_path, waves().isel(x=slice(points)))
+    result = run("plan", recipe, overrides=("evaluate.metric=spectrum_error",))
+    assert result.exit_code == (0 if fits else 2)
+    refusal = f'evaluate.metric "spectrum_error" needs a mode of at least 8 points (sample: time=6, x={points}). Use'
+    assert (refusal in result.stderr) is not fits
+    x = np.random.default_rng(0).normal(size=(3, 4, 6, points))
+    fields = evaluation.Fields(("time", "x"), x[0], x[1], x[2], mean=np.zeros(()), scale=np.ones(()))
+    assert ("spectrum_error" in evaluation.evaluate(fields)) is fits
 
 
 # --- the pilot --------------------------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +149,53 @@ def test_every_recipe_key_in_the_text_exists() -> None:
     named = {key for key in re.findall(r"\b([a-z]+\.[a-z_.]+)\b", code) if key.partition(".")[0] in sections}
     assert {"train.steps", "data.max_failed"} <= named
     assert named <= set(known_keys())
+
+
+# --- the example, for real --------------------------------------------------------------------------------------
+
+
+def series_commands() -> list[str]:
+    """The lines of the README that plan, run and look at the series, with few training steps."""
+    shell = [line for line in commands() if "series.toml" in line and not line.startswith("diffats config")]
+    wanted = ("diffats plan", "python -m flows.end_to_end", "diffats inspect", "diffats verify", "diffats export")
+    chosen = [line for line in shell if line.startswith(wanted)]
+    assert [sum(line.startswith(one) for line in chosen) for one in wanted] == [1, 2, 1, 1, 1]
+    chosen.sort(key=lambda line: next(i for i, one in enumerate(wanted) if line.startswith(one)))
+    few = [line.replace("train.steps=200", "train.steps=10") for line in chosen]
+    return [f"{line} --set train.steps=20" if line.endswith("flows.end_to_end series.toml") else line for line in few]
+
+
+@pytest.mark.slow
+def test_the_series_example_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    (tmp_path / "series.toml").write_text(RECIPES["series"], encoding="utf-8")
+    make, load, use = (
+        next(block for block in blocks("python") if word in block)
+        for word in ('to_netcdf("series.nc")', "generated.nc", "pyfunc")
+    )
+    exec(compile(make, "README.md", "exec"), {})
+    for line in series_commands():
+        done = subprocess.run(line.split(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+    exec(compile(load, "README.md", "exec"), {})
+    with xr.open_dataset("series.nc") as raw, xr.open_dataset("generated.nc") as made:
+        assert made["t2m"].sizes == {"sample": 8, "time": 48, "lat": 24, "lon": 36}
+        assert made["t2m"].attrs["units"] == raw["t2m"].attrs["units"] == "K"
+        np.testing.assert_array_equal(made["lat"], raw["lat"])
+    with xr.open_datatree("series.zarr", engine="zarr") as tree:
+        assert {"primitives", "anchor", "samples"} <= {Path(path).name for path in tree.groups}
+
+    # The other data set's name and labels; and so few steps beat no Gaussian, which a champion must.
+    for old, new in (("indian-pines", "series"), (', conditions={"label": "woods"}', ""), ("@champion", "@candidate")):
+        assert old in use
+        use = use.replace(old, new)
+    (uri,) = {line for line in re.findall(r"`(sqlite:///[^`]+)`", TEXT) if "indian-pines" in line}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("indian-pines", "series"))
+    program = f"{use}\nassert fields is not None\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- Python, files ----------------------------------------------------------------------------------------------

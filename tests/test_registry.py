@@ -186,6 +186,16 @@ def test_an_interrupted_parent_is_continued_and_a_finished_one_is_not(tracker: T
     assert tracker.start("run", fingerprint="f1") != first
 
 
+def test_the_latest_run_is_continued_even_if_finished(tracker: Tracker) -> None:
+    first = tracker.start("run", {"root": "a"}, fingerprint="f5")
+    tracker.finish(first)
+    assert tracker.start("run", {"root": "b"}, fingerprint="f5", latest=True) != first  # another root's
+    assert tracker.start("run", {"root": "a"}, fingerprint="f5", latest=True) == first
+    assert tracker.client.get_run(first).info.status == "RUNNING"
+    tracker.finish(first)
+    assert tracker.start("run", {"root": "a"}, fingerprint="f5") != first
+
+
 def test_a_run_under_which_nothing_was_done_is_not_kept(tracker: Tracker) -> None:
     empty, busy = tracker.start("nothing to do"), tracker.start("one stage")
     with tracker.stage(busy, "align"):
@@ -335,6 +345,9 @@ def test_a_data_version_comes_back_from_the_tracker(tracker: Tracker, tmp_path: 
     with tracker.stage(tracker.start("run"), "align") as run:
         run.dataset("anchor", location, "anchor", old.snapshot, old.digest, "training", facts={"samples": 2})
         run.dataset("raw", "fields.nc", None, None, "9f" * 32, "raw")
+    assert run.parent_id != run.run_id
+    given_parent = tracker.client.get_run(run.parent_id).inputs.dataset_inputs
+    assert {given.dataset.name for given in given_parent} == {"anchor", "raw"}
     inputs = {given.dataset.name: given for given in tracker.client.get_run(run.run_id).inputs.dataset_inputs}
 
     source = mlflow.data.get_source(inputs["anchor"])

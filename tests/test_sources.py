@@ -15,7 +15,7 @@ import xarray as xr
 
 from diffats.config import Data
 from diffats.errors import SourceError
-from diffats.sources import Samples, decoded_dataset, open_samples, template_from_json, template_to_json
+from diffats.sources import Samples, decoded_dataset, open_samples, opening, template_from_json, template_to_json
 
 FIELDS = np.random.default_rng(0).normal(size=(12, 6, 8)).astype(np.float32)
 
@@ -456,3 +456,57 @@ def test_several_variables_and_none_named(tmp_path: Path) -> None:
     dataset.rename(x="sample").to_netcdf(tmp_path / "b.nc", engine="h5netcdf")
     with pytest.raises(SourceError, match='"sample", a name that the stores use'):
         open_samples(data(tmp_path / "b.nc", modes=["y", "sample"]))
+
+
+def test_a_new_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_csv(path: str, recipe: Data) -> xr.Dataset:
+        table = np.loadtxt(path, delimiter=",", skiprows=1).reshape(-1, 2, 3)
+        return xr.Dataset({"u": ((recipe.sample_dim, *recipe.modes), table)})
+
+    row = opening.Kind("csv", lambda place: place.magic.startswith(b"#"), open_csv)
+    monkeypatch.setattr(opening, "KINDS", (*opening.KINDS, row))
+    np.savetxt(tmp_path / "a.txt", np.arange(24.0).reshape(4, 6), delimiter=",", header="u")
+    for options in ({}, {"engine": "csv"}):
+        samples = open_samples(data(tmp_path / "a.txt", **options))
+        np.testing.assert_array_equal(samples.read([1]), np.arange(6.0, 12).reshape(1, 2, 3))
+
+
+def test_a_changed_chunk_of_a_remote_store_changes_the_fingerprint(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}-changed/a.zarr"
+    fields().to_zarr(url, consolidated=False, zarr_format=3)
+    before = Samples(data(url)).fingerprint()
+    assert Samples(data(url)).fingerprint() == before
+    chunk = next(file for file in fsspec.filesystem("memory").find(url) if "/u/c/" in file)
+    with fsspec.open(f"memory://{chunk}", "ab") as file:
+        file.write(b"more")
+    assert Samples(data(url)).fingerprint() != before
+
+
+def test_looking_at_a_remote_store_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://{tmp_path.name}-bounded/a.zarr"
+    fields().chunk(run=1).to_zarr(url, consolidated=False, zarr_format=3)
+    system = fsspec.filesystem("memory")
+    listed: list[str] = []
+    plain = type(system).ls
+    monkeypatch.setattr(
+        type(system), "ls", lambda self, path, *a, **o: listed.append(path) or plain(self, path, *a, **o)
+    )
+    monkeypatch.setattr(opening, "_MANY_LISTINGS", 4)
+    for deep in (True, False):
+        listed.clear()
+        opening.stamp(data(url), deep=deep)
+        assert 1 <= len(listed) <= 8
+
+
+def test_only_small_coordinates_go_with_samples(tmp_path: Path) -> None:
+    dataset = fields().assign_coords(
+        place=("run", [f"station {i}" for i in range(12)]),
+        corners=(("run", "corner"), np.zeros((12, 4))),
+        height=(("run", "y", "x"), FIELDS.astype(np.float64)),
+        orography=(("run", "eta", "xi"), np.zeros((12, 40, 40))),
+    )
+    dataset.to_netcdf(tmp_path / "a.nc")
+    coords = open_samples(data(tmp_path / "a.nc")).sample_coords([3, 5])
+    assert {"run", "place", "corners", "height"} <= set(coords)  # 384 bytes a sample
+    assert "orography" not in coords
+    assert coords["place"].values.tolist() == ["station 3", "station 5"]

@@ -13,7 +13,7 @@ import xarray as xr
 from tiny_runs import ALL, MODEL, PRIMITIVES, calls, changed, run, small_recipe, waves
 
 import diffats
-from diffats import sources, stages
+from diffats import bundle, sources, stages
 from diffats.config import Recipe
 from diffats.errors import InputError, RankError, RootMismatchError, SourceError, StoreNotFoundError, TooManyFailedError
 from diffats.primitives import Layout
@@ -24,12 +24,13 @@ from diffats.store import STATUS, Version
 N = 28  # four shards of seven
 
 
-def write(folder: Path, field: np.ndarray, nu: np.ndarray | None = None) -> dict[str, Any]:
+def write(folder: Path, field: np.ndarray, nu: np.ndarray | None = None, units: str = "m") -> dict[str, Any]:
     """A Zarr store of samples, every fourth of the first 28 held out; its data section."""
     n = len(field)
     side = np.where((np.arange(n) % 4 == 1) & (np.arange(n) < N), "test", "train").astype(object)
     nu = np.linspace(1, 2, n) if nu is None else nu
-    ds = xr.Dataset({"u": (("run", "y", "x"), field), "nu": ("run", nu)}, coords={"split": ("run", side)})
+    u = (("run", "y", "x"), field, {"units": units})
+    ds = xr.Dataset({"u": u, "nu": ("run", nu)}, coords={"split": ("run", side)})
     ds.to_zarr(folder / "u.zarr", zarr_format=3, consolidated=False)
     return {
         "source": str(folder / "u.zarr"),
@@ -283,11 +284,48 @@ def test_restart_makes_the_same_anew(copied: Recipe, monkeypatch: pytest.MonkeyP
     assert train.weights_digest(train.require_bundle(Workspace(copied)).directory) == weights
 
 
-def test_a_changed_source_is_another_data_set(copied: Recipe, tmp_path: Path) -> None:
+def stored_samples(recipe: Recipe) -> xr.Dataset:
+    work = Workspace(recipe)
+    found = generate.samples_version(work, train.require_bundle(work))
+    assert found is not None
+    return found.dataset().load()
+
+
+@pytest.mark.parametrize(("factor", "units"), [(4, "m"), (4, "cm"), (1, "cm")])
+def test_a_changed_source_is_another_data_set(copied: Recipe, tmp_path: Path, factor: int, units: str) -> None:
     moved = tmp_path / "other"
     moved.mkdir()
-    recipe = changed(copied, data=write(moved, fields() * 2))
-    assert skipped(run(recipe, PRIMITIVES)) == set()
+    before = stored_samples(copied)["u"]
+    recipe = changed(copied, data=write(moved, fields() * np.float32(factor), units=units))
+    assert skipped(run(recipe)) == set()
+    after = stored_samples(recipe)["u"]  # the primitives are the same numbers
+    assert (before.attrs["units"], after.attrs["units"]) == ("m", units)
+    np.testing.assert_allclose(after, factor * before, rtol=1e-5)
+    assert diffats.load(recipe.root).template["u"].attrs["units"] == units
+    assert skipped(run(copied)) == set(ALL)
+    assert diffats.load(recipe.root).template["u"].attrs["units"] == "m"
+
+
+def test_a_root_serves_what_was_generated_and_evaluated_last(copied: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = changed(copied, generate={"steps": 5, "sampler": "unipc", "guidance": 1.5, "retract": False})
+    with calls(bundle.Bundle, "generate", monkeypatch) as made:
+        results = run(other)
+    assert skipped(results) == {*PRIMITIVES, "train"}
+    assert {call[0].recipe.generate for call in made} == {other.generate}  # samples and forecasts alike
+    for recipe in (other, copied):
+        run(recipe, ["generate"])
+        model, stored = diffats.load(recipe.root), stored_samples(recipe)
+        assert model.recipe.generate == recipe.generate
+        assert model.provenance["recipe_fingerprint"] == train.recipe_fingerprint(Workspace(recipe))
+        served = model.sample(6, recipe.seed, conditions={"nu": stored["condition_nu"].values})
+        np.testing.assert_allclose(served["u"], stored["u"], atol=1e-4)
+    assert not np.allclose(stored_samples(other)["u"], stored_samples(copied)["u"], atol=1e-2)
+
+
+def test_looking_at_a_recipe_does_not_change_what_is_served(copied: Recipe) -> None:
+    other = changed(copied, generate={"steps": 5})
+    assert train.require_bundle(Workspace(other)).recipe.generate.steps == 5
+    assert diffats.load(copied.root).recipe.generate.steps == 2
 
 
 # Anchors ---------------------------------------------------------------------------------------------------------

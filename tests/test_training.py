@@ -312,20 +312,27 @@ def progress(done, total):
     time.sleep(float(sys.argv[3]))
 
 result = training.train(tiny_set(24, labels=True), tiny_recipe(), Path(sys.argv[2]), device="cpu", progress=progress)
+from accelerate import PartialState
+assert PartialState().num_processes == int(sys.argv[4])
 """
 
 
-def start_child(directory: Path, pause: float, *launcher: str) -> subprocess.Popen[str]:
+# `accelerate launch --cpu` starts one process only, where there is no accelerator.
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+GLOO = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def start_child(directory: Path, pause: float, *launcher: str, processes: int = 1) -> subprocess.Popen[str]:
     script = directory.with_suffix(".py")
     script.write_text(CHILD)
     command = [*(launcher or (sys.executable, "-W", "error")), str(script)]
-    arguments = [str(Path(__file__).parent), str(directory), str(pause)]
+    arguments = [str(Path(__file__).parent), str(directory), str(pause), str(processes)]
     return subprocess.Popen(
         command + arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(GLOO if processes > 1 else {})},
     )
 
 
@@ -367,17 +374,7 @@ def test_asked_to_stop_it_leaves_a_checkpoint(unbroken: TrainResult, tmp_path: P
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(unbroken: TrainResult, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    launcher = (
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    )
-    child = start_child(directory, 0.0, *launcher, "--mixed_precision", "no", "--dynamo_backend", "no")
+    child = start_child(directory, 0.0, sys.executable, *TORCHRUN, processes=2)
     output, errors = child.communicate(timeout=300)
     assert child.returncode == 0, errors
     assert output.split() == [str(step) for step in range(1, 13)]  # the main process alone reports

@@ -45,8 +45,9 @@ class StageRun:
     in the log.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, stage: str) -> None:
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, stage: str, parent_id: str) -> None:
         self.run_id = run_id
+        self.parent_id = parent_id
         self._client = client
         self._uri = uri
         self._stage = stage
@@ -94,21 +95,24 @@ class StageRun:
         *,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record a version of a store as input of this run.
+        """Record a version of a store as input of this run and of its parent.
 
         Parameters
         ----------
         location, group, snapshot, digest
             As in :class:`StoreSource`.
         context
-            What it is to the run: "raw", "training", "generated".
+            What it is to the run: "raw", "primitives", "samples".
         facts
             Numbers shown with it.
         """
-        source = StoreSource(location, group, snapshot, digest)
-        entity = StoreDataset(source, name, facts=facts)._to_mlflow_entity()
-        given = [DatasetInput(entity, [InputTag(CONTEXT_TAG, context)])]
-        self._send(f"dataset {name}", lambda: self._client.log_inputs(self.run_id, datasets=given))
+        given = [dataset_input(StoreSource(location, group, snapshot, digest), name, context, facts=facts)]
+
+        def send() -> None:
+            for run_id in (self.run_id, self.parent_id):
+                self._client.log_inputs(run_id, datasets=given)
+
+        self._send(f"dataset {name}", send)
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Keep a file or directory with the run.
@@ -233,6 +237,14 @@ def finish_run(client: MlflowClient, uri: str, run_id: str, status: str) -> None
         client.set_terminated(run_id, status)
     except AWAY as error:
         logger.error("MLflow at %s is away; run %s could not be marked %s: %s", shown(uri), run_id, status, error)
+
+
+def dataset_input(
+    source: StoreSource, name: str, context: str, *, facts: Mapping[str, Any] | None = None
+) -> DatasetInput:
+    """A version of a store as MLflow records inputs."""
+    entity = StoreDataset(source, name, facts=facts)._to_mlflow_entity()
+    return DatasetInput(entity, [InputTag(CONTEXT_TAG, context)])
 
 
 def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:

@@ -18,8 +18,9 @@ from mlflow.models import Model
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError
 from diffats.registry.connection import PORT, absolute, asking, database_of, is_server, ui_command
+from diffats.registry.datasets import StoreSource
 from diffats.registry.models import fetch, save_pyfunc
-from diffats.registry.runs import ERROR_TAG, StageRun, finish_run, log_params, texts
+from diffats.registry.runs import ERROR_TAG, StageRun, dataset_input, finish_run, log_params, texts
 
 logger = logging.getLogger("diffats.registry")
 
@@ -102,6 +103,7 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         *,
         fingerprint: str | None = None,
+        latest: bool = False,
     ) -> str:
         """Open the parent run of a pipeline run: the interrupted one of this recipe, if there is one.
 
@@ -110,16 +112,18 @@ class Tracker:
         name
             What MLflow's pages call it.
         tags, params
-            Nested parameters get dotted names. A continued run keeps the values that it has.
+            Nested parameters get dotted names. A continued run has the same tags and keeps the parameters it has.
         fingerprint
             Of the recipe; tagged, and looked for first.
+        latest
+            Continue the recipe's newest run even where it is finished.
 
         Returns
         -------
         str
             The run's id.
         """
-        run_id = self.reuse(fingerprint) if fingerprint else None
+        run_id = self.reuse(fingerprint, texts(tags or {}), latest=latest) if fingerprint else None
         tags = {**(tags or {}), **({RECIPE_TAG: fingerprint} if fingerprint else {})}
         with asking(self.uri, f'start run "{name}"'):
             if run_id is None:
@@ -129,11 +133,14 @@ class Tracker:
             log_params(self.client, run_id, params or {})
         return run_id
 
-    def reuse(self, fingerprint: str) -> str | None:
-        """Continue the newest unfinished parent run of a recipe; ``None`` where there is none."""
-        with asking(self.uri, "look for an unfinished run"):
-            for run in self._runs({RECIPE_TAG: fingerprint}):
-                if run.info.status != "FINISHED" and PARENT_TAG not in run.data.tags:
+    def reuse(self, fingerprint: str, tags: Mapping[str, str] | None = None, *, latest: bool = False) -> str | None:
+        """Continue the newest unfinished (``latest``: or finished) parent run of a recipe; ``None`` without one.
+
+        It may look unfinished because another process is at work: hold the root's lock.
+        """
+        with asking(self.uri, "look for an earlier run"):
+            for run in self._runs({RECIPE_TAG: fingerprint, **(tags or {})}):
+                if (latest or run.info.status != "FINISHED") and PARENT_TAG not in run.data.tags:
                     self.client.update_run(run.info.run_id, status="RUNNING")
                     return str(run.info.run_id)
         return None
@@ -155,10 +162,18 @@ class Tracker:
                 self.client.update_run(run.info.run_id, status="RUNNING")
                 if ERROR_TAG in run.data.tags:
                     self.client.delete_tag(run.info.run_id, ERROR_TAG)
-                return StageRun(self.client, self.uri, run.info.run_id, stage)
+                return StageRun(self.client, self.uri, run.info.run_id, stage, parent_id)
             tags = {PARENT_TAG: parent_id, STAGE_TAG: stage}
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=stage)
-        return StageRun(self.client, self.uri, run.info.run_id, stage)
+        return StageRun(self.client, self.uri, run.info.run_id, stage, parent_id)
+
+    def dataset(
+        self, run_id: str, name: str, location: str, group: str | None, snapshot: str | None, digest: str, context: str
+    ) -> None:
+        """Record a version of a store as input of a run, once; see :meth:`StageRun.dataset`."""
+        given = dataset_input(StoreSource(location, group, snapshot, digest), name, context)
+        with asking(self.uri, f"record data set {name}"):
+            self.client.log_inputs(run_id, datasets=[given])
 
     def _runs(self, tags: Mapping[str, str]) -> Sequence[Run]:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())

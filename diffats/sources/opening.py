@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,10 @@ from diffats.sources.naming import unknown_name
 
 logger = logging.getLogger("diffats.sources")
 
-_ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
+_ZARR_FILES = {"zarr.json", ".zgroup", ".zmetadata", ".zarray"}
 # What xarray's engines, zarr, h5py, fsspec and icechunk raise for content they cannot read.
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, EOFError, icechunk.IcechunkError)
-_MANY_FILES = 100_000
+_MANY_FILES, _MANY_LISTINGS = 100_000, 200
 
 
 def open_source(data: Data) -> xr.Dataset:
@@ -104,21 +108,16 @@ def _is_glob(source: str) -> bool:
 
 
 def _open_one(path: str, data: Data) -> xr.Dataset:
-    kind = data.engine or _kind(path, data)
+    name = data.engine or _recognise(path, data)
+    opens = next((kind.opens for kind in KINDS if kind.name == name), partial(_open_with, name))
     try:
-        if kind == "numpy":
-            return open_arrays(path, data)
-        if kind == "icechunk":
-            return _open_icechunk(path, data)
-        if kind == "zarr":
-            return _open_zarr(path, data)
-        return _open_netcdf(path, kind, data)
+        return opens(path, data)
     except SourceError:
         raise
     except _UNREADABLE as error:
         group = f', group "{data.group}",' if data.group else ""
         raise SourceError(
-            f'data.source "{path}"{group} cannot be read as {kind}: {_reason(error)}. '
+            f'data.source "{path}"{group} cannot be read as {name}: {_reason(error)}. '
             "Check the file and data.group, or set data.engine."
         ) from error
 
@@ -128,41 +127,63 @@ def _reason(error: BaseException) -> str:
     return (text[0][:300] if text else type(error).__name__).rstrip(".")
 
 
-def _kind(path: str, data: Data) -> str:
-    """Which reader a path needs, from its name and first bytes."""
-    if path.lower().endswith((".npy", ".npz")):
-        return "numpy"
-    if "://" in path:
-        system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
-        if system.isfile(inner):
-            return _netcdf_engine(system.cat_file(inner, 0, 8))
-        return "zarr"
-    place = Path(path)
-    if not place.is_dir():
-        with place.open("rb") as file:
-            return _netcdf_engine(file.read(8))
-    if any((place / name).exists() for name in _ZARR_FILES):
-        return "zarr"
-    if (place / "snapshots").is_dir():
-        return "icechunk"
-    raise SourceError(
-        f'data.source "{path}" is a folder, but neither a Zarr store nor an Icechunk repository. '
-        f'For files in it, give a glob such as "{place / "*.nc"}".'
-    )
+def _recognise(path: str, data: Data) -> str:
+    """Name of the first of ``KINDS`` that takes a place; "netcdf" where xarray shall guess an engine."""
+    place = Place.look(path, data)
+    for kind in KINDS:
+        if kind.recognises(place):
+            return kind.name
+    if place.is_folder:
+        raise SourceError(
+            f'data.source "{path}" is a folder, but neither a Zarr store nor an Icechunk repository. '
+            f'For files in it, give a glob such as "{Path(path) / "*.nc"}".'
+        )
+    return _GUESSED
 
 
-def _netcdf_engine(magic: bytes) -> str:
-    if magic.startswith((b"CDF\x01", b"CDF\x02")):
-        return "scipy"
-    return "h5netcdf" if magic.startswith(b"\x89HDF") else "netcdf"
+@dataclass(frozen=True)
+class Place:
+    """What is looked at to tell what kind of source a path or URL is.
+
+    Attributes
+    ----------
+    path
+        As given.
+    is_folder, is_remote
+        Whether it is a directory, and whether it is a URL.
+    magic
+        A file's first eight bytes; none of a folder.
+    entries
+        Names in a local folder; none of a remote one, where looking takes long.
+    """
+
+    path: str
+    is_folder: bool
+    is_remote: bool
+    magic: bytes = b""
+    entries: frozenset[str] = frozenset()
+
+    @classmethod
+    def look(cls, path: str, data: Data) -> Place:
+        """Look at a path or URL."""
+        if "://" in path:
+            system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
+            if not system.isfile(inner):
+                return cls(path, is_folder=True, is_remote=True)
+            return cls(path, is_folder=False, is_remote=True, magic=system.cat_file(inner, 0, 8))
+        if Path(path).is_dir():
+            return cls(path, is_folder=True, is_remote=False, entries=frozenset(os.listdir(path)))
+        with Path(path).open("rb") as file:
+            return cls(path, is_folder=False, is_remote=False, magic=file.read(8))
 
 
-def _open_netcdf(path: str, kind: str, data: Data) -> xr.Dataset:
+def _open_with(engine: str, path: str, data: Data) -> xr.Dataset:
+    """Open with an engine of xarray."""
     target: Any = path
     options: dict[str, Any] = {"group": data.group} if data.group else {}
-    if "://" in path and kind in ("h5netcdf", "scipy"):
+    if "://" in path and engine in ("h5netcdf", "scipy"):
         target = fsspec.open(path, "rb", **data.storage_options).open()
-    return _open_xarray(target, engine=None if kind == "netcdf" else kind, **options)
+    return _open_xarray(target, engine=None if engine == _GUESSED else engine, **options)
 
 
 def _open_zarr(path: str, data: Data) -> xr.Dataset:
@@ -198,25 +219,68 @@ def _open_xarray(target: Any, **options: Any) -> xr.Dataset:
         return xr.open_dataset(target, decode_times=False, **settings)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A format of sources: its name (also for ``data.engine``), what its places look like, and how one is opened."""
+
+    name: str
+    recognises: Callable[[Place], bool]
+    opens: Callable[[str, Data], xr.Dataset]
+
+
+_GUESSED = "netcdf"
+#: The formats that are recognised, first match first. A new one is a row here and the function that opens it.
+KINDS: tuple[Kind, ...] = (
+    Kind("numpy", lambda place: place.path.lower().endswith((".npy", ".npz")), open_arrays),
+    Kind(
+        "zarr", lambda place: place.is_folder and (place.is_remote or _ZARR_FILES & place.entries != set()), _open_zarr
+    ),
+    Kind("icechunk", lambda place: "snapshots" in place.entries, _open_icechunk),
+    Kind("scipy", lambda place: place.magic.startswith((b"CDF\x01", b"CDF\x02")), partial(_open_with, "scipy")),
+    Kind("h5netcdf", lambda place: place.magic.startswith(b"\x89HDF"), partial(_open_with, "h5netcdf")),
+)
+
+
 def stamp(data: Data, *, deep: bool = False) -> list[Any]:
     """What tells cheaply that a source has changed: names, sizes and times of its files.
 
-    ``deep`` also walks into Zarr stores (up to 100,000 files); without it only their top level is looked at.
+    ``deep`` also walks into folders such as Zarr stores (100,000 files on disk, 200 listings of a URL); without it only
+    their top level is looked at. A plain web server tells nothing of a folder, and an engine's own protocol (OPeNDAP)
+    nothing at all: there a change shows in metadata and coordinates only.
     """
     if data.source.startswith("builtin:"):
         return [data.source]
     entries: list[Any] = []
     for path in locate(data):
-        entries.append([Path(path).name, *(_url_stamp(path, data) if "://" in path else _path_stamp(Path(path), deep))])
+        found = _url_stamp(path, data, deep) if "://" in path else _path_stamp(Path(path), deep)
+        entries.append([Path(path).name, *found])
     return entries
 
 
-def _url_stamp(path: str, data: Data) -> list[Any]:
+def _url_stamp(path: str, data: Data, deep: bool) -> list[Any]:
     try:
         system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
+        system.invalidate_cache(inner)  # listings may be kept for as long as the process lives
         info = system.info(inner)
+        return _folder_stamp(system, inner, deep) if info.get("type") == "directory" else _seen(info)
     except _UNREADABLE:
         return []  # an engine's own protocol: there is nothing to look at
+
+
+def _folder_stamp(system: Any, path: str, deep: bool) -> list[Any]:
+    """Count, and digest of names, sizes and times, of the files of a remote folder."""
+    sha, count = hashlib.sha256(), 0
+    listings = system.walk(path, maxdepth=None if deep else 1, detail=True)
+    for folder, _, files in itertools.islice(listings, _MANY_LISTINGS):
+        for name, info in sorted(files.items()):
+            sha.update(json.dumps([folder, name, *_seen(info)]).encode())
+        count += len(files)
+        if count > _MANY_FILES:
+            break
+    return [count, sha.hexdigest()]
+
+
+def _seen(info: dict[str, Any]) -> list[str]:
     return [str(info.get(key)) for key in ("size", "mtime", "LastModified", "last_modified", "ETag", "etag", "created")]
 
 
@@ -235,7 +299,10 @@ def _path_stamp(path: Path, deep: bool) -> list[Any]:
 
 
 def digest(dataset: xr.Dataset, data: Data) -> str:
-    """Digest of metadata, coordinates and the source's stamp: equal as long as the content is, short of tampering."""
+    """Digest of metadata, coordinates and the source's stamp: equal as long as the content is, short of tampering.
+
+    It sees no more than ``stamp`` does, whose limits are said there.
+    """
     content = dataset.encoding.get("snapshot") or dataset.encoding.get("digest") or stamp(data, deep=True)
     sha = hashlib.sha256(json.dumps([content, dataset.to_dict(data=False)], sort_keys=True, default=str).encode())
     for name in sorted(dataset.indexes, key=str):

@@ -21,6 +21,7 @@ from diffats.sources.templates import make_template, variable_text
 
 Array = np.ndarray[Any, Any]
 
+_SMALL = 1024  # bytes for each sample
 _RESERVED = ("sample", "split", "status")  # names the stores use
 
 
@@ -315,7 +316,8 @@ class Samples:
 
         Their number, their ``split``, ``<dim>_start`` (an index) and ``<dim>_origin`` (the coordinate there) for each
         windowed dim, and what the source says along its own dim of samples (its ``sample`` and ``split`` become
-        ``source_sample`` and ``source_split``).
+        ``source_sample`` and ``source_split``): coordinates of at most 1 KiB a sample, so all that are one number or
+        text each, but no fields.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         cuts = self._places(chosen)
@@ -329,12 +331,19 @@ class Samples:
                 coords[f"{dim}_origin"] = _moved(self.dataset[dim].variable, dim, start)
         sample_dim = self.data.sample_dim
         for name, coord in self.dataset.coords.items():
-            if sample_dim in coord.dims and not set(self._windows).intersection(coord.dims):
-                assert cuts.position is not None
-                assert sample_dim is not None
+            if sample_dim not in coord.dims or set(self._windows).intersection(coord.dims):
+                continue
+            assert cuts.position is not None
+            assert sample_dim is not None
+            if _is_small(coord, sample_dim):
                 key = f"source_{name}" if name in coords else str(name)
                 coords[key] = _moved(coord.variable, sample_dim, cuts.position)
         return coords
+
+
+def _is_small(coord: xr.DataArray, sample_dim: str) -> bool:
+    """Whether a coordinate along the dim of samples is one value for each, or at most 1 KiB."""
+    return coord.ndim == 1 or coord.nbytes <= _SMALL * coord.sizes[sample_dim]
 
 
 def _moved(variable: xr.Variable, dim: str, places: Array) -> xr.Variable:

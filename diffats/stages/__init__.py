@@ -2,23 +2,31 @@
 
 ``run`` executes one of them under the root's lock, tracked where a parent run is given. A stage whose result is
 already there does nothing; one that was interrupted continues.
+
+Where a launcher started several processes, the first one alone locks, tracks and writes: the others take their part
+of the training, and do nothing in other stages.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError
+from diffats.stages import processes
 from diffats.stages.workspace import Hooks, Progress, StageResult, Workspace, find_store
-from diffats.store import writer_lock
+from diffats.store import Version, writer_lock
 
 if TYPE_CHECKING:
     from diffats.registry import StageRun, Tracker
@@ -32,6 +40,7 @@ __all__ = [
     "run",
     "start_tracking",
     "summary",
+    "tracked",
 ]
 
 STAGES = (
@@ -80,21 +89,33 @@ def run(
     module = importlib.import_module(f"diffats.stages.{stage}")
     check(stage, recipe)
     work = Workspace(recipe)
+    if not processes.is_main():
+        return _take_part(stage, module, work, restart)
     with writer_lock(work.root):
-        tracked = _Tracked(work, stage, parent_run)
+        records = _Records(work, stage, parent_run)
         try:
-            hooks = Hooks(log=tracked.log, progress=progress or LoggedProgress(stage), restart=restart)
+            if stage == "train" and (restart or module.find_bundle(work) is None):
+                records.open()  # not in the middle of the training loop
+            hooks = Hooks(log=records.log, progress=progress or LoggedProgress(stage), restart=restart)
             arguments = (parent_run,) if stage == "register" else ()
             result: StageResult = module.run(work, hooks, *arguments)
             if not result.skipped:
                 work.note_seconds(stage, result.seconds)
-            tracked.record(result)
+            records.add(result)
         except BaseException as error:
-            tracked.close(error)
+            records.close(error)
             raise
-        tracked.close(None)
+        records.close(None)
     state = "already there" if result.skipped else f"{result.seconds:.1f} s"
     log.info("%s: %s (%s)", stage, result.summary, state)
+    return result
+
+
+def _take_part(stage: str, module: ModuleType, work: Workspace, restart: bool) -> StageResult:
+    """What a process does that is not the main one."""
+    if stage != "train":
+        return StageResult(stage, "", "", "", skipped=True, summary="left to the main process")
+    result: StageResult = module.run(work, Hooks(restart=restart))
     return result
 
 
@@ -136,64 +157,120 @@ class LoggedProgress:
         progress_log.info(text, self.stage, done, total, rate, eta, failed)
 
 
-class _Tracked:
-    """A stage's MLflow run, begun at the first thing there is to log."""
+class _Records:
+    """What a stage leaves in MLflow: its run, begun at the first thing there is to record.
+
+    A tracker that is away by then does not stop the stage: numbers are kept, and the run is tried again at the end.
+    """
 
     def __init__(self, work: Workspace, stage: str, parent_run: str | None) -> None:
         self.work, self.stage, self.parent_run = work, stage, parent_run
-        self._context: Any = None
         self._run: StageRun | None = None
+        self._away = False
+        self._kept: list[tuple[dict[str, float], int]] = []
 
-    @property
-    def run(self) -> StageRun | None:
-        if self._run is None and self.parent_run is not None:
-            self._context = _tracker(self.work.recipe).stage(self.parent_run, self.stage)
-            self._run = self._context.__enter__()
+    def open(self) -> StageRun | None:
+        """The stage's run; ``None`` where it is not tracked or the tracker is away."""
+        from diffats.registry import TrackingError
+
+        if self._run is not None or self.parent_run is None:
+            return self._run
+        try:
+            self._run = _tracker(self.work.recipe).stage(self.parent_run, self.stage)
+        except (TrackingError, OSError) as error:
+            self._warn("its run is begun at its end, if MLflow is back", error)
+            return None
+        for metrics, step in self._kept:
+            self._run.log(metrics, step)
+        self._kept.clear()
         return self._run
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if self.run is not None:
-            self.run.log(metrics, step)
+    def _warn(self, then: str, error: Exception) -> None:
+        if not self._away:
+            log.warning('stage "%s" goes on without MLflow; %s: %s', self.stage, then, error)
+        self._away = True
 
-    def record(self, result: StageResult) -> None:
-        """Log what a stage made; nothing where it was there already."""
-        if result.skipped or self.run is None:
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record numbers."""
+        run = self._run if self._away else self.open()
+        if run is not None:
+            run.log(metrics, step)
+        elif self.parent_run is not None:
+            self._kept.append((metrics, step))
+
+    def add(self, result: StageResult) -> None:
+        """Record what a stage made; of one that was done already, only what the model was made from."""
+        if self.parent_run is None:
             return
-        self.run.log({**result.metrics, "seconds": result.seconds}, step=result.done if self.stage == "train" else 0)
-        self.run.params({"fingerprint": result.fingerprint[:16], "version": result.version})
-        for dataset in _datasets(self.work, result):
-            self.run.dataset(**dataset)
-        self.run.text("summary.md", result.summary)
-        if result.stage == "report":
-            self.run.artifact(result.location)
+        if result.skipped:
+            return self._note_inputs(self.parent_run)
+        run = self.open()
+        if run is None:
+            return
+        run.log({**result.metrics, "seconds": result.seconds}, step=result.done if self.stage == "train" else 0)
+        run.params({"fingerprint": result.fingerprint[:16], "version": result.version})
+        for dataset in (*_inputs(self.work, self.stage), *_made(self.work, result)):
+            run.dataset(**dataset)
+        run.text("summary.md", result.summary)
+        if self.stage == "report":
+            run.artifact(result.location)
+
+    def _note_inputs(self, parent_run: str) -> None:
+        from diffats.registry import TrackingError
+
+        datasets = _inputs(self.work, self.stage)
+        try:
+            tracker = _tracker(self.work.recipe) if datasets else None
+            for dataset in datasets:
+                assert tracker is not None
+                tracker.dataset(parent_run, **dataset)
+        except (TrackingError, OSError) as error:
+            self._warn("its data versions are not recorded", error)
 
     def close(self, error: BaseException | None) -> None:
-        if self._context is not None:
-            self._context.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        """End the run."""
+        if self._run is not None:
+            self._run.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
 
-def _datasets(work: Workspace, result: StageResult) -> Iterable[dict[str, Any]]:
-    if result.stage == "decompose":
-        digest = work.samples.fingerprint()
-        source = str(work.portable["data"]["source"])
-        yield {
-            "name": f"{work.recipe.name}-raw",
-            "location": source,
-            "group": None,
-            "snapshot": None,
-            "digest": digest,
-            "context": "raw",
-        }
-    if result.stage in ("decompose", "align", "generate"):
-        group = {"decompose": "tucker", "align": "primitives", "generate": "samples"}[result.stage]
-        yield {
-            "name": f"{work.recipe.name}-{group}",
-            "location": result.location,
-            "group": group,
-            "snapshot": result.version,
-            "digest": str(result.facts["digest"]),
-            "context": group,
-        }
+def _inputs(work: Workspace, stage: str) -> list[dict[str, Any]]:
+    """The data that a stage reads: what a model was trained on, and the samples by which it was judged."""
+    from diffats.stages import evaluate, fit_normalisation, train
+
+    if stage in ("train", "register"):
+        return [_raw(work), _group(work, fit_normalisation.require_primitives(work), work.store_location)]
+    if stage == "evaluate":
+        generated = evaluate.require_samples(work, train.require_bundle(work))
+        return [_group(work, generated, work.samples_location)]
+    return []
+
+
+def _made(work: Workspace, result: StageResult) -> list[dict[str, Any]]:
+    """The data that a stage wrote, and the raw data that came in."""
+    raw = [_raw(work)] if result.stage == "decompose" else []
+    group = {"decompose": "tucker", "align": "primitives", "generate": "samples"}.get(result.stage)
+    if group is None:
+        return raw
+    return [*raw, _dataset(work, group, result.location, result.version, str(result.facts["digest"]))]
+
+
+def _raw(work: Workspace) -> dict[str, Any]:
+    return _dataset(work, "raw", str(work.portable["data"]["source"]), None, work.source_digest) | {"group": None}
+
+
+def _group(work: Workspace, version: Version, location: str) -> dict[str, Any]:
+    return _dataset(work, version.group, location, version.snapshot, version.digest)
+
+
+def _dataset(work: Workspace, group: str, location: str, snapshot: str | None, digest: str) -> dict[str, Any]:
+    return {
+        "name": f"{work.recipe.name}-{group}",
+        "location": location,
+        "group": group,
+        "snapshot": snapshot,
+        "digest": digest,
+        "context": group,
+    }
 
 
 def _tracker(recipe: Recipe) -> Tracker:
@@ -202,26 +279,82 @@ def _tracker(recipe: Recipe) -> Tracker:
     return registry.Tracker.for_recipe(recipe)
 
 
-def start_tracking(recipe: Recipe) -> tuple[str, str]:
-    """The MLflow run of this recipe, continued where an earlier one was interrupted, and the tracking URI."""
+@contextmanager
+def tracked(recipe: Recipe, *, latest: bool = False) -> Iterator[str]:
+    """The MLflow run of a recipe for a ``with`` block, whose end says how the block ended.
+
+    The block holds the root's lock, so a run that is continued is nobody else's.
+
+    Parameters
+    ----------
+    latest
+        Continue the recipe's newest run even where it is finished, as the verbs of one recipe do, one after the other;
+        without it, as in flows, only a run that was interrupted or failed.
+
+    Raises
+    ------
+    InputError
+        Where the recipe cannot work.
+    LockedError
+        Where another process is writing to the root; its run stays as it is.
+    TrackingError
+        Where the tracker cannot be reached at the start.
+    """
     from diffats.stages import plan
-    from diffats.stages.train import recipe_fingerprint
 
     work = Workspace(recipe)
     plan.check(work)  # before anything is made
-    work.root.mkdir(parents=True, exist_ok=True)
-    tracker = _tracker(recipe)
-    identity = recipe_fingerprint(work)
-    run_id = tracker.start(recipe.name, params=work.portable, fingerprint=identity)
+    with writer_lock(work.root):
+        parent_run, _ = start_tracking(recipe, latest=latest)
+        status = "KILLED"  # by what is no Exception: Ctrl-C, or Prefect's signals
+        try:
+            yield parent_run
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            finish_tracking(recipe, parent_run, status)
+
+
+def start_tracking(recipe: Recipe, *, latest: bool = False) -> tuple[str, str]:
+    """The MLflow run of this recipe, continued as in :func:`tracked`, and the tracking URI.
+
+    Raises
+    ------
+    LockedError
+        Where another process is writing to the root.
+    """
+    from diffats.stages.train import recipe_fingerprint
+
+    work = Workspace(recipe)
+    with writer_lock(work.root):
+        tracker = _tracker(recipe)
+        # On a shared server, a run of the same recipe may be another root's, on which this root's lock says nothing.
+        tags = {"diffats.root": _place(work.root)} if recipe.tracking.uri else {}
+        identity = recipe_fingerprint(work)
+        run_id = tracker.start(recipe.name, tags, work.portable, fingerprint=identity, latest=latest)
     return run_id, tracker.uri
 
 
+def _place(root: Path) -> str:
+    return hashlib.sha256(f"{socket.gethostname()}:{root.resolve()}".encode()).hexdigest()[:16]
+
+
 def finish_tracking(recipe: Recipe, parent_run: str, status: str = "FINISHED") -> None:
-    """End the MLflow run: "FINISHED", "FAILED" or "KILLED". One under which nothing was to do is not kept."""
-    tracker = _tracker(recipe)
-    tracker.finish(parent_run, status)
-    if status == "FINISHED":
-        tracker.discard_if_empty(parent_run)
+    """End the MLflow run: "FINISHED", "FAILED" or "KILLED". One under which nothing was to do is not kept.
+
+    A tracker that is away is logged, not raised: the work is done.
+    """
+    from diffats.registry import TrackingError
+
+    try:
+        tracker = _tracker(recipe)
+        tracker.finish(parent_run, status)
+        if status == "FINISHED":
+            tracker.discard_if_empty(parent_run)
+    except (TrackingError, OSError) as error:
+        log.warning("run %s could not be marked %s: %s", parent_run, status, error)
 
 
 def summary(recipe: Recipe, results: Iterable[StageResult]) -> dict[str, Any]:

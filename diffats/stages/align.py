@@ -88,7 +88,12 @@ def template(tucker: Version, layout: Layout) -> xr.Dataset:
         if str(name).startswith("condition_"):
             data[str(name)] = (variable.dims, decompose.lazy_zeros(variable.shape, variable.dtype))
     data["status"] = ("sample", decompose.lazy_zeros((n,), np.int8))
-    coords = {str(name): coord.variable for name, coord in source.coords.items() if coord.dims == ("sample",)}
+    dims = {dim for stream in layout.streams for dim in stream.dims}
+    coords = {
+        str(name): coord.variable
+        for name, coord in source.coords.items()
+        if coord.dims == ("sample",) or (name in dims and coord.dims == (name,))
+    }
     return xr.Dataset(data, coords=coords).assign_coords(aligned_mode=list(layout.aligned))
 
 
@@ -112,6 +117,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
             attrs=work.attrs(**kept, layout=layout.to_dict(), tucker=tucker.snapshot, anchor=anchor.snapshot),
             restart=hooks.restart,
         )
+    decompose.say_resumed(version)
     n = tucker.dataset().sizes["sample"]
     function = partial(
         align_shard,
@@ -135,6 +141,13 @@ def overlap_quantiles(dataset: xr.Dataset) -> dict[str, dict[str, float]]:
     }
 
 
+def low_overlap_share(work: Workspace, dataset: xr.Dataset) -> float:
+    """Share of good samples whose overlap is below ``align.min_overlap`` in some mode."""
+    good = dataset["status"].values == STATUS["ok"]
+    low = (dataset["overlap"].values[good] < work.recipe.align.min_overlap).any(axis=1)
+    return float(low.mean()) if low.size else 0.0
+
+
 def result(work: Workspace, version: Version, started: float, *, skipped: bool = False) -> StageResult:
     """What the tracker and the summary show of group ``primitives``."""
     dataset = version.dataset()
@@ -143,7 +156,8 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
     limit = work.recipe.align.min_overlap
     low = int((dataset["overlap"].values[good] < limit).any(axis=1).sum())
     if low and not skipped:
-        log.warning("%d of %d samples overlap their anchor by less than %g in some mode", low, good.sum(), limit)
+        text = "%d of %d samples overlap their anchor by less than %g in some mode"
+        log.warning(f"{text}: lower ranks or fewer aligned modes help", low, good.sum(), limit)
     metrics = {f"overlap_{mode}_{name}": value for mode, q in quantiles.items() for name, value in q.items()}
     text = ", ".join(f"{mode} {q['min']:.3f}/{q['median']:.3f}" for mode, q in quantiles.items())
     return StageResult(

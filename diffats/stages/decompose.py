@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -225,14 +225,34 @@ def decompose_shard(
     indices = np.arange(start, stop)
     x = samples.read(indices)
     status, conditions = checked(samples, indices, x, fields.mask)
+    good = np.flatnonzero(status == STATUS["ok"])
+    forms, converged = converged_forms(x[good], lambda some: _forms(some, fields, training_mean, layout, method))
+    status[good[~converged]] = STATUS["not_converged"]
     good = status == STATUS["ok"]
     out: dict[str, Array] = {"status": status}
     if good.any():
-        out |= {name: _scatter(v, good) for name, v in _forms(x[good], fields, training_mean, layout, method).items()}
+        out |= {name: _scatter(values, good) for name, values in forms.items()}
     else:
         specs = variables(layout, x.dtype)
         out |= {name: np.zeros((len(x), *shape), dtype) for name, (_, shape, dtype) in specs.items()}
     return out | {f"condition_{name}": _scatter(value[good], good) for name, value in conditions.items()}
+
+
+def converged_forms(
+    x: Array, forms: Callable[[Array], dict[str, Array]]
+) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
+    """Forms of the samples that the decomposition converges on, and which these are; all at once where it can."""
+    if not len(x):
+        return {}, np.ones(0, bool)
+    try:
+        return forms(x), np.ones(len(x), bool)
+    except np.linalg.LinAlgError:
+        if len(x) == 1:
+            return {}, np.zeros(1, bool)
+    halves = [converged_forms(half, forms) for half in np.array_split(x, 2)]
+    found = [half for half, _ in halves if half]
+    names = found[0] if found else ()
+    return {n: np.concatenate([h[n] for h in found]) for n in names}, np.concatenate([ok for _, ok in halves])
 
 
 def _forms(x: Array, scaling: FieldScaling, training_mean: Array, layout: Layout, method: str) -> dict[str, Array]:
@@ -303,7 +323,26 @@ def template(work: Workspace, layout: Layout) -> xr.Dataset:
         f"source_{name}" if name in taken else name: coord
         for name, coord in samples.sample_coords(np.arange(n)).items()
     }
-    return xr.Dataset(data, coords=coords).assign_coords(decomposed_mode=list(layout.ranks))
+    dataset = xr.Dataset(data, coords=coords).assign_coords(decomposed_mode=list(layout.ranks))
+    return dataset.assign_coords({k: v for k, v in mode_coords(work).items() if k in dataset.dims})
+
+
+def mode_coords(work: Workspace) -> dict[str, Any]:
+    """Coordinates of the modes of a sample: the source's, offsets within a window, and the variables' names."""
+    modes = work.recipe.tensor_modes
+    found: dict[str, Any] = {
+        str(name): coord.variable
+        for name, coord in work.samples.template().coords.items()
+        if name in modes and coord.dims == (name,)
+    }
+    return found | ({"component": list(work.recipe.data.variables)} if "component" in modes else {})
+
+
+def say_resumed(version: Version) -> None:
+    """Log where an interrupted version continues."""
+    there = version.n_shards - len(version.pending())
+    if there:
+        log.info("continuing: %d of %d shards of group %s are there", there, version.n_shards, version.group)
 
 
 def condition_dims(work: Workspace) -> dict[str, list[str]]:
@@ -389,6 +428,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     with open_cluster(recipe.compute) as cluster:
         scaling = put_scaling(work, cluster, shard, hooks).snapshot
         version = begin(work, scaling, shard, hooks)
+        say_resumed(version)
         function = partial(
             decompose_shard,
             data=work.data,

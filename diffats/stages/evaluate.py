@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffats import bundle, evaluation
+from diffats.config import METRICS
 from diffats.errors import InputError
 from diffats.stages import decompose, fit_normalisation, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
@@ -51,7 +52,7 @@ def read_evaluation(work: Workspace) -> tuple[dict[str, Any], str] | None:
 def run(work: Workspace, hooks: Hooks) -> StageResult:
     """Compute every figure that the recipe allows."""
     started = time.monotonic()
-    model = train.require_bundle(work)
+    model = train.ask_for_bundle(work)
     generated = require_samples(work, model)
     identity = evaluation_fingerprint(work, generated)
     path = evaluation_path(work, identity)
@@ -72,8 +73,7 @@ def check_metric(work: Workspace, metrics: dict[str, Any]) -> None:
     """Refuse a recipe whose decisive metric these data do not have."""
     name = work.recipe.evaluate.metric
     if metrics.get(name, {}).get("value") is None:
-        known = ("energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps")
-        there = ", ".join(key for key in known if metrics.get(key, {}).get("value") is not None)
+        there = ", ".join(key for key in METRICS if metrics.get(key, {}).get("value") is not None)
         raise InputError(f'evaluate.metric "{name}" cannot be computed for these samples. Use one of: {there}.')
 
 
@@ -130,6 +130,7 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluat
             f"{len(training)} and {len(generated)}. Raise data.split.test or generate.count."
         )
     scaling, training_mean = decompose.read_scaling(work.store_location, decompose.scaling_version(work).snapshot)
+    primitives = fit_normalisation.require_primitives(work).dataset()
     return evaluation.Fields(
         modes=work.recipe.tensor_modes,
         train=work.samples.read(generate.truth_indices(work, k, "train")),
@@ -137,6 +138,7 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluat
         generated=generated[:k],
         mean=training_mean,
         scale=np.asarray(scaling.scale),
+        n_train=len(fit_normalisation.good_samples(primitives, "train")),
         seed=work.recipe.seed,
     )
 
@@ -173,7 +175,10 @@ def encoded(model: bundle.Bundle, fields: Array) -> Array:
 
 
 def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
-    """Ensembles under the conditions of test samples, their truth and, with an initial slice, persistence."""
+    """Ensembles under the conditions of test samples, their truth and, with an initial slice, persistence.
+
+    The model samples with its own options: the recipe's for this recipe's model, the registered ones for a champion.
+    """
     if not generate.conditioned_on_fields(work):
         return {}
     members = work.recipe.evaluate.members

@@ -31,9 +31,13 @@ class InProcess:
 
 
 def samples_fingerprint(work: Workspace, model: bundle.Bundle) -> str:
-    """Identity of the generated samples."""
+    """Identity of the generated samples.
+
+    The bundle is in it by name, which is the training's identity: equal weights with another scaling, mask or unit give
+    other fields.
+    """
     config = {"generate": work.portable["generate"], "seed": work.recipe.seed, "fields": conditioned_on_fields(work)}
-    return fingerprint("samples", config, train.weights_digest(model.directory), model.provenance["primitives_digest"])
+    return fingerprint("samples", config, model.directory.name, train.weights_digest(model.directory))
 
 
 def samples_version(work: Workspace, model: bundle.Bundle) -> Version | None:
@@ -61,7 +65,10 @@ def condition_sources(work: Workspace, count: int) -> Array:
 def sample_conditions(
     work: Workspace, model: bundle.Bundle, indices: Array, chosen: Array, names: Iterable[str] | None = None
 ) -> dict[str, Array]:
-    """Raw conditions (``names``, or all) of the generated samples ``indices``, one row each."""
+    """Raw conditions (``names``, or all) of the generated samples ``indices``, one row each.
+
+    Labels are drawn from the examples of ``model``.
+    """
     if not conditioned_on_fields(work):
         return model.drawn_conditions(indices, work.recipe.seed)
     stored = fit_normalisation.require_primitives(work).dataset()
@@ -104,7 +111,7 @@ def shard_size(work: Workspace, model: bundle.Bundle) -> int:
 def run(work: Workspace, hooks: Hooks) -> StageResult:
     """Generate ``generate.count`` samples; continue where an earlier run stopped."""
     started = time.monotonic()
-    model = train.require_bundle(work)
+    model = train.ask_for_bundle(work)
     count = work.recipe.generate.count
     version = None if hooks.restart else samples_version(work, model)
     if version is not None and version.complete:
@@ -134,17 +141,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
 
 def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: Array) -> dict[str, Array]:
     """Fields, conditions that are fields, defects and status of one batch of generated samples."""
-    settings = work.recipe.generate
     raw = sample_conditions(work, model, indices, chosen)
-    streams = model.generate(
-        indices,
-        work.recipe.seed,
-        raw,
-        steps=settings.steps,
-        guidance=settings.guidance,
-        sampler=settings.sampler,
-        retracted=settings.retract,
-    )
+    streams = model.generate(indices, work.recipe.seed, raw)
     decoded = sources.decoded_dataset(model.fields(streams), model.template)
     out: dict[str, Array] = {str(n): decoded[n].values.astype(np.float32) for n in model.template.data_vars}
     out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items() if value.ndim > 1}

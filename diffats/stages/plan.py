@@ -15,6 +15,7 @@ import threadpoolctl
 from diffats.errors import InputError, RootMismatchError
 from diffats.medoid import LARGEST_MODE
 from diffats.primitives import FieldScaling, Layout, Moments, decompose, find_ranks, relative_error
+from diffats.schedule import usable_levels
 from diffats.spectrum import flops, leading, transpose
 from diffats.stages import align, fit_normalisation, select_anchor
 from diffats.stages import decompose as decompose_stage
@@ -132,10 +133,38 @@ def check(work: Workspace) -> None:
         raise InputError(
             f"generate.count is {recipe.generate.count}, and evaluation compares at least 2 samples. Use at least 2."
         )
+    _check_steps(work)
+    _check_metric(work)
     if recipe.compute.device not in ("auto", "cpu"):
         from diffats.models import resolve_device
 
         resolve_device(recipe.compute.device)
+
+
+def _check_steps(work: Workspace) -> None:
+    """Refuse more sampling steps than there are noise levels to sample at."""
+    diffusion, steps = work.recipe.diffusion, work.recipe.generate.steps
+    levels = usable_levels(diffusion)
+    if steps > levels:
+        raise InputError(
+            f'generate.steps {steps} exceeds {levels}, the noise levels that target "{diffusion.target}" can use of '
+            f"the {diffusion.schedule} schedule (diffusion.noise_steps = {diffusion.noise_steps}). Use at most "
+            f'{levels}, or target "x0" or "v".'
+        )
+
+
+def _check_metric(work: Workspace) -> None:
+    """Refuse to let spectra decide where no mode has one."""
+    if work.recipe.evaluate.metric != "spectrum_error":
+        return
+    from diffats.metrics import LEAST_SPECTRUM
+
+    sizes = {mode: n for mode, n in work.samples.sizes.items() if mode != "component"}
+    if max(sizes.values()) < LEAST_SPECTRUM:
+        raise InputError(
+            f'evaluate.metric "spectrum_error" needs a mode of at least {LEAST_SPECTRUM} points (sample: '
+            f"{', '.join(f'{mode}={n}' for mode, n in sizes.items())}). Use energy_distance or sliced_wasserstein."
+        )
 
 
 def check_encoding(work: Workspace) -> None:
@@ -304,7 +333,7 @@ def smallest_ranks(
     fields, anomalies
         ``(k, *sizes)``: what is decomposed, and what its error is relative to.
     layout
-        Its modes; its ranks do not matter.
+        Its aligned modes are given ranks: the core keeps the others whole, whatever their ranks. Its own do not matter.
     targets
         Relative errors.
 
@@ -319,7 +348,7 @@ def smallest_ranks(
     >>> smallest_ranks(x, x, layout, [0.001])
     [(0.001, {'y': 2, 'x': 2})]
     """
-    axes = [axis for axis, mode in enumerate(layout.working_modes) if mode in layout.ranks]
+    axes = [axis for axis, mode in enumerate(layout.working_modes) if mode in layout.aligned]
     sizes = [layout.working_sizes[layout.working_modes[axis]] for axis in axes]
     per_mode = max(4, int(_CANDIDATES ** (1 / len(axes))))
     candidates = [np.unique(np.geomspace(1, n, min(n, per_mode)).round().astype(int)) for n in sizes]

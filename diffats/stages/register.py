@@ -36,7 +36,7 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     from diffats import registry
 
     started = time.monotonic()
-    model = train.require_bundle(work)
+    model = train.ask_for_bundle(work)  # what is registered samples as the evaluated samples were made
     found = evaluate.read_evaluation(work)
     if found is None:
         raise InputError(f"{work.root}: the model is not evaluated. Run `diffats evaluate RECIPE.toml` first.")
@@ -150,7 +150,7 @@ def decide(
     difference = incomparable(champion, model)
     if difference is not None:
         return f"not champion: it cannot be compared with the champion, which has other {difference}", False
-    old, new = current_metric(work, champion, name), evaluation.distance_from_ideal(row)
+    old, new = current_metric(work, champion, name, candidate=model), evaluation.distance_from_ideal(row)
     assert new is not None  # check_metric
     if old is None:
         return f"champion: {row['label'].lower()} {new:.4g}; the champion's is not finite", True
@@ -185,13 +185,17 @@ def incomparable(champion: bundle.Bundle, model: bundle.Bundle) -> str | None:
     return next((key for key in described[0] if described[0][key] != described[1][key]), None)
 
 
-def current_metric(work: Workspace, model: bundle.Bundle, name: str) -> float | None:
-    """Distance from the ideal of a model's metric on the current test split; None where it is not finite."""
+def current_metric(work: Workspace, model: bundle.Bundle, name: str, *, candidate: bundle.Bundle) -> float | None:
+    """Distance from the ideal of a model's metric on the current test split; None where it is not finite.
+
+    Labels are drawn as they were for the ``candidate``: the model's own training samples may have had other shares.
+    """
     count = work.recipe.generate.count
     numbers, chosen = np.arange(count), generate.condition_sources(work, count)
     parts = []
     for indices in np.array_split(numbers, -(-count // generate.shard_size(work, model))):
-        streams = model.generate(indices, work.recipe.seed, generate.sample_conditions(work, model, indices, chosen))
+        raw = generate.sample_conditions(work, candidate, indices, chosen)
+        streams = model.generate(indices, work.recipe.seed, raw)
         parts.append(model.fields({key: value[bundle.finite_rows(streams)] for key, value in streams.items()}))
         if sum(map(len, parts)) >= evaluate.sample_limit(work, model):
             break

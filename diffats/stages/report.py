@@ -118,6 +118,8 @@ def gather(
             "strategy": anchor.attrs["strategy"],
             "sample": ", ".join(f"{mode}: {', '.join(map(str, i))}" for mode, i in anchor.attrs["chosen"].items()),
             "overlap_sigma_min": align.overlap_quantiles(primitives.dataset()),
+            "low_share": align.low_overlap_share(work, primitives.dataset()),
+            "min_overlap": work.recipe.align.min_overlap,
         },
         training=training_facts(work, model, history),
         generation={

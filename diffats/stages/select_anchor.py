@@ -142,7 +142,7 @@ def anchors(
         dims = factors[f"factor_{mode}"].dims[1:]
         data[f"anchor_{mode}"] = (dims, anchor.reshape(shape))
         data[f"score_{mode}"] = (("sample", f"batch_{mode}"), scores[mode])
-    return xr.Dataset(data), chosen
+    return xr.Dataset(data, {k: v for k, v in decompose.mode_coords(work).items() if k in layout.aligned}), chosen
 
 
 def _picks(work: Workspace, scores: dict[str, Array]) -> dict[str, list[int]] | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from diffats import bundle
 from diffats.errors import StoreNotFoundError
-from diffats.stages import align, decompose, fit_normalisation, select_anchor
+from diffats.stages import align, decompose, fit_normalisation, processes, select_anchor
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
 from diffats.store import Version
 
@@ -34,7 +34,11 @@ def require_normalisation(work: Workspace) -> tuple[Version, Version]:
 
 
 def model_fingerprint(work: Workspace, primitives: Version, normalisation: Version) -> str:
-    """Identity of the training, whatever its number of steps."""
+    """Identity of the training, whatever its number of steps.
+
+    The primitives' digest is of their numbers. Scaling, mask, units and coordinates, which a bundle takes to fields,
+    are in the normalisation's fingerprint, which holds those of all groups before it.
+    """
     recipe = work.portable
     config = {
         "model": recipe["model"],
@@ -62,14 +66,26 @@ def find_bundle(work: Workspace) -> Path | None:
 
 
 def require_bundle(work: Workspace) -> bundle.Bundle:
-    """The finished model of this recipe, or an error that names the command which makes it."""
+    """The finished model of this recipe, or an error that names the command which makes it.
+
+    It samples as this recipe says, also where the bundle was saved with other ``generate`` options; nothing is written.
+    """
     path = find_bundle(work)
     if path is None:
         raise StoreNotFoundError(
             f"{work.root} has no trained model for this recipe. "
             "Run `diffats train RECIPE.toml` first, or the whole flow."
         )
-    return bundle.load(path, device=work.recipe.compute.device)
+    model = bundle.load(path, device=work.recipe.compute.device)
+    model.recipe = model.recipe.model_copy(update={"generate": work.recipe.generate})
+    return model
+
+
+def ask_for_bundle(work: Workspace) -> bundle.Bundle:
+    """The same; from now on it stands for the root, saved with this recipe's sampling options."""
+    model = require_bundle(work)
+    bundle.ask_for(model.directory, work.portable, recipe_fingerprint(work))
+    return model
 
 
 def training_directory(work: Workspace, identity: str) -> Path:
@@ -101,6 +117,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     identity = model_fingerprint(work, primitives, normalisation)
     path = bundle_path(work, identity)
     if (path / "bundle.json").is_file() and not hooks.restart:
+        if processes.is_main():
+            bundle.ask_for(path, work.portable, recipe_fingerprint(work))
         return result(work, path, identity, started, skipped=True)
 
     from diffats.loader import PrimitiveSet
@@ -114,7 +132,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         stored.rename({name: name.removeprefix("condition_") for name in given}), layout, statistics, conditions
     )
     directory = training_directory(work, identity)
-    if hooks.restart:
+    if hooks.restart and processes.is_main():
         shutil.rmtree(directory, ignore_errors=True)
     trained = train(
         data,
@@ -124,7 +142,10 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         progress=lambda step, steps: hooks.progress(step, steps, 0),
         device=work.recipe.compute.device,
     )
+    if not processes.is_main():  # the main process saves the bundle
+        return StageResult("train", identity, "", str(path), seconds=time.monotonic() - started)
     save_bundle(work, path, primitives, normalisation, trained.weights)
+    bundle.ask_for(path, work.portable, recipe_fingerprint(work))
     return result(work, path, identity, started)
 
 

@@ -29,7 +29,7 @@ ALGORITHMS = {
     "normalisation": 1,
     "model": 1,
     "samples": 1,
-    "evaluation": 1,
+    "evaluation": 2,
 }
 SHARD_BYTES = 16 * 2**20
 MAX_SHARD_SAMPLES = 4096
