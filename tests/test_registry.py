@@ -196,6 +196,14 @@ def test_the_latest_run_is_continued_even_if_finished(tracker: Tracker) -> None:
     assert tracker.start("run", {"root": "a"}, fingerprint="f5") != first
 
 
+def test_a_stage_tells_its_start_and_its_headline_on_the_parent(tracker: Tracker) -> None:
+    parent = tracker.start("headline")
+    with tracker.stage(parent, "evaluate", started=1_700_000_000_000) as run:
+        run.headline({"energy_distance": 0.5})
+    assert tracker.client.get_run(parent).data.metrics["energy_distance"] == 0.5
+    assert tracker.client.get_run(run.run_id).info.start_time == 1_700_000_000_000
+
+
 def test_a_run_under_which_nothing_was_done_is_not_kept(tracker: Tracker) -> None:
     empty, busy = tracker.start("nothing to do"), tracker.start("one stage")
     with tracker.stage(busy, "align"):

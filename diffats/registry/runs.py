@@ -70,6 +70,12 @@ class StageRun:
         now = time.time_ns() // 1_000_000
         self._outbox.put([Metric(_metric_name(name), float(value), now, step) for name, value in metrics.items()])
 
+    def headline(self, metrics: Mapping[str, float]) -> None:
+        """Record numbers on the parent run, where runs are compared."""
+        now = time.time_ns() // 1_000_000
+        batch = [Metric(_metric_name(name), float(value), now, 0) for name, value in metrics.items()]
+        self._send("headline metrics", lambda: self._client.log_batch(self.parent_id, metrics=batch))
+
     def params(self, params: Mapping[str, Any]) -> None:
         """Record parameters; nested ones get dotted names, ones that are there stay."""
         given = flat(params)

@@ -155,8 +155,11 @@ class Tracker:
             if not self._runs({PARENT_TAG: run_id}):
                 self.client.delete_run(run_id)
 
-    def stage(self, parent_id: str, stage: str) -> StageRun:
-        """The child run of a stage, as a context manager; an interrupted one is continued."""
+    def stage(self, parent_id: str, stage: str, *, started: int | None = None) -> StageRun:
+        """The child run of a stage, as a context manager; an interrupted one is continued.
+
+        ``started`` is when the stage began, in milliseconds since 1970; now where left out.
+        """
         with asking(self.uri, f'start stage "{stage}"'):
             for run in self._runs({PARENT_TAG: parent_id, STAGE_TAG: stage}):
                 self.client.update_run(run.info.run_id, status="RUNNING")
@@ -164,7 +167,7 @@ class Tracker:
                     self.client.delete_tag(run.info.run_id, ERROR_TAG)
                 return StageRun(self.client, self.uri, run.info.run_id, stage, parent_id)
             tags = {PARENT_TAG: parent_id, STAGE_TAG: stage}
-            run = self.client.create_run(self.experiment_id, tags=tags, run_name=stage)
+            run = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=stage)
         return StageRun(self.client, self.uri, run.info.run_id, stage, parent_id)
 
     def dataset(

@@ -144,17 +144,19 @@ class LoggedProgress:
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.started = self.shown = time.monotonic()
+        self.there: int | None = None  # what an interrupted run had done is not this run's rate
 
     def __call__(self, done: int, total: int, failed: int) -> None:
         """Log where ten seconds have passed."""
         now = time.monotonic()
-        if now - self.shown < 10 or not done:
+        if self.there is None:
+            self.there, self.started = done - 1, now
+        if now - self.shown < 10 or now == self.started:
             return
         self.shown = now
-        rate = done / (now - self.started)
-        eta = (total - done) / rate
-        text = "%s: %d/%d, %.3g a second, %.0f s to go, %d failed"
-        progress_log.info(text, self.stage, done, total, rate, eta, failed)
+        rate = (done - self.there) / (now - self.started)
+        text = f"{self.stage}: {done}/{total}, {rate:.4g} a second, {(total - done) / rate:.0f} s to go"
+        progress_log.info(text + (f", {failed} failed" if failed else ""))
 
 
 class _Records:
@@ -166,6 +168,7 @@ class _Records:
     def __init__(self, work: Workspace, stage: str, parent_run: str | None) -> None:
         self.work, self.stage, self.parent_run = work, stage, parent_run
         self._run: StageRun | None = None
+        self._started = time.time_ns() // 1_000_000
         self._away = False
         self._kept: list[tuple[dict[str, float], int]] = []
 
@@ -176,7 +179,7 @@ class _Records:
         if self._run is not None or self.parent_run is None:
             return self._run
         try:
-            self._run = _tracker(self.work.recipe).stage(self.parent_run, self.stage)
+            self._run = _tracker(self.work.recipe).stage(self.parent_run, self.stage, started=self._started)
         except (TrackingError, OSError) as error:
             self._warn("its run is begun at its end, if MLflow is back", error)
             return None
@@ -208,6 +211,8 @@ class _Records:
         if run is None:
             return
         run.log({**result.metrics, "seconds": result.seconds}, step=result.done if self.stage == "train" else 0)
+        if self.stage in ("decompose", "train", "evaluate"):
+            run.headline(result.metrics)  # by which a team compares recipes in MLflow's table of runs
         run.params({"fingerprint": result.fingerprint[:16], "version": result.version})
         for dataset in (*_inputs(self.work, self.stage), *_made(self.work, result)):
             run.dataset(**dataset)

@@ -80,6 +80,13 @@ def _planned(layout: Layout, n: int, dtype: np.dtype[Any]) -> dict[str, Any]:
             layout.numbers,
             layout.raw_numbers,
         )
+    merged = [mode for mode in layout.ranks if mode not in layout.aligned]
+    if merged:
+        log.warning(
+            "%s: a rank on a mode that is not aligned costs accuracy and saves nothing, since the core keeps this mode "
+            "whole. Align it, or leave its rank out",
+            ", ".join(merged),
+        )
     return {
         "ranks": dict(layout.ranks),
         "aligned": list(layout.aligned),
