@@ -210,11 +210,11 @@ def test_a_tracker_that_goes_away_before_the_training_does_not_stop_it(
         ended(run(verb, recipe), 0)
     tries = []
 
-    def away(self: Tracker, parent: str, stage: str) -> StageRun:
+    def away(self: Tracker, parent: str, stage: str, **options: int) -> StageRun:
         tries.append(stage)
         if len(tries) == 1:
             raise TrackingError("MLflow could not be reached")
-        return there(self, parent, stage)
+        return there(self, parent, stage, **options)
 
     there = Tracker.stage
     monkeypatch.setattr(Tracker, "stage", away)
