@@ -89,7 +89,7 @@ class Split(Section):
 
 
 class Initial(Section):
-    """A slice of the sample that is given, not generated."""
+    """A slice of the sample that is given; the sample, this slice included, is generated to follow it."""
 
     dim: str
     index: int = 0

@@ -82,8 +82,11 @@ def show_log() -> None:
 
 def prepare() -> None:
     """Start Prefect's private server where the user has no other, and import meanwhile what takes seconds."""
-    log.info("starting: libraries and Prefect's private server, about ten seconds")
-    started = server.PrivateServer() if server.needed() else None
+    private = server.needed()
+    if not private:
+        server.check_answers()
+    log.info("starting: libraries%s, about ten seconds", " and Prefect's private server" if private else "")
+    started = server.PrivateServer() if private else None
     from diffats import registry, stages, training  # noqa: F401
 
     if started is not None:

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from threading import Thread
 
-from diffats.errors import DiffatsError
+from diffats.errors import DiffatsError, InputError
 
 STOP_WITHIN = 5.0  # seconds
 
@@ -78,6 +78,27 @@ def needed() -> bool:
     from prefect.settings import get_current_settings
 
     return get_current_settings().api.url is None
+
+
+def check_answers() -> None:
+    """Refuse, before anything is made, to run against a named server that does not answer.
+
+    Raises
+    ------
+    InputError
+        Which names the server and what to do.
+    """
+    import httpx
+    from prefect.settings import get_current_settings
+
+    url = str(get_current_settings().api.url)
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=30)
+    except httpx.HTTPError as error:
+        raise InputError(
+            f"no Prefect server answers at {url} ({error}). Start it with `prefect server start`, or unset "
+            "PREFECT_API_URL (or the profile's api.url) to use a private one."
+        ) from error
 
 
 def serve(descriptor: int) -> None:

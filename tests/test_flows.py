@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 from prefect.testing.utilities import prefect_test_harness
 from tiny_recipe import waves, write_recipe
@@ -248,6 +250,18 @@ def test_report_artifact_has_links_and_small_pictures_only(recipe: str) -> None:
     assert len(artifact.pictures([many])) == artifact.MAX_PICTURES // artifact.MAX_PICTURE
     row = {"distance": {"label": "Energy | distance", "value": 0.12345, "gaussian": 0.5, "better": "lower"}}
     assert artifact.metric_table(row).splitlines()[-1] == r"| Energy \| distance | 0.1235 | 0.5 | lower |"
+
+
+def test_a_server_that_does_not_answer_is_one_message(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"  # nobody listens there any more
+    monkeypatch.setattr(command, "show_log", lambda: None)
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert command.main(preprocess, [recipe]) == 2
+    assert f"no Prefect server answers at {url}" in capsys.readouterr().err
 
 
 def test_a_bad_recipe_is_told_before_anything_starts(tmp_path: Path) -> None:

@@ -510,3 +510,13 @@ def test_only_small_coordinates_go_with_samples(tmp_path: Path) -> None:
     assert {"run", "place", "corners", "height"} <= set(coords)  # 384 bytes a sample
     assert "orography" not in coords
     assert coords["place"].values.tolist() == ["station 3", "station 5"]
+
+
+def test_a_lone_array_takes_the_name_that_the_recipe_gives_it(tmp_path: Path) -> None:
+    values = np.arange(240.0).reshape(10, 6, 4)
+    np.save(tmp_path / "lines.npy", values)
+    np.savez(tmp_path / "lines.npz", speed=values)
+    data = Data(source=str(tmp_path / "lines.npy"), variables=["u"], modes=["t", "x"], sample_dim="run")
+    np.testing.assert_array_equal(open_samples(data).read([3]), values[[3]])
+    with pytest.raises(SourceError, match=r'names "u", which .*lines.npz does not have \(it has: speed\)'):
+        open_samples(data.model_copy(update={"source": str(tmp_path / "lines.npz")}))

@@ -19,6 +19,7 @@ from xarray.core import indexing
 
 from diffats.config import Data
 from diffats.errors import SourceError
+from diffats.sources.naming import unknown_name
 
 _SMALL = 2**20  # bytes: below this, reading a little too much is cheaper than another seek
 
@@ -110,11 +111,16 @@ def open_arrays(path: str, data: Data) -> xr.Dataset:
     Raises
     ------
     SourceError
-        Where the number of dims does not fit the recipe, or an array holds Python objects.
+        Where an array is missing, the number of dims does not fit the recipe, or an array holds Python objects.
     """
     local = "://" not in path
     opener = _opener(path, data)
     arrays = _npz_arrays(path, opener, local) if path.lower().endswith(".npz") else _npy_array(path, opener, local)
+    if not path.lower().endswith(".npz") and len(data.variables) == 1:
+        arrays = dict(zip(data.variables, arrays.values(), strict=True))  # a lone array has no name of its own
+    for name in data.variables:
+        if name not in arrays:
+            raise unknown_name("data.variables", name, arrays, where=f"data.source {path}")
     dims = ([data.sample_dim] if data.sample_dim else []) + list(data.modes)
     main = [name for name in (data.variables or arrays) if name in arrays and len(arrays[name].shape) == len(dims)]
     if not main:

@@ -338,6 +338,15 @@ def mode_coords(work: Workspace) -> dict[str, Any]:
     return found | ({"component": list(work.recipe.data.variables)} if "component" in modes else {})
 
 
+def say_uneven(work: Workspace) -> None:
+    """Log which windowed dims have no common coordinate: their points are not evenly spaced, as months are not."""
+    samples, template = work.samples, work.samples.template()
+    for dim in work.recipe.data.windows.size:
+        if dim in samples.dataset.coords and dim not in template.coords:
+            text = "points along %s are not evenly spaced: generated samples have no coordinate there, only an order"
+            log.warning(text, dim)
+
+
 def say_resumed(version: Version) -> None:
     """Log where an interrupted version continues."""
     there = version.n_shards - len(version.pending())
@@ -422,6 +431,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
     samples, recipe = work.samples, work.recipe
+    say_uneven(work)
     shard = shard_samples(recipe, samples.sizes, samples.dtype.itemsize)
     if recipe.decompose.tolerance is None:
         Layout.from_recipe(recipe, samples.sizes)  # refuses ranks that cannot be, before anything is read
