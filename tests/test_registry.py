@@ -395,13 +395,10 @@ def test_a_version_says_what_it_was_made_from(tracker: Tracker, registered: str)
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "tiny.fields", "version": registered}]
 
 
-def test_aliases_move_and_tags_are_added(tracker: Tracker, registered: str) -> None:
+def test_aliases_move(tracker: Tracker, registered: str) -> None:
     tracker.set_alias("tiny.fields", "champion", registered)
-    tracker.tag_version("tiny.fields", registered, {"judged": 1.5})
     assert tracker.alias("tiny.fields", "champion") == registered
-    assert tracker.client.get_model_version("tiny.fields", registered).tags["judged"] == "1.5"
     tracker.client.delete_registered_model_alias("tiny.fields", "champion")
-    tracker.client.delete_model_version_tag("tiny.fields", registered, "judged")
     with pytest.raises(TrackingError, match='could not set alias "champion"'):
         tracker.set_alias("tiny.fields", "champion", "99")
 
@@ -582,7 +579,6 @@ def test_the_command_for_the_pages_is_for_this_machine_only(tracker: Tracker) ->
     command = tracker.ui_command
     assert "--host 127.0.0.1" in command
     assert f"'{tracker.uri}'" in command  # quoted: the path holds blanks
-    assert tracker.run_url("abc") == f"http://127.0.0.1:5000/#/experiments/{tracker.experiment_id}/runs/abc"
     assert "secret" not in registry.ui_command("postgresql://user:secret@host/db")
 
 

@@ -194,11 +194,6 @@ class Layout:
         return {stream.mode: stream.shape for stream in self.streams if stream.mode is not None}
 
     @property
-    def kept_axes(self) -> tuple[str, ...]:
-        """Physical axes that the core keeps: they give a denoiser spatial tokens."""
-        return self.labelled + tuple(mode for mode in self.working_modes if mode not in self.aligned)
-
-    @property
     def numbers(self) -> int:
         """Numbers in one primitive."""
         return sum(stream.size for stream in self.streams)

@@ -17,7 +17,7 @@ from mlflow.models import Model
 
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError
-from diffats.registry.connection import PORT, absolute, asking, database_of, is_server, ui_command
+from diffats.registry.connection import absolute, asking, database_of, ui_command
 from diffats.registry.datasets import StoreSource
 from diffats.registry.models import fetch, save_pyfunc
 from diffats.registry.runs import ERROR_TAG, StageRun, dataset_input, finish_run, log_params, texts
@@ -88,11 +88,6 @@ class Tracker:
     def ui_command(self) -> str:
         """The exact command that opens the tracker's pages on this machine."""
         return ui_command(self.uri)
-
-    def run_url(self, run_id: str) -> str:
-        """The page of a run, once :attr:`ui_command` (or the server) is up."""
-        base = self.uri.rstrip("/") if is_server(self.uri) else f"http://127.0.0.1:{PORT}"
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
     # Runs ------------------------------------------------------------------------------------------------------------
 
@@ -283,12 +278,6 @@ class Tracker:
         """Move an alias to a version."""
         with asking(self.uri, f'set alias "{alias}" of model "{name}"'):
             self.client.set_registered_model_alias(name, alias, version)
-
-    def tag_version(self, name: str, version: str, tags: Mapping[str, Any]) -> None:
-        """Add tags to a version, such as the metric it was judged by."""
-        with asking(self.uri, f'tag version {version} of model "{name}"'):
-            for key, value in texts(tags).items():
-                self.client.set_model_version_tag(name, version, key, value)
 
     def download(self, uri: str, destination: Path | None = None) -> Path:
         """The bundle directory of a registered model; see :func:`download`."""
