@@ -49,7 +49,8 @@ def parse_bytes(text: str) -> int:
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # What was given is not shown: chained tracebacks would print a password.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
 class Windows(Section):
@@ -308,6 +309,9 @@ class Recipe(Section):
     name: str = Field(description="names the store, the MLflow experiment and the registered model", max_length=100)
     seed: int = Field(0, ge=0, lt=2**32)
     root: str = Field("", description="where stores, checkpoints and reports go; runs/NAME where left out")
+    store: str = Field(
+        "", description="where Icechunk repositories go: a directory or s3://, gs://, az:// URL; in root if left out"
+    )
     data: Data
     primitive: Primitive = Primitive()
     decompose: Decompose = Decompose()
@@ -329,6 +333,22 @@ class Recipe(Section):
                 f'"{name}" may hold letters, digits, ".", "_" and "-" only, and starts with a letter or digit.'
             )
         return name
+
+    @field_validator("store")
+    @classmethod
+    def _place_for_repositories(cls, store: str) -> str:
+        scheme, separator, rest = store.partition("://")
+        bucket = rest.partition("/")[0]
+        if not separator:
+            return store
+        if "@" in bucket or re.search("[?#]", rest):  # and is not repeated in the message
+            raise ValueError(
+                "the URL holds a user, password or query. Remove it, and set credentials in the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)."
+            )
+        if scheme not in ("s3", "gs", "az") or not bucket:
+            raise ValueError(f'"{store}" is neither a directory nor a URL such as "s3://bucket/prefix".')
+        return store.rstrip("/")
 
     @model_validator(mode="after")
     def _modes_agree(self) -> Recipe:
@@ -549,11 +569,11 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
 
 
 def portable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data for stores and trackers: no root, no place on this machine, no user or password.
+    """The recipe as plain data for stores and trackers: no root or store, no place on this machine, no password.
 
     The source loses what ``portable_place`` takes away, and so do places among the storage options.
     """
-    tree = recipe.model_dump(mode="json", exclude={"root", "tracking", "compute"})
+    tree = recipe.model_dump(mode="json", exclude={"root", "store", "tracking", "compute"})
     data = tree["data"]
     data["source"] = portable_place(recipe.data.source)
     data["storage_options"] = {

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +22,12 @@ import xarray as xr
 import zarr
 
 from diffats.config import Data
-from diffats.errors import SourceError
+from diffats.errors import SourceError, StoreError
 from diffats.sources.arrays import open_arrays
 from diffats.sources.builtin import open_builtin
 from diffats.sources.joining import join
 from diffats.sources.naming import unknown_name
+from diffats.storage import SCHEMES, check_endpoint, explain, object_storage
 
 logger = logging.getLogger("diffats.sources")
 
@@ -33,6 +35,7 @@ _ZARR_FILES = {"zarr.json", ".zgroup", ".zmetadata", ".zarray"}
 # What xarray's engines, zarr, h5py, fsspec and icechunk raise for content they cannot read.
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, EOFError, icechunk.IcechunkError)
 _MANY_FILES, _MANY_LISTINGS = 100_000, 200
+_BRANCH = "refs/branch.main/ref.json"  # in every Icechunk repository, and rewritten by each commit
 
 
 def open_source(data: Data) -> xr.Dataset:
@@ -91,16 +94,34 @@ def _locate_url(source: str, data: Data) -> list[str]:
     if data.engine is not None and not _is_glob(source):
         return [source]  # the engine knows the protocol, e.g. OPeNDAP
     try:
+        check_endpoint(source, str(data.storage_options.get("endpoint_url", "")))
         system, path = fsspec.core.url_to_fs(source, **data.storage_options)
         if _is_glob(source):
             found = [system.unstrip_protocol(entry) for entry in sorted(system.glob(path))]
         else:
             found = [source] if system.exists(path) else []
-    except _UNREADABLE as error:
-        raise SourceError(f'data.source "{source}" cannot be reached: {_reason(error)}. Check the URL.') from error
+    except _unreadable() as error:
+        raise SourceError(
+            f'data.source "{source}" cannot be reached: {_reason(error)}. {_fix(error, source)}'
+        ) from error
     if not found:
         raise SourceError(f'data.source "{source}" does not exist. Check the URL.')
     return found
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """Those, and botocore's own errors where s3fs has loaded it: missing credentials are no OSError."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return _UNREADABLE if botocore is None else (*_UNREADABLE, botocore.BotoCoreError)
+
+
+def _fix(error: BaseException, url: str) -> str:
+    """What to do about a URL that cannot be reached."""
+    if not url.startswith(("s3://", "s3a://")):
+        return "Check the URL."
+    if isinstance(error, ImportError):
+        return "Run pip install 'diffats[s3]'."
+    return "Check the URL, and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."
 
 
 def _is_glob(source: str) -> bool:
@@ -154,7 +175,7 @@ class Place:
     magic
         A file's first eight bytes; none of a folder.
     entries
-        Names in a local folder; none of a remote one, where looking takes long.
+        Names in a local folder; of a remote one, where looking takes long, only what tells an Icechunk repository.
     """
 
     path: str
@@ -169,12 +190,18 @@ class Place:
         if "://" in path:
             system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
             if not system.isfile(inner):
-                return cls(path, is_folder=True, is_remote=True)
+                entries = frozenset({"snapshots"} if _is_repository(path, system, inner) else ())
+                return cls(path, is_folder=True, is_remote=True, entries=entries)
             return cls(path, is_folder=False, is_remote=True, magic=system.cat_file(inner, 0, 8))
         if Path(path).is_dir():
             return cls(path, is_folder=True, is_remote=False, entries=frozenset(os.listdir(path)))
         with Path(path).open("rb") as file:
             return cls(path, is_folder=False, is_remote=False, magic=file.read(8))
+
+
+def _is_repository(url: str, system: Any, path: str) -> bool:
+    """Whether an object store holds an Icechunk repository there."""
+    return url.partition("://")[0] in SCHEMES and bool(system.isfile(f"{path}/{_BRANCH}"))
 
 
 def _open_with(engine: str, path: str, data: Data) -> xr.Dataset:
@@ -195,12 +222,13 @@ def _open_zarr(path: str, data: Data) -> xr.Dataset:
 
 
 def _open_icechunk(path: str, data: Data) -> xr.Dataset:
-    if "://" in path:
-        raise SourceError(
-            f'data.source "{path}": Icechunk repositories are read from local folders. Copy it, or export it.'
-        )
-    repository = icechunk.Repository.open(icechunk.local_filesystem_storage(path))
-    session = repository.readonly_session("main")
+    try:
+        storage = object_storage(path) if "://" in path else icechunk.local_filesystem_storage(path)
+        session = icechunk.Repository.open(storage).readonly_session("main")
+    except icechunk.IcechunkError as error:
+        raise SourceError(f'data.source "{path}" cannot be read as icechunk {explain(error)}') from error
+    except StoreError as error:
+        raise SourceError(f"data.source: {error}") from error
     dataset = _open_xarray(session.store, engine="zarr", group=data.group, consolidated=False)
     dataset.encoding["snapshot"] = session.snapshot_id
     return dataset
@@ -233,7 +261,11 @@ _GUESSED = "netcdf"
 KINDS: tuple[Kind, ...] = (
     Kind("numpy", lambda place: place.path.lower().endswith((".npy", ".npz")), open_arrays),
     Kind(
-        "zarr", lambda place: place.is_folder and (place.is_remote or _ZARR_FILES & place.entries != set()), _open_zarr
+        "zarr",
+        lambda place: (
+            place.is_folder and (_ZARR_FILES & place.entries != set() or (place.is_remote and not place.entries))
+        ),
+        _open_zarr,
     ),
     Kind("icechunk", lambda place: "snapshots" in place.entries, _open_icechunk),
     Kind("scipy", lambda place: place.magic.startswith((b"CDF\x01", b"CDF\x02")), partial(_open_with, "scipy")),
@@ -261,7 +293,7 @@ def _url_stamp(path: str, data: Data, deep: bool) -> list[Any]:
     try:
         system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
         system.invalidate_cache(inner)  # listings may be kept for as long as the process lives
-        info = system.info(inner)
+        info = system.info(f"{inner}/{_BRANCH}" if _is_repository(path, system, inner) else inner)
         return _folder_stamp(system, inner, deep) if info.get("type") == "directory" else _seen(info)
     except _UNREADABLE:
         return []  # an engine's own protocol: there is nothing to look at

@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 import icechunk
 
 from diffats.errors import StoreError, StoreNotFoundError
+from diffats.storage import check_endpoint, explain, object_storage
+
+_FAILURES = (icechunk.IcechunkError, ConnectionError)
 
 
 def local_path(location: str | Path) -> Path | None:
@@ -46,43 +49,17 @@ def storage_for(location: str | Path) -> icechunk.Storage:
     path = local_path(location)
     if path is not None:
         return icechunk.local_filesystem_storage(absolute(path))
-    url = urlsplit(str(location))
-    prefix = url.path.strip("/") or None
-    if url.scheme in ("s3", "s3a"):
-        return _s3(url.netloc, prefix)
-    if url.scheme in ("gs", "gcs"):
-        return icechunk.gcs_storage(bucket=url.netloc, prefix=prefix, from_env=True)
-    if url.scheme in ("az", "abfs"):
-        account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-        if not account:
-            raise StoreError(f"store {location}: the account is unknown. Set AZURE_STORAGE_ACCOUNT_NAME.")
-        return icechunk.azure_storage(account=account, container=url.netloc, prefix=prefix or "", from_env=True)
-    raise StoreError(
-        f'store {location}: a repository cannot lie at a "{url.scheme}://" address. '
-        "Use a directory, s3://, gs:// or az://."
-    )
-
-
-def _s3(bucket: str, prefix: str | None) -> icechunk.Storage:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return icechunk.s3_storage(
-        bucket=bucket,
-        prefix=prefix,
-        from_env=True,
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-        endpoint_url=endpoint,
-        allow_http=bool(endpoint and endpoint.startswith("http://")),
-        force_path_style=bool(endpoint),  # what S3-compatible servers need
-    )
+    return object_storage(str(location))
 
 
 def create_repository(location: str | Path) -> icechunk.Repository:
     """Open the repository at a location, or make one."""
     quiet_icechunk()
     try:
+        check_endpoint(str(location))
         return icechunk.Repository.open_or_create(storage_for(location))
-    except icechunk.IcechunkError as error:
-        raise StoreError(f"store {location}: cannot be opened or made ({reason(error)}).") from error
+    except _FAILURES as error:
+        raise StoreError(f"store {location}: cannot be opened or made {explain(error)}") from error
 
 
 @functools.lru_cache(maxsize=16)
@@ -96,16 +73,17 @@ def open_repository(location: str) -> icechunk.Repository:
     """
     quiet_icechunk()
     path = local_path(location)
-    missing = f"there is no store at {location}. Run the stage that makes it, or correct the root."
+    missing = f"there is no store at {location}. Run the stage that makes it, or correct root or store."
     if path is not None and not path.is_dir():  # asking Icechunk would make the directory
         raise StoreNotFoundError(missing)
-    storage = storage_for(location)
     try:
+        check_endpoint(location)
+        storage = storage_for(location)
         if not icechunk.Repository.exists(storage):
             raise StoreNotFoundError(missing)
         return icechunk.Repository.open(storage)
-    except icechunk.IcechunkError as error:
-        raise StoreError(f"store {location}: cannot be opened ({reason(error)}).") from error
+    except _FAILURES as error:
+        raise StoreError(f"store {location}: cannot be opened {explain(error)}") from error
 
 
 def reason(error: Exception) -> str:
