@@ -1,25 +1,38 @@
 """Spectra of a tensor's modes: Gram matrices, leading vectors, and how many of them are needed.
 
-Written once against the Python array API standard: NumPy and torch arrays, the last ``N`` axes are the modes and all
-leading axes are batch. Energies (squared singular values of a mode's unfolding) are float64 whatever the input is.
+NumPy and torch arrays: the work is torch's, on the CPU or a GPU, and NumPy arrays share their memory with it. The last
+``N`` axes are the modes and all leading axes are batch. Energies (squared singular values of a mode's unfolding) are
+float64 whatever the input is.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from array_api_compat import array_namespace, device, is_torch_array, to_device
 
 Array: TypeAlias = Any  # a NumPy or torch array: the array API standard has no type for it
+Truncation: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # vectors, their energies, energy of the others
 
-_CHUNK = 2**21  # numbers upcast to float64 at a time: a Gram of float32 data then needs 16 MiB of work space
-_PASS = 24.0  # cost of touching a number once, in flops
-_EIGH = 30.0  # flops of eigh for an n x n matrix are _EIGH n^3 (it runs far below the speed of a product)
-_SVD = 40.0  # the same for the thin SVD of an n x m matrix, _SVD n m^2
+_ROW = 512  # numbers summed in their own precision
+_CHUNK = 2**21  # numbers converted or reordered at a time, which then take 16 MiB of work space
+_SYRK_FROM = 100  # rows from which a symmetric product is faster than a batch of general ones
+# A float32 Gram is good enough where the smallest kept energy and the lost energy are more than these shares of the
+# whole: tests/test_tucker.py holds it against float64. Below the third, squares of float32 numbers vanish.
+_SMALLEST_KEPT, _SMALLEST_LOST, _UNDERFLOW = 2e-6, 3e-5, 1e-20
+_FEW_OF = 160  # rows from which a few eigenvectors are computed without the others
+_ITERATIONS = 4
+_CONVERGED = 1e-3  # energy that the last iteration may have gained, of the energy that is lost
+# The cost model's units: what else takes as long as one flop of a large matrix product, measured on one core.
+_READ, _REORDER = 24.0, 120.0  # reading a number once; reordering it, too
+_EIGH = 6000.0  # eigh of an n x n matrix takes _EIGH n^2: it is bound by its small steps
+_NARROW = 16  # a product of fewer rows takes as long as one of so many
 
 
 def float_dtype(x: Array) -> Any:
@@ -50,6 +63,35 @@ def widen(x: Array) -> Array:
     return array_namespace(x).astype(x, wide_dtype(x), copy=False)
 
 
+def as_torch(x: Array) -> torch.Tensor:
+    """``x`` as a torch tensor: of the same memory, where it is a NumPy array."""
+    if isinstance(x, torch.Tensor):
+        return x
+    array = np.asarray(x)
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    positive = native.copy() if min(native.strides, default=0) < 0 or not native.flags.writeable else native
+    return torch.from_numpy(positive)
+
+
+def encoding_device(name: str) -> torch.device:
+    """Where samples are decomposed, for ``compute.device``.
+
+    A CUDA device where that is asked for or ``"auto"`` finds one; else the CPU (for ``"mps"`` too: it has no float64).
+
+    >>> encoding_device("mps")
+    device(type='cpu')
+    """
+    kind = name.partition(":")[0]
+    if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda" if kind == "auto" else name)
+    return torch.device("cpu")
+
+
+def back(tensor: torch.Tensor, x: Array) -> Array:
+    """A result for ``x``: a NumPy array where ``x`` is one."""
+    return tensor if is_torch_array(x) else tensor.numpy()
+
+
 def like(array: Array, x: Array) -> Array:
     """``array`` in the namespace, dtype and device of ``x``."""
     xp = array_namespace(x)
@@ -67,9 +109,27 @@ def transpose(matrix: Array) -> Array:
 
 
 def norm2(x: Array, n_modes: int) -> Array:
-    """Squared norm over the last ``n_modes`` axes: ``(...)``, float64."""
-    xp = array_namespace(x)
-    return xp.sum(widen(x) ** 2, axis=tuple(range(x.ndim - n_modes, x.ndim)))
+    """Squared norm over the last ``n_modes`` axes: ``(...)``, float64.
+
+    float32 numbers are squared and summed in float32 by rows, whose sums are added in float64; a sample for which that
+    overflows or vanishes goes by float64.
+    """
+    y = as_torch(x)
+    flat = y.reshape(math.prod(y.shape[: y.ndim - n_modes]), math.prod(y.shape[y.ndim - n_modes :]))
+    sums = _sums_of_squares(flat)
+    if flat.dtype != wide_dtype(flat):
+        doubtful = torch.nonzero(~torch.isfinite(sums) | (sums < _UNDERFLOW))[:, 0]
+        for i in doubtful.tolist():  # one at a time: they take twice the memory
+            sums[i] = _sums_of_squares(widen(flat[i : i + 1]))[0]
+    return back(sums.reshape(y.shape[: y.ndim - n_modes]), x)
+
+
+def _sums_of_squares(flat: torch.Tensor) -> torch.Tensor:
+    whole = flat.shape[1] // _ROW * _ROW
+    rows = torch.linalg.vector_norm(flat[:, :whole].reshape(len(flat), -1, _ROW), dim=-1)
+    rest = torch.linalg.vector_norm(flat[:, whole:], dim=-1)
+    sums: torch.Tensor = widen(rows).square().sum(dim=-1) + widen(rest).square()
+    return sums
 
 
 def mode_dot(x: Array, matrix: Array, mode: int, n_modes: int) -> Array:
@@ -91,46 +151,58 @@ def mode_dot(x: Array, matrix: Array, mode: int, n_modes: int) -> Array:
     >>> mode_dot(np.ones((5, 2, 3, 4)), np.ones((7, 3)), 1, 3).shape
     (5, 2, 7, 4)
     """
-    xp = array_namespace(x)
-    shape = list(x.shape)
-    axis = x.ndim - n_modes + mode
-    left, right = math.prod(shape[x.ndim - n_modes : axis]), math.prod(shape[axis + 1 :])
-    batch = tuple(shape[: x.ndim - n_modes])
+    y, by = as_torch(x), as_torch(matrix)
+    if y.dtype != by.dtype:
+        y, by = (part.to(torch.promote_types(y.dtype, by.dtype)) for part in (y, by))
+    shape = list(y.shape)
+    axis = y.ndim - n_modes + mode
+    left, right = math.prod(shape[y.ndim - n_modes : axis]), math.prod(shape[axis + 1 :])
+    batch = shape[: y.ndim - n_modes]
     if right == 1:  # the last mode: one product per sample instead of one per row
-        y = xp.reshape(x, (*batch, left, shape[axis])) @ transpose(matrix)
+        y = y.reshape(*batch, left, shape[axis]) @ by.mT
     else:
-        y = matrix[..., None, :, :] @ xp.reshape(x, (*batch, left, shape[axis], right))
-    shape[axis] = matrix.shape[-2]
-    return xp.reshape(y, tuple(shape))
+        y = by[..., None, :, :] @ y.reshape(*batch, left, shape[axis], right)
+    shape[axis] = by.shape[-2]
+    return back(y.reshape(shape), x)
 
 
-def unfold(x: Array, mode: int) -> Array:
+def unfold(x: torch.Tensor, mode: int) -> torch.Tensor:
     """Unfolding of a batch ``(B, n_1, ..., n_N)`` along one mode: ``(B, n_mode, rest)``."""
-    xp = array_namespace(x)
-    return xp.reshape(xp.moveaxis(x, mode + 1, 1), (x.shape[0], x.shape[mode + 1], -1))
+    return x.movedim(mode + 1, 1).reshape(x.shape[0], x.shape[mode + 1], -1)
 
 
-def gram(x: Array, mode: int) -> Array:
-    """Gram matrices of one mode's unfolding, accumulated in float64.
+def gram(x: torch.Tensor, mode: int, dtype: torch.dtype) -> torch.Tensor:
+    """Gram matrices of one mode's unfolding.
 
     Parameters
     ----------
     x
         ``(B, n_1, ..., n_N)``.
+    dtype
+        In which the products are taken and summed.
 
     Returns
     -------
     ``(B, n_mode, n_mode)``
     """
-    xp = array_namespace(x)
+    n, columns = x.shape[mode + 1], math.prod(x.shape[mode + 2 :])
+    out = torch.empty((x.shape[0], n, n), dtype=dtype, device=x.device)
     step = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
-    parts = [_gram(unfold(x[i : i + step, ...], mode)) for i in range(0, x.shape[0], step)]
-    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+    for i in range(0, x.shape[0], step):
+        part = x[i : i + step].to(dtype)
+        # the last mode's unfolding is the transpose of what lies in memory: nothing is copied
+        a = part.reshape(part.shape[0], -1, n).mT if columns == 1 else unfold(part, mode)
+        _symmetric(a, out[i : i + step])
+    return out
 
 
-def _gram(a: Array) -> Array:
-    wide = widen(a)  # after unfolding: a copy, where one is needed, is then of the smaller dtype
-    return wide @ transpose(wide)
+def _symmetric(a: torch.Tensor, out: torch.Tensor) -> None:
+    """``A A^T`` of each ``A (n, m)``."""
+    if a.device.type == "cpu" and a.shape[1] >= _SYRK_FROM:
+        for matrix, product in zip(a.numpy(), out.numpy(), strict=True):
+            np.matmul(matrix, matrix.T, out=product)  # NumPy sees the symmetry and does half of the work
+    else:
+        torch.bmm(a, a.mT, out=out)
 
 
 def gram_floor(n: int) -> float:
@@ -143,7 +215,7 @@ def gram_floor(n: int) -> float:
 
 
 def leading(x: Array, mode: int, *, accurate: bool = False) -> tuple[Array, Array]:
-    """Left singular vectors and energies of one mode's unfolding.
+    """All left singular vectors and energies of one mode's unfolding, in float64.
 
     By the eigenvectors of the Gram matrix; by a thin SVD where the unfolding is taller than wide, or where
     ``accurate`` asks for singular values that a Gram matrix cannot hold (``gram_floor``).
@@ -160,28 +232,136 @@ def leading(x: Array, mode: int, *, accurate: bool = False) -> tuple[Array, Arra
     energies
         ``(B, n)`` float64, descending, not negative.
     """
-    xp = array_namespace(x)
-    n = x.shape[mode + 1]
-    if accurate or n * n > math.prod(x.shape[1:]):
-        return _leading_by_svd(widen(unfold(x, mode)))
-    energies, vectors = xp.linalg.eigh(gram(x, mode))
-    return xp.flip(vectors, axis=-1), xp.clip(xp.flip(energies, axis=-1), min=0.0)
+    y = as_torch(x)
+    if accurate or _is_tall(y, mode):
+        vectors, energies = _by_svd(widen(unfold(y, mode)))
+    else:
+        vectors, energies = _by_eigh(gram(y, mode, wide_dtype(y)))
+    return back(vectors, x), back(energies, x)
 
 
-def _leading_by_svd(a: Array) -> tuple[Array, Array]:
-    xp = array_namespace(a)
+def truncated(x: torch.Tensor, mode: int, rank: int) -> Truncation:
+    """The first left singular vectors of one mode's unfolding, and the energy they keep.
+
+    By the smaller of the two Gram matrices. Those of float32 data are float32 where that is accurate enough, and
+    float64 for the other samples.
+
+    Parameters
+    ----------
+    x
+        ``(B, n_1, ..., n_N)``.
+    rank
+        At most ``min(n_mode, rest)``.
+
+    Returns
+    -------
+    vectors
+        ``(B, n_mode, rank)`` float64, orthonormal columns in descending order of energy.
+    energies
+        ``(B, rank)`` float64, their energies.
+    discarded
+        ``(B)`` float64, the energy of the others. A sample whose squares are not finite has no energy at all.
+    """
+    solve = _tall if _is_tall(x, mode) else _wide
+    wide = wide_dtype(x)
+    found = solve(x, mode, rank, x.dtype)
+    if x.dtype == wide:
+        return found
+    doubtful = torch.nonzero(~_enough(*found, whole=rank == x.shape[mode + 1]))[:, 0]
+    if len(doubtful):
+        for kept, better in zip(found, solve(x[doubtful], mode, rank, wide), strict=True):
+            kept[doubtful] = better
+    return found
+
+
+def _enough(_vectors: torch.Tensor, energies: torch.Tensor, discarded: torch.Tensor, *, whole: bool) -> torch.Tensor:
+    """Which samples' Gram matrices were accurate enough in float32."""
+    total = energies.sum(dim=-1) + discarded
+    enough = (energies[:, -1] > _SMALLEST_KEPT * total) & (total > _UNDERFLOW)
+    return enough if whole else enough & (discarded > _SMALLEST_LOST * total)
+
+
+def _is_tall(x: torch.Tensor, mode: int) -> bool:
+    return x.shape[mode + 1] ** 2 > math.prod(x.shape[1:])
+
+
+def _wide(x: torch.Tensor, mode: int, rank: int, dtype: torch.dtype) -> Truncation:
+    return _top(_finite(gram(x, mode, dtype)), rank)
+
+
+def _tall(x: torch.Tensor, mode: int, rank: int, dtype: torch.dtype) -> Truncation:
+    """By ``A^T A = V S V^T``: QR makes the orthogonal columns of ``A V`` orthonormal, whatever their lengths."""
+    a = unfold(x, mode)
+    right, energies, discarded = _top(_finite(gram(a.mT, 0, dtype)), rank)
+    return torch.linalg.qr(widen(a) @ right)[0], energies, discarded
+
+
+def _finite(g: torch.Tensor) -> torch.Tensor:
+    """Matrices of samples with NaN, infinite or too large values become zero: LAPACK would refuse the whole batch."""
+    bad = torch.nonzero(~torch.isfinite(torch.sum(g, dim=(-2, -1))))[:, 0]
+    if len(bad):
+        g[bad] = 0.0
+    return g
+
+
+def _top(g: torch.Tensor, rank: int) -> Truncation:
+    """First eigenvectors of positive semidefinite matrices ``(B, n, n)``, their energies, and the sum of the others.
+
+    A few of many come from subspace iteration; a sample on which it has not converged gets a full decomposition.
+    """
+    width = _width(rank)
+    if g.shape[-1] < _FEW_OF or 3 * width > g.shape[-1]:
+        return _all(g, rank)
+    q = _start(g.shape[-1], width).to(g)
+    for _ in range(_ITERATIONS):
+        q = torch.linalg.qr(g @ q)[0]
+    _, _, before = _ritz(g, q, rank)
+    vectors, energies, kept = _ritz(g, g @ q, rank)
+    total = widen(torch.diagonal(g, dim1=-2, dim2=-1)).sum(-1)
+    out = vectors, energies, (total - kept).clamp(min=0.0)
+    late = torch.nonzero(kept - before > _CONVERGED * out[2] + 8 * torch.finfo(g.dtype).eps * total)[:, 0]
+    if len(late):
+        for part, exact in zip(out, _all(g[late], rank), strict=True):
+            part[late] = exact
+    return out
+
+
+def _ritz(g: torch.Tensor, q: torch.Tensor, rank: int) -> Truncation:
+    """Best vectors within the span of ``q``, their energies, and the sum of these."""
+    q = torch.linalg.qr(widen(q))[0]
+    h = q.mT @ widen(g @ q.to(g.dtype))
+    turn, energies = _by_eigh((h + h.mT) / 2)
+    return q @ turn[..., :rank], energies[:, :rank], energies[:, :rank].sum(-1)
+
+
+def _width(rank: int) -> int:
+    """Vectors that are iterated so that the first ``rank`` converge fast."""
+    return rank + max(8, rank // 2)
+
+
+def _all(g: torch.Tensor, rank: int) -> Truncation:
+    vectors, energies = _by_eigh(g)
+    return vectors[..., :rank], energies[:, :rank], energies[:, rank:].sum(-1)
+
+
+@functools.cache
+def _start(n: int, width: int) -> torch.Tensor:
+    """Gaussian vectors, always the same ones."""
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _by_eigh(g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvectors and eigenvalues, descending, in float64."""
+    energies, vectors = torch.linalg.eigh(widen(g))  # float32 vectors would be orthonormal to 1e-6 only
+    return vectors.flip(-1), energies.flip(-1).clamp(min=0.0)
+
+
+def _by_svd(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     n, m = a.shape[-2:]
     if m > n:  # A = R^T Q^T: the small R has A's left singular vectors
-        a = transpose(_triangular(transpose(a)))
-    vectors, values, _ = xp.linalg.svd(a, full_matrices=False)
-    absent = xp.zeros((a.shape[0], max(0, n - m)), dtype=values.dtype, device=device(a))
-    return vectors, xp.concat([values**2, absent], axis=-1)
-
-
-def _triangular(a: Array) -> Array:
-    if is_torch_array(a):
-        return array_namespace(a).linalg.qr(a, mode="r")[1]
-    return np.linalg.qr(a, mode="r")
+        a = torch.linalg.qr(a.mT, mode="r")[1].mT
+    vectors, values, _ = torch.linalg.svd(a, full_matrices=False)
+    return vectors, torch.nn.functional.pad(values**2, (0, max(0, n - m)))
 
 
 def ranks_needed(energies: Array, budget: Array) -> Array:
@@ -218,7 +398,9 @@ def numerical_rank(energies: Array, floor: float) -> Array:
 
 
 def flops(shape: Sequence[int], ranks: Sequence[int | None], order: Sequence[int] | None = None) -> float:
-    """Cost model of an ST-HOSVD of one sample: products, eigenproblems and passes over the data, in flops.
+    """Cost model of an ST-HOSVD of one sample: products, eigenproblems and passes over the data.
+
+    In flops of a large matrix product, which take as long.
 
     Parameters
     ----------
@@ -233,14 +415,20 @@ def flops(shape: Sequence[int], ranks: Sequence[int | None], order: Sequence[int
     current, total = list(shape), 0.0
     for mode in mode_order(shape, ranks) if order is None else order:
         rank = ranks[mode]
-        if rank is None:
-            continue
-        n, size = current[mode], math.prod(current)
-        rest = size // max(n, 1)
-        total += _SVD * n * rest**2 if n > rest else n * size + _EIGH * n**3
-        total += (2 * rank + _PASS) * size
-        current[mode] = rank
+        if rank is not None:
+            total += _truncation_cost(current, mode, rank)
+            current[mode] = rank
     return total
+
+
+def _truncation_cost(shape: Sequence[int], mode: int, rank: int) -> float:
+    size = math.prod(shape)
+    n = min(shape[mode], size // max(shape[mode], 1))  # of the smaller Gram matrix
+    products = n * (1 if n >= _SYRK_FROM else 2) + 2 * max(rank, _NARROW)
+    width = _width(rank)
+    steps = _EIGH * n**2 if n < _FEW_OF or 3 * width > n else 4 * (_ITERATIONS + 2) * n**2 * width + _EIGH * width**2
+    between = math.prod(shape[:mode]) > 1 and math.prod(shape[mode + 1 :]) > 1
+    return size * (products + 2 * _READ + (_REORDER if between else 0)) + steps
 
 
 def mode_order(shape: Sequence[int], ranks: Sequence[int | None]) -> tuple[int, ...]:
@@ -253,3 +441,24 @@ def mode_order(shape: Sequence[int], ranks: Sequence[int | None]) -> tuple[int, 
     if len(modes) > 6:  # the factorial of that is too many: strongest reduction first
         return tuple(sorted(modes, key=lambda mode: (ranks[mode] or 0) / shape[mode]))
     return min(itertools.permutations(modes), key=lambda order: flops(shape, ranks, order))
+
+
+@functools.lru_cache(maxsize=256)
+def product_order(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> tuple[int, ...]:
+    """The cheapest order in which to multiply modes of these sizes by matrices of so many rows.
+
+    >>> product_order((4, 12, 12), (50, None, 64))
+    (2, 0)
+    """
+    modes = [mode for mode, size in enumerate(sizes) if size is not None]
+
+    def cost(order: Sequence[int]) -> int:
+        current, total = list(shape), 0
+        for mode in order:
+            total += math.prod(current) * (sizes[mode] or 1)
+            current[mode] = sizes[mode] or 1
+        return total
+
+    if len(modes) > 6:
+        return tuple(sorted(modes, key=lambda mode: (sizes[mode] or 1) / shape[mode]))
+    return min(itertools.permutations(modes), key=cost)

@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from array_api_compat import array_namespace, device
 
 from diffats.errors import InputError, RankError
 from diffats.spectrum import (
     Array,
+    Truncation,
     as_numpy,
+    as_torch,
+    back,
     float_dtype,
     gram_floor,
     leading,
@@ -32,15 +36,19 @@ from diffats.spectrum import (
     mode_order,
     norm2,
     numerical_rank,
+    product_order,
     ranks_needed,
     rounding_unit,
     transpose,
+    truncated,
     unfold,
     wide_dtype,
     widen,
 )
 
 Ranks = Sequence[int | None]
+#: Vectors, their energies and the energy of the others of one mode; called with the energy that is lost already.
+Truncate = Callable[[torch.Tensor, int, torch.Tensor], Truncation]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +62,8 @@ class TuckerTensor:
     factors
         By mode: ``(..., n_k, r_k)`` with orthonormal columns, or None where not decomposed.
     spectra
-        By mode: ``(..., n_k)`` float64 energies (squared singular values, descending) that the mode had when it was
-        truncated, or None.
+        By mode: ``(..., r_k)`` float64 energies (squared singular values, descending) of the columns kept when the mode
+        was truncated, or None.
     norm2
         ``(...)`` float64, the squared norms of the tensors.
     order
@@ -98,7 +106,7 @@ class TuckerTensor:
         """Relative error ``|X - X^| / |X|`` in float64, without decoding: ``(...)``; exact for ST-HOSVD."""
         xp = array_namespace(self.core)
         residual2 = xp.sum(self.discarded, axis=-1) if self.residual2 is None else self.residual2
-        return _ratio(residual2, self.norm2)
+        return ratio(residual2, self.norm2)
 
     def to_tensor(self) -> Array:
         """The tensors ``C x_1 U_1 .. x_N U_N``: ``(..., n_1, ..., n_N)``."""
@@ -107,7 +115,7 @@ class TuckerTensor:
     def relative_error(self, x: Array) -> Array:
         """Measured relative error ``|X - X^| / |X|`` in float64: ``(...)``; 0 where both are zero."""
         n_modes = len(self.factors)
-        return _ratio(norm2(widen(x) - widen(self.to_tensor()), n_modes), norm2(x, n_modes))
+        return ratio(norm2(widen(x) - widen(self.to_tensor()), n_modes), norm2(widen(x), n_modes))
 
     def rotate(self, rotations: Sequence[Array | None]) -> TuckerTensor:
         """The same tensors in another gauge: ``U_k Q_k`` and ``C x_k Q_k^T``.
@@ -137,9 +145,10 @@ class TuckerTensor:
 
 def multi_mode_dot(x: Array, matrices: Sequence[Array | None]) -> Array:
     """Multiply every mode of ``x (..., n_1, ..., n_N)`` by its matrix ``(..., m_k, n_k)``; None: leave the mode."""
-    for mode, matrix in enumerate(matrices):
-        if matrix is not None:
-            x = mode_dot(x, matrix, mode, len(matrices))
+    n_modes = len(matrices)
+    shape = tuple(x.shape[x.ndim - n_modes :])
+    for mode in product_order(shape, tuple(None if matrix is None else matrix.shape[-2] for matrix in matrices)):
+        x = mode_dot(x, matrices[mode], mode, n_modes)
     return x
 
 
@@ -187,7 +196,10 @@ def sthosvd(
     shape = x.shape[x.ndim - len(ranks) :]
     check_ranks(_named(ranks), _named(shape))
     wanted = tuple(ranks)
-    return _truncate(x, mode_order(shape, wanted), len(wanted), lambda mode, _energies, _norm2: wanted[mode] or 1)
+    order = mode_order(shape, wanted)
+    return _truncate(
+        x, order, len(wanted), lambda y, mode, _lost: truncated(y, mode, wanted[mode] or 1), accurate=False
+    )
 
 
 def ranks_for_tolerance(
@@ -361,58 +373,65 @@ def _to_tolerance(x: Array, tolerance: float, decomposed: Sequence[bool], quanti
     rounding = (4 * rounding_unit(x)) ** 2  # what storing the core and factors adds to the squared error
     share = max(tolerance**2 - rounding, tolerance**2 / 2) / max(1, sum(decomposed))
 
-    def choose(_mode: int, energies: Array, total: Array) -> int:
-        needed = np.sort(as_numpy(ranks_needed(energies, share * total)))
-        return int(needed[max(0, math.ceil(quantile * needed.size) - 1)])
-
-    guess = [max(1, size // 4) if wanted else None for size, wanted in zip(shape, decomposed, strict=True)]
     accurate = tolerance < 10 * gram_floor(max(shape, default=1))
-    return _cut(_truncate(x, mode_order(shape, guess), n_modes, choose, accurate=accurate))
 
-
-def _truncate(
-    x: Array,
-    order: tuple[int, ...],
-    n_modes: int,
-    choose: Callable[[int, Array, Array], int],
-    *,
-    accurate: bool = False,
-) -> TuckerTensor:
-    """Truncate mode after mode of ``x``; ``choose(mode, energies, norm2)`` gives the rank."""
-    xp = array_namespace(x)
-    if xp.isdtype(x.dtype, "complex floating"):
-        raise InputError("complex values cannot be decomposed. Give real and imaginary part as two variables.")
-    batch, shape = x.shape[: x.ndim - n_modes], x.shape[x.ndim - n_modes :]
-    y = xp.reshape(xp.astype(x, float_dtype(x), copy=False), (math.prod(batch), *shape))
-    dtype = y.dtype
-    _check_finite(y)
-    if accurate:  # rounding between the modes would cost what the SVD has gained
-        y = widen(y)
-    factors: list[Array | None] = [None] * n_modes
-    spectra: list[Array | None] = [None] * n_modes
-    discarded = xp.zeros((y.shape[0], n_modes), dtype=wide_dtype(y), device=device(y))
-    total = None if order else norm2(y, n_modes)
-    for mode in order:
+    def truncate(y: torch.Tensor, mode: int, lost: torch.Tensor) -> Truncation:
         vectors, energies = leading(y, mode, accurate=accurate)
-        total = xp.sum(energies, axis=-1) if total is None else total
-        rank = choose(mode, energies, total)
-        factor = xp.astype(vectors[..., :rank], y.dtype, copy=False)
-        y = mode_dot(y, transpose(factor), mode, n_modes)
-        factors[mode], spectra[mode] = factor, energies
-        discarded[:, mode] = xp.sum(energies[:, rank:], axis=-1)
+        needed = np.sort(as_numpy(ranks_needed(energies, share * (energies.sum(-1) + lost))))
+        rank = int(needed[max(0, math.ceil(quantile * needed.size) - 1)])
+        return vectors[..., :rank], energies[:, :rank], energies[:, rank:].sum(-1)
 
-    def restore(part: Array, to: Any) -> Array:
-        return xp.astype(xp.reshape(part, (*batch, *part.shape[1:])), to, copy=False)
+    _check_finite(_flattened(x, n_modes)[0])
+    guess = [max(1, size // 4) if wanted else None for size, wanted in zip(shape, decomposed, strict=True)]
+    return _cut(_truncate(x, mode_order(shape, guess), n_modes, truncate, accurate=accurate))
+
+
+def _truncate(x: Array, order: tuple[int, ...], n_modes: int, truncate: Truncate, *, accurate: bool) -> TuckerTensor:
+    """Truncate mode after mode of ``x``."""
+    y, batch = _flattened(x, n_modes)
+    dtype = y.dtype
+    if accurate:  # rounding between the modes would cost what an SVD has gained
+        y = widen(y)
+    factors: list[torch.Tensor | None] = [None] * n_modes
+    spectra: list[torch.Tensor | None] = [None] * n_modes
+    discarded = torch.zeros((len(y), n_modes), dtype=wide_dtype(y), device=y.device)
+    total = None
+    for mode in order:
+        vectors, energies, discarded[:, mode] = truncate(y, mode, discarded.sum(-1))
+        if total is None:
+            total = energies.sum(-1) + discarded[:, mode]
+            if not total.all():  # zeros, or what cannot be squared
+                _check_finite(y)
+        factor = vectors.to(y.dtype)
+        y = mode_dot(y, factor.mT, mode, n_modes)
+        factors[mode], spectra[mode] = factor.to(dtype), energies
+    if total is None:
+        _check_finite(y)
+        total = norm2(y, n_modes)
+
+    def restored(part: torch.Tensor) -> Array:
+        return back(part.reshape((*batch, *part.shape[1:])), x)
 
     return TuckerTensor(
-        core=restore(y, dtype),
-        factors=tuple(None if factor is None else restore(factor, dtype) for factor in factors),
-        spectra=tuple(None if energies is None else restore(energies, energies.dtype) for energies in spectra),
-        norm2=xp.reshape(total, batch),
+        core=restored(y.to(dtype)),
+        factors=tuple(None if factor is None else restored(factor) for factor in factors),
+        spectra=tuple(None if energies is None else restored(energies) for energies in spectra),
+        norm2=restored(total),
         order=order,
-        discarded=restore(discarded, discarded.dtype),
-        floor=_noise_floor(shape, rounding_unit(x), accurate),
+        discarded=restored(discarded),
+        floor=_noise_floor(x.shape[x.ndim - n_modes :], rounding_unit(x), accurate),
     )
+
+
+def _flattened(x: Array, n_modes: int) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """The array as floating torch tensors ``(B, n_1, ..., n_N)``, and its batch axes."""
+    y = as_torch(x)
+    if y.is_complex():
+        raise InputError("complex values cannot be decomposed. Give real and imaginary part as two variables.")
+    if 0 in y.shape:
+        raise InputError(f"nothing to decompose: array of shape {tuple(y.shape)}.")
+    batch = tuple(y.shape[: y.ndim - n_modes])
+    return y.to(float_dtype(y)).reshape(math.prod(batch), *y.shape[y.ndim - n_modes :]), batch
 
 
 def _cut(t: TuckerTensor) -> TuckerTensor:
@@ -421,11 +440,10 @@ def _cut(t: TuckerTensor) -> TuckerTensor:
     for mode, factor in enumerate(t.factors):
         product = math.prod(t.ranks) // t.ranks[mode]
         if factor is not None and t.ranks[mode] > product:
-            xp = array_namespace(t.core)
-            flat = xp.reshape(t.core, (-1, *t.ranks))
-            vectors, _, _ = xp.linalg.svd(widen(unfold(flat, mode)), full_matrices=False)
+            flat = as_torch(t.core).reshape(-1, *t.ranks)
+            vectors, _, _ = torch.linalg.svd(widen(unfold(flat, mode)), full_matrices=False)
             shape = (*t.core.shape[: t.core.ndim - n_modes], *vectors.shape[1:])
-            turn = xp.astype(xp.reshape(vectors, shape), t.core.dtype, copy=False)  # (..., r, product)
+            turn = back(vectors.to(flat.dtype).reshape(shape), t.core)  # (..., r, product)
             core = mode_dot(t.core, transpose(turn), mode, n_modes)
             factors = (*t.factors[:mode], factor @ turn, *t.factors[mode + 1 :])
             return _cut(dataclasses.replace(t, core=core, factors=factors))
@@ -462,26 +480,22 @@ def _check_ndim(x: Array, n_modes: int) -> None:
         raise InputError(f"{n_modes} modes asked of an array with {x.ndim} axes, shape {tuple(x.shape)}.")
 
 
-def _check_finite(x: Array) -> None:
+def _check_finite(x: torch.Tensor) -> None:
     """Refuse what no decomposition can take; ``x`` is ``(B, ...)``."""
-    xp = array_namespace(x)
-    if 0 in x.shape:
-        raise InputError(f"nothing to decompose: array of shape {tuple(x.shape)}.")
-    flat = xp.reshape(x, (x.shape[0], -1))
-    # the extremes carry every NaN and Inf and need no array of flags
-    peak = xp.astype(xp.maximum(xp.max(flat, axis=1), -xp.min(flat, axis=1)), xp.float64)
-    bad = as_numpy(~xp.isfinite(peak))
+    flat = x.reshape(len(x), -1)
+    peak = torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))  # carries every NaN and Inf
+    bad = as_numpy(~torch.isfinite(peak))
     if bad.any():
         raise InputError(
             f"sample {int(bad.argmax())} of {bad.size} holds NaN or infinite values ({int(bad.sum())} such samples). "
             'Remove or fill them before the decomposition (data.missing = "mask").'
         )
-    if float(xp.max(peak)) > 1e150:
+    if float(peak.max()) > 1e150:
         raise InputError('values above 1e150 overflow when squared. Scale the data (data.scale = "variable").')
 
 
-def _ratio(residual2: Array, total2: Array) -> Array:
-    """``sqrt(residual2 / total2)``; 0 where both are zero, infinite where only the total is."""
+def ratio(residual2: Array, total2: Array) -> Array:
+    """Relative error ``sqrt(residual2 / total2)``: 0 where both are zero, infinite where only the total is."""
     xp = array_namespace(residual2)
     zero = total2 == 0
     ratio = xp.sqrt(residual2 / xp.where(zero, xp.ones_like(total2), total2))

@@ -182,13 +182,101 @@ def test_a_tolerance_below_what_a_gram_matrix_resolves_is_met(tolerance):
     assert t.ranks[2] == 1
 
 
-def test_float32_is_accumulated_in_float64():
-    """A float32 Gram matrix stops near a relative error of 2e-4."""
+def decaying(shape, decay, noise=0.0, seed=0):
+    """A batch of 2 tensors whose singular values fall by ``exp(-decay)`` from one to the next in every mode."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(2, *shape))
+    for mode, n in enumerate(shape):
+        basis = np.linalg.qr(rng.normal(size=(n, n)))[0] * np.exp(-decay * np.arange(n))
+        x = spectrum.mode_dot(x, basis, mode, len(shape))
+    x /= np.sqrt(np.mean(x**2))
+    return x + noise * rng.normal(size=x.shape)
+
+
+def test_float32_sums_give_way_to_float64_where_they_would_be_too_coarse():
+    """A float32 Gram matrix alone stops near a relative error of 2e-4."""
     x = low_rank((20, 24, 16), (4, 5, 3), np.float32)
     t = sthosvd(x, (4, 5, 3))
     assert t.relative_error(x).max() < 3e-6
     assert t.error().max() < 3e-6
     assert ranks_for_tolerance(x, 1e-5) == (4, 5, 3)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 1e-2])
+@pytest.mark.parametrize("decay", [0.03, 0.2, 0.5, 0.8, 1.2])
+def test_float32_data_lose_as_little_as_in_float64(decay, noise):
+    x = decaying((30, 40, 20), decay, noise).astype(np.float32)
+    ours, exact = sthosvd(x, (6, 8, 5)), sthosvd(x.astype(np.float64), (6, 8, 5))
+    assert (ours.relative_error(x) <= 1.0005 * exact.relative_error(x) + 3e-7).all()
+    np.testing.assert_allclose(ours.error(), ours.relative_error(x), rtol=2e-3, atol=1e-6)
+
+
+def test_each_sample_gets_the_precision_that_it_needs_whatever_is_beside_it():
+    x = np.concatenate([decaying((12, 14, 10), decay).astype(np.float32) for decay in (0.05, 3.0)])
+    together = sthosvd(x, (3, 3, 3))
+    for i in range(len(x)):
+        alone = sthosvd(x[i], (3, 3, 3))
+        np.testing.assert_allclose(together.error()[i], alone.error(), rtol=1e-5)
+        np.testing.assert_allclose(together.to_tensor()[i], alone.to_tensor(), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-15, 1e15, 1e25])
+def test_float32_squares_neither_vanish_nor_overflow(scale):
+    x = smooth(3, 8, 9, 10, dtype=np.float32)
+    scaled = x * np.float32(scale)
+    t = sthosvd(scaled, (3, 3, 3))
+    np.testing.assert_allclose(t.error(), sthosvd(x, (3, 3, 3)).error(), rtol=1e-4)
+    np.testing.assert_allclose(t.error(), t.relative_error(scaled), rtol=1e-4)
+    np.testing.assert_allclose(spectrum.norm2(scaled, 3), np.sum(scaled.astype(np.float64) ** 2, axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("decay", [0.01, 0.1, 0.5])
+def test_a_few_of_many_vectors_lose_as_little_as_those_of_a_full_decomposition(decay, dtype, monkeypatch):
+    x = decaying((200, 180), decay, 1e-2).astype(dtype)
+    assert spectrum._width(20) * 3 <= 180
+    few = sthosvd(x, (20, None))
+    monkeypatch.setattr(spectrum, "_FEW_OF", 10_000)
+    exact = sthosvd(x, (20, None))
+    assert (few.relative_error(x) <= 1.0005 * exact.relative_error(x)).all()
+    np.testing.assert_allclose(few.spectra[0], exact.spectra[0], rtol=2e-2)
+    np.testing.assert_allclose(few.error(), few.relative_error(x), rtol=1e-3)
+    eye = np.broadcast_to(np.eye(20), (2, 20, 20))
+    np.testing.assert_allclose(np.swapaxes(few.factors[0], 1, 2) @ few.factors[0], eye, atol=slack(dtype))
+
+
+def test_vectors_that_have_not_converged_come_from_a_full_decomposition(monkeypatch):
+    monkeypatch.setattr(spectrum, "_CONVERGED", -1.0)
+    x = decaying((200, 180), 0.1)
+    few = sthosvd(x, (20, None))
+    monkeypatch.setattr(spectrum, "_FEW_OF", 10_000)
+    np.testing.assert_array_equal(few.factors[0], sthosvd(x, (20, None)).factors[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_mode_longer_than_the_rest_is_no_exception(dtype):
+    x = decaying((300, 20), 0.4).astype(dtype)
+    t = sthosvd(x, (6, None))
+    exact = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(t.spectra[0], exact[:, :6] ** 2, rtol=1e-4 if dtype == np.float32 else 1e-9)
+    np.testing.assert_allclose(np.swapaxes(t.factors[0], 1, 2) @ t.factors[0], [np.eye(6)] * 2, atol=slack(dtype))
+    np.testing.assert_allclose(t.error(), t.relative_error(x), rtol=1e-3)
+    constant = sthosvd(np.ones((300, 20), dtype), (6, None))  # 1 column of 6 carries something
+    factor = constant.factors[0].astype(np.float64)
+    np.testing.assert_allclose(factor.T @ factor, np.eye(6), atol=slack(dtype))
+    assert constant.relative_error(np.ones((300, 20), dtype)) < 1e-5
+
+
+@few
+@given(fields())
+def test_energies_kept_and_lost_add_up(case):
+    x, ranks = case
+    t = sthosvd(x, ranks)
+    left = t.norm2
+    for mode in t.order:
+        np.testing.assert_allclose(t.spectra[mode].sum(-1) + t.discarded[:, mode], left, rtol=1e-5)
+        left = t.spectra[mode].sum(-1)
+        assert (np.diff(t.spectra[mode], axis=-1) <= 1e-6 * t.norm2[:, None]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -352,3 +440,90 @@ def test_the_chosen_order_is_the_cheapest(shape, seed):
 
 def test_many_modes_are_ordered_too():
     assert sorted(spectrum.mode_order((2,) * 8, (1,) * 8)) == list(range(8))
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4))
+@few
+def test_matrices_are_multiplied_in_the_cheapest_order(pairs):
+    shape = tuple(n for n, _ in pairs)
+    x = np.random.default_rng(0).normal(size=(2, *shape))
+    matrices = [np.random.default_rng(i).normal(size=(2, m, n)) for i, (n, m) in enumerate(pairs)]
+    order = spectrum.product_order(shape, tuple(m for _, m in pairs))
+    assert sorted(order) == list(range(len(pairs)))
+    expected = x
+    for mode, matrix in enumerate(matrices):
+        expected = spectrum.mode_dot(expected, matrix, mode, len(shape))
+    np.testing.assert_allclose(tucker.multi_mode_dot(x, matrices), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_big_endian_read_only_and_reversed_arrays_are_taken():
+    x = smooth(2, 5, 6, 7)
+    expected = sthosvd(x, (2, 2, 2)).error()
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    for other in (x.astype(">f8"), fixed, x[:, ::-1], np.asfortranarray(x)):
+        np.testing.assert_allclose(sthosvd(other, (2, 2, 2)).error(), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_operations_of_a_decomposition(dtype, monkeypatch):
+    """One Gram matrix and one projection a mode, of a tensor that shrinks; a regression shows without a clock."""
+    multiplications, eigenproblems, precisions = [], [], set()
+    symmetric, product, eigh = spectrum._symmetric, spectrum.mode_dot, torch.linalg.eigh
+
+    def counted_symmetric(a, out):
+        multiplications.append(a.shape[0] * a.shape[1] ** 2 * a.shape[2])
+        precisions.add(out.dtype)
+        symmetric(a, out)
+
+    def counted_product(x, matrix, mode, n_modes):
+        multiplications.append(x.numel() * matrix.shape[-2])
+        precisions.add(x.dtype)
+        return product(x, matrix, mode, n_modes)
+
+    def counted_eigh(g):
+        eigenproblems.append(tuple(g.shape))
+        return eigh(g)
+
+    monkeypatch.setattr(spectrum, "_symmetric", counted_symmetric)
+    monkeypatch.setattr(tucker, "mode_dot", counted_product)
+    monkeypatch.setattr(torch.linalg, "eigh", counted_eigh)
+    x = decaying((20, 24, 30), 0.1).astype(dtype)
+    t = sthosvd(x, (4, 6, 5))
+    size, expected, problems = 20 * 24 * 30, [], []
+    for mode in t.order:
+        n, rank = x.shape[mode + 1], t.ranks[mode]
+        small = min(n, size // n)
+        expected += [2 * size * small, 2 * size * rank]
+        problems.append((2, small, small))
+        size = size // n * rank
+    assert multiplications == expected
+    assert eigenproblems == problems
+    assert precisions == {torch.from_numpy(x).dtype}  # nothing was widened that need not be
+
+
+def test_nothing_but_the_samples_in_doubt_is_done_twice(monkeypatch):
+    sizes = []
+    gram = spectrum.gram
+    monkeypatch.setattr(spectrum, "gram", lambda x, mode, dtype: sizes.append((dtype, len(x))) or gram(x, mode, dtype))
+    x = np.concatenate([decaying((12, 14), 0.05), low_rank((12, 14), (2, 2))]).astype(np.float32)
+    sthosvd(x, (3, None))
+    assert sizes == [(torch.float32, 4), (torch.float64, 2)]
+
+
+def test_devices_for_encoding(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    names = ("auto", "cuda", "cuda:1", "cpu", "mps")
+    assert [str(spectrum.encoding_device(name)) for name in names] == ["cuda", "cuda", "cuda:1", "cpu", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(spectrum.encoding_device("auto")) == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_symmetric_products_are_the_same_by_numpy_and_by_torch(dtype, monkeypatch):
+    """A GPU has torch's batched product only."""
+    x = torch.from_numpy(smooth(2, 9, 110, 4, dtype=dtype))
+    by_numpy = [spectrum.gram(x, mode, torch.float64) for mode in range(3)]
+    monkeypatch.setattr(spectrum, "_SYRK_FROM", 10_000)
+    for mode, expected in enumerate(by_numpy):
+        np.testing.assert_allclose(spectrum.gram(x, mode, torch.float64), expected, rtol=1e-12)

@@ -13,6 +13,7 @@ from diffats.primitives.codec import (
     encode,
     find_ranks,
     orthonormality_defect,
+    reconstruction_errors,
     relative_error,
     retract,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "encode",
     "find_ranks",
     "orthonormality_defect",
+    "reconstruction_errors",
     "relative_error",
     "retract",
 ]

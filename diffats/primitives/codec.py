@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from array_api_compat import array_namespace, device
 from threadpoolctl import threadpool_limits
 
+from diffats import spectrum
 from diffats.config import Recipe
 from diffats.errors import InputError
 from diffats.primitives.layout import Layout, Streams, pick
+from diffats.primitives.normalisation import FieldScaling
 from diffats.procrustes import align_to_anchor
-from diffats.spectrum import Array, like, mode_dot, transpose, widen
-from diffats.tucker import TuckerTensor, hooi, multi_mode_dot, ranks_for_tolerance, sthosvd
+from diffats.spectrum import Array, as_torch, like, mode_dot, transpose, widen
+from diffats.tucker import TuckerTensor, hooi, multi_mode_dot, ranks_for_tolerance, ratio, sthosvd
 
 
 def decomposed_modes(recipe: Recipe) -> tuple[str, ...]:
@@ -159,6 +162,39 @@ def orthonormality_defect(streams: Streams, layout: Layout) -> dict[str, Array]:
         squares = xp.sum(excess**2, axis=(-2, -1))
         defects[stream.name] = xp.max(xp.reshape(xp.sqrt(squares), (U.shape[0], -1)), axis=1)
     return defects
+
+
+def reconstruction_errors(
+    x: torch.Tensor, residual: torch.Tensor, norm2: torch.Tensor, scaling: FieldScaling, training_mean: Array
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three errors of each sample, from one residual; what the residual holds is lost.
+
+    Parameters
+    ----------
+    x
+        ``(k, *sizes)``, in physical units, NaN where masked.
+    residual
+        Of the centred and scaled samples, 0 for a perfect reconstruction.
+    norm2
+        ``(k,)`` squared norms of the centred and scaled samples.
+    scaling, training_mean
+        What was subtracted and divided by, and what the anomaly is relative to.
+
+    Returns
+    -------
+    ``(k,)`` float64 each: the error relative to the field, and to its difference from the training mean (both in
+    physical units, where it is not masked), and that of the centred and scaled samples.
+    """
+    n_modes, known = x.ndim - 1, None if scaling.mask is None else ~as_torch(scaling.mask).to(x.device)
+
+    def total(part: torch.Tensor) -> Array:
+        return spectrum.norm2(part if known is None else torch.where(known, part, 0.0), n_modes)
+
+    truncation = ratio(spectrum.norm2(residual, n_modes), norm2)
+    residual *= like(scaling.scale, residual)
+    lost = total(residual)
+    torch.sub(x, like(training_mean, x), out=residual)  # the memory is there already
+    return ratio(lost, total(x)), ratio(lost, total(residual)), truncation
 
 
 def relative_error(x: Array, xhat: Array, reference: Array | None = None) -> Array:

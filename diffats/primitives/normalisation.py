@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from array_api_compat import array_namespace, device, to_device
 
 from diffats.errors import InputError
 from diffats.primitives.layout import Streams
 from diffats.spectrum import Array, as_numpy, like
 
 NumpyArray = np.ndarray[Any, Any]
+
+_BLOCK = 2**16  # numbers taken in float64 at a time: they stay in the cache
 
 
 class Moments:
@@ -40,8 +43,15 @@ class Moments:
             return
         part = Moments()
         part.count = len(x)
-        part.mean = np.asarray(np.mean(x, axis=0, dtype=np.float64))
-        part.M2 = np.asarray(np.sum((x - part.mean) ** 2, axis=0))  # float64: the mean is
+        flat = x.reshape(len(x), -1)
+        mean, M2 = np.empty(flat.shape[1]), np.empty(flat.shape[1])
+        step = max(1, _BLOCK // len(x))
+        for i in range(0, flat.shape[1], step):
+            block = flat[:, i : i + step].astype(np.float64)
+            mean[i : i + step] = block.mean(axis=0)
+            block -= mean[i : i + step]
+            M2[i : i + step] = np.einsum("ij,ij->j", block, block)
+        part.mean, part.M2 = mean.reshape(x.shape[1:]), M2.reshape(x.shape[1:])
         self.merge(part)
 
     def merge(self, other: Moments) -> None:
@@ -50,10 +60,16 @@ class Moments:
             return
         if self.count and self.mean.shape != other.mean.shape:
             raise InputError(f"moments of shapes {self.mean.shape} and {other.mean.shape} cannot be merged.")
+        if self.count == 0:
+            self.count, self.mean, self.M2 = other.count, other.mean.copy(), other.M2.copy()
+            return
         total = self.count + other.count
         delta = other.mean - self.mean
-        self.M2 = self.M2 + other.M2 + delta**2 * (self.count * other.count / total)
-        self.mean = self.mean + delta * (other.count / total)
+        self.mean += delta * (other.count / total)
+        self.M2 += other.M2
+        delta *= delta
+        delta *= self.count * other.count / total
+        self.M2 += delta
         self.count = total
 
     @property
@@ -210,15 +226,22 @@ class FieldScaling:
         divisor = divisors(spread, about) if scale == "variable" else np.ones_like(spread)
         return cls(np.where(np.isnan(subtracted), 0.0, subtracted), divisor, mask if mask.any() else None)
 
-    def apply(self, x: NumpyArray) -> NumpyArray:
+    def apply(self, x: Array) -> Array:
         """Centre and scale samples ``(k, *sizes)``; masked points become 0."""
-        scaled = (x - self.mean.astype(x.dtype)) / self.scale.astype(x.dtype)
-        return scaled if self.mask is None else np.where(self.mask, np.zeros((), x.dtype), scaled)
+        scaled = x - like(self.mean, x)
+        scaled /= like(self.scale, x)
+        return self._filled(scaled, 0.0)
 
-    def undo(self, x: NumpyArray) -> NumpyArray:
+    def undo(self, x: Array) -> Array:
         """The inverse of ``apply``; masked points become NaN."""
-        physical = x * self.scale.astype(x.dtype) + self.mean.astype(x.dtype)
-        return physical if self.mask is None else np.where(self.mask, np.full((), np.nan, x.dtype), physical)
+        physical = x * like(self.scale, x)
+        physical += like(self.mean, x)
+        return self._filled(physical, np.nan)
+
+    def _filled(self, x: Array, value: float) -> Array:
+        if self.mask is not None:
+            x[:, to_device(array_namespace(x).asarray(self.mask), device(x))] = value
+        return x
 
     def to_arrays(self) -> dict[str, NumpyArray]:
         """Mean, scale and, where there is one, mask."""
