@@ -1,7 +1,8 @@
 """Dask over shards: one way to run a function on many items, on this machine or on a cluster.
 
-Work is one call per shard, submitted a few at a time, so that a run of any length holds little memory. Local workers
-are threads of this process (the kernels are BLAS, which releases the interpreter lock) or processes.
+Work is one call per shard, submitted a few at a time, so that a run of any length holds little memory: neither Dask's
+graph nor what waits to be collected grows with what is done or to do. Local workers are threads of this process (the
+kernels are BLAS, which releases the interpreter lock) or processes.
 """
 
 from __future__ import annotations
@@ -85,7 +86,13 @@ class Cluster:
         return max(1, sum(int(threads) for threads in self._client.nthreads().values()))
 
     def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item], *, in_flight: int | None = None
+        self,
+        function: Callable[..., Result],
+        items: Iterable[Item],
+        *,
+        ordered: bool = False,
+        shared: Any = None,
+        in_flight: int | None = None,
     ) -> Generator[tuple[Item, Result]]:
         """Run ``function`` on each item; yield ``(item, result)`` as they complete.
 
@@ -95,8 +102,14 @@ class Cluster:
             Importable on the workers, which need nothing but ``diffats`` installed.
         items
             Taken from lazily: at most ``in_flight`` are submitted and not yet yielded.
+        ordered
+            Yield in the order of the items, whichever completes first. A slow item then holds up the others, rather
+            than let their results pile up.
+        shared
+            Where given, ``function`` gets it as ``shared``. It goes to each worker process once, and to threads of this
+            process as it is, so it must not be changed.
         in_flight
-            Two for each worker where left out.
+            Where left out, four for each worker, and two where ``ordered``.
 
         Raises
         ------
@@ -108,13 +121,17 @@ class Cluster:
             Where workers die again and again, or the scheduler goes away.
         """
         self.start()
-        limit = in_flight or 2 * self.slots
+        limit = in_flight or (2 if ordered else 4) * self.slots
         with contextlib.ExitStack() as stack:
             if self.in_process:
+                import torch  # takes seconds, and whoever only looks needs none
+
                 # Process-wide, so set once around the loop: set by each call, overlapping calls would restore wrongly.
                 stack.enter_context(threadpoolctl.threadpool_limits(1, user_api="blas"))
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(1)
             try:
-                yield from self._stream(function, items, limit)
+                yield from self._stream(function, items, limit, ordered, shared)
             except KilledWorker as error:
                 self._wait_for_replacements()
                 raise DiffatsError(
@@ -142,25 +159,32 @@ class Cluster:
                 self._client.wait_for_workers(self.compute.workers, timeout=_CONNECT_SECONDS)
 
     def _stream(
-        self, function: Callable[[Item], Result], items: Iterable[Item], limit: int
+        self, function: Callable[..., Result], items: Iterable[Item], limit: int, ordered: bool, shared: Any
     ) -> Generator[tuple[Item, Result]]:
         call = function if self.in_process else _OneBlasThread(function)
-        waiting, running = iter(items), {}
+        # In a list, because what is scattered is taken apart. Broadcast, so that no worker asks another for it.
+        extra = {} if shared is None else {"shared": self._client.scatter([shared], broadcast=True, hash=False)[0]}
+        waiting, running = iter(items), dict[Any, Item]()
         completed: Any = distributed.as_completed(loop=self._client.loop)  # type: ignore[no-untyped-call]
 
-        def submit(count: int) -> None:
-            for item in itertools.islice(waiting, count):
-                future = self._client.submit(call, item, pure=False)
-                running[future] = item
-                completed.add(future)
+        def submit() -> None:
+            chosen = list(itertools.islice(waiting, limit - len(running)))
+            if chosen:
+                futures = self._client.map(call, chosen, pure=False, **extra)
+                running.update(zip(futures, chosen, strict=True))
+                if not ordered:
+                    completed.update(futures)
 
-        submit(limit)
+        submit()
         try:
-            for future in completed:
+            while running:
+                future = next(iter(running)) if ordered else next(completed)
                 result = future.result()
                 item = running.pop(future)
                 del future  # the result leaves the worker now, not when the loop comes round
-                submit(1)
+                # Several at a time: Dask needs longer for a submission than for a task in it.
+                if len(running) <= limit - max(1, limit // 4):
+                    submit()
                 yield item, result
                 del result
         finally:
@@ -218,10 +242,13 @@ class _OneBlasThread:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
-    def __call__(self, item: Any) -> Any:
+    def __call__(self, item: Any, **shared: Any) -> Any:
+        import torch
+
         # Not undone: in a worker with several threads the end of one call must not free the BLAS of another.
         threadpoolctl.threadpool_limits(1, user_api="blas")
-        return self.function(item)
+        torch.set_num_threads(1)
+        return self.function(item, **shared)
 
 
 _open: dict[tuple[object, ...], tuple[Cluster, int]] = {}

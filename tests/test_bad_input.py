@@ -141,8 +141,8 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "wrong type": (("model.width=wide",), '"model.width": expected a whole number, got "wide" (default 128).'),
     "not enough memory": (
         ("compute.memory=2KiB",),
-        "a shard of 24 samples needs about 27.0 KiB in a worker, compute.memory is 2KiB. Set compute.shard_samples to "
-        "at most 1, or raise compute.memory.",
+        "compute.memory is 2KiB, of which 1.6 KiB can be used (Dask stops a worker there). One needs 512.0 MiB: raise "
+        "compute.memory.",
     ),
     "anchor is a test sample": (
         ("anchor.strategy=index", "anchor.index=99"),
@@ -321,10 +321,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("name=other",), 'belongs to recipe "tiny", got "other". Give this recipe another root.'),
+        (("name=other",), 'belongs to recipe "tiny", got "other". Give this recipe another root or store.'),
         (
             ('data.modes=["x","time"]',),
-            "belongs to samples with dims time, x, got x, time. Give this recipe another root.",
+            "belongs to samples with dims time, x, got x, time. Give this recipe another root or store.",
         ),
     ],
 )

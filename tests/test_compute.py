@@ -36,6 +36,22 @@ def die(_: int) -> None:
     os._exit(1)
 
 
+def identity(_: int, *, shared: dict[str, np.ndarray]) -> int:
+    return id(shared)
+
+
+def default(_: int, *, shared: object = None) -> object:
+    return shared
+
+
+def process_and_identity(_: int, *, shared: dict[str, np.ndarray]) -> tuple[int, int]:
+    return os.getpid(), id(shared)
+
+
+def total(_: int, *, shared: dict[str, np.ndarray]) -> float:
+    return float(shared["sum"].sum())
+
+
 class Odd(Exception):
     """An error of a stage."""
 
@@ -64,12 +80,38 @@ def test_items_are_taken_a_few_at_a_time():
     taken: list[int] = []
     with open_cluster(THREADS) as cluster:
         for number, _ in enumerate(cluster.map(abs, (taken.append(x) or x for x in range(50))), start=1):
-            assert len(taken) <= number + 4
+            assert len(taken) <= number + 8
         taken.clear()
         results = cluster.map(abs, (taken.append(x) or x for x in range(50)), in_flight=7)
         next(results)
         assert len(taken) == 8
         results.close()
+
+
+def test_in_order_a_slow_item_holds_up_the_others():
+    taken: list[int] = []
+
+    def function(x: int) -> int:
+        time.sleep(0.3 if x == 0 else 0)
+        return x
+
+    with open_cluster(THREADS) as cluster:
+        results = cluster.map(function, (taken.append(x) or x for x in range(50)), ordered=True)
+        assert next(results) == (0, 0)
+        assert len(taken) == 5  # four in flight, and one for the item that is done
+        assert list(results) == [(x, x) for x in range(1, 50)]
+        assert list(cluster.map(function, [], ordered=True)) == []
+
+
+def test_what_is_shared_goes_to_threads_as_it_is_and_to_processes_once(processes):
+    thing = {"sum": np.arange(6.0)}
+    with open_cluster(THREADS) as cluster:
+        assert {found for _, found in cluster.map(identity, range(6), shared=thing)} == {id(thing)}
+        assert dict(cluster.map(default, [1, 2])) == {1: None, 2: None}
+    with open_cluster(processes) as cluster:
+        found = {(pid, seen) for _, (pid, seen) in cluster.map(process_and_identity, range(20), shared=thing)}
+        assert len(found) == len({pid for pid, _ in found}) <= 2
+        assert {total for _, total in cluster.map(total, range(4), shared=thing, ordered=True)} == {15.0}
 
 
 def test_an_error_comes_as_it_was_raised_and_ends_the_work():

@@ -319,7 +319,7 @@ def test_half_a_shard_is_refused(store, start, stop):
     fork = store.repo.writable_session("main").fork()
     job = ShardJob(fork, "tucker", version.record.filled, start // SHARD, start, stop, SHARD)
     with pytest.raises(StoreError, match="not a whole shard of 4 samples"):
-        write_shard(job, "core", make(start, stop)["core"])
+        write_shard(job, {"core": make(start, stop)["core"]})
     assert not fork.has_uncommitted_changes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -22,10 +23,11 @@ from diffats.sources.templates import make_template, variable_text
 Array = np.ndarray[Any, Any]
 
 _SMALL = 1024  # bytes for each sample
+_STAMP_SECONDS = 10
 _RESERVED = ("sample", "split", "status")  # names the stores use
 
 
-def open_samples(data: Data, seed: int = 0) -> Samples:
+def open_samples(data: Data, seed: int = 0, *, fresh: bool = True) -> Samples:
     """The samples that a recipe's ``[data]`` section describes; lazy, and shared within a process.
 
     Parameters
@@ -34,6 +36,8 @@ def open_samples(data: Data, seed: int = 0) -> Samples:
         The section.
     seed
         The recipe's seed; it chooses the test samples.
+    fresh
+        Look whether the source has changed; else, for a URL, only every ten seconds, since each look is a request.
 
     Raises
     ------
@@ -51,7 +55,15 @@ def open_samples(data: Data, seed: int = 0) -> Samples:
     """
     # the stamp: a source that was rewritten is opened anew
     resolved = data.model_copy(update={"source": opening.absolute(data.source)})  # workers run in other directories
-    return _open(resolved.model_dump_json(), seed, repr(opening.stamp(resolved)))
+    text = resolved.model_dump_json()
+    if "://" in resolved.source and not fresh:
+        return _open(text, seed, _stamp(text, int(time.monotonic() // _STAMP_SECONDS)))
+    return _open(text, seed, repr(opening.stamp(resolved)))
+
+
+@lru_cache(maxsize=8)
+def _stamp(text: str, _moment: int) -> str:
+    return repr(opening.stamp(Data.model_validate_json(text)))
 
 
 @lru_cache(maxsize=8)
@@ -321,7 +333,8 @@ class Samples:
         """
         chosen = np.asarray(indices, dtype=np.int64)
         cuts = self._places(chosen)
-        side = np.where(self.is_test[chosen], "test", "train").astype(object)  # Zarr has no fixed-width strings
+        names = np.array(["train", "test"], object)  # two strings for all; Zarr has none of fixed width
+        side = names[self.is_test[chosen].astype(np.int8)]
         coords = {"sample": xr.Variable("sample", chosen), "split": xr.Variable("sample", side)}
         for dim, start in cuts.starts.items():
             coords[f"{dim}_start"] = xr.Variable(

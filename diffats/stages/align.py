@@ -118,7 +118,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
             restart=hooks.restart,
         )
     decompose.say_resumed(version)
-    n = tucker.dataset().sizes["sample"]
+    n = tucker.record.n
     function = partial(
         align_shard,
         location=work.store_location,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import xarray as xr
 
 from diffats import sources
@@ -26,17 +27,18 @@ from diffats.primitives import (
     decompose,
     decomposed_modes,
     find_ranks,
-    relative_error,
+    reconstruction_errors,
 )
+from diffats.spectrum import as_numpy, as_torch, encoding_device
 from diffats.stages.workspace import (
     Hooks,
     StageResult,
     Workspace,
     fingerprint,
-    in_order,
     read_group,
     shard_bounds,
-    shard_samples,
+    shard_runs,
+    source_chunk,
 )
 from diffats.store import STATUS, Version
 
@@ -109,31 +111,39 @@ def find_mask(work: Workspace) -> Array | None:
     return mask if mask.any() else None
 
 
-def shard_moments(bounds: tuple[int, int], *, data: Data, seed: int, mask: Array | None) -> dict[str, Any]:
-    """Moments of a shard's good training samples, and how much is missing beside the mask."""
-    samples = sources.open_samples(data, seed)
-    indices = np.arange(*bounds)
-    indices = indices[~samples.is_test[indices]]
-    moments = Moments()
-    x = samples.read(indices)
-    status, _ = checked(samples, indices, x, mask)
-    moments.add(x[status == STATUS["ok"]])  # NaN where masked
-    nan = np.isnan(x)
-    other = (nan if mask is None else nan != mask).any(axis=tuple(range(1, x.ndim)))
-    return {"moments": moments, "other": int(other.sum()), "missing": int((~np.isfinite(x)).sum()), "values": x.size}
+def run_moments(
+    bounds: tuple[int, int], *, data: Data, seed: int, shard: int, shared: Array | None = None
+) -> tuple[Moments, Counter[str]]:
+    """Moments of the good training samples of a run of shards, and how much is missing beside the mask ``shared``."""
+    mask = shared
+    samples = sources.open_samples(data, seed, fresh=False)
+    moments, counts = Moments(), Counter[str]()
+    for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
+        indices = np.arange(bounds[0] + start, bounds[0] + stop)
+        indices = indices[~samples.is_test[indices]]
+        x = samples.read(indices)
+        status, _ = checked(samples, indices, x, mask)
+        moments.add(x[status == STATUS["ok"]])  # NaN where masked
+        nan = np.isnan(x)
+        other = (nan if mask is None else nan != mask).any(axis=tuple(range(1, x.ndim)))
+        counts.update(other=int(other.sum()), missing=int((~np.isfinite(x)).sum()), values=x.size)
+    return moments, counts
 
 
 def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> tuple[FieldScaling, Array]:
     """Scaling and training mean, in one pass over the raw data."""
-    n = work.samples.n
+    samples = work.samples
     moments, counts = Moments(), Counter[str]()
-    function = partial(shard_moments, data=work.data, seed=work.recipe.seed, mask=find_mask(work))
-    for (_, stop), part in in_order(cluster.map(function, shard_bounds(n, shard))):
-        moments.merge(part.pop("moments"))
-        counts.update(part)
-        hooks.progress(stop, n, 0)
+    function = partial(run_moments, data=work.data, seed=work.recipe.seed, shard=shard)
+    one = samples.bytes_per_sample
+    # Of each number, its mean and its sum of squares come back, in float64.
+    runs = shard_runs(samples.n, shard, sample_bytes=one, result_bytes=16 * one // samples.dtype.itemsize)
+    for (_, stop), (part, counted) in cluster.map(function, runs, ordered=True, shared=find_mask(work)):
+        moments.merge(part)
+        counts.update(counted)
+        hooks.progress(stop, samples.n, 0)
     share = counts["missing"] / max(counts["values"], 1)
-    if work.recipe.data.missing == "mask" and counts["other"] > allowed_failures(work, n):
+    if work.recipe.data.missing == "mask" and counts["other"] > allowed_failures(work, samples.n):
         raise SourceError(
             f"{work.recipe.data.source}: {share:.1%} of the training values are missing, and in {counts['other']} "
             'samples not at the same points as in the others, which data.missing = "mask" expects. Fill them first, or '
@@ -184,6 +194,14 @@ def read_scaling(location: str, snapshot: str) -> tuple[FieldScaling, Array]:
     return FieldScaling.from_arrays(arrays), training_mean
 
 
+@lru_cache(maxsize=4)
+def scaling_in(dtype: np.dtype[Any], location: str, snapshot: str) -> tuple[FieldScaling, Array]:
+    """``read_scaling`` in the dtype of the samples, so that no shard converts whole fields."""
+    fields, training_mean = read_scaling(location, snapshot)
+    converted = FieldScaling(fields.mean.astype(dtype), fields.scale.astype(dtype), fields.mask)
+    return converted, training_mean.astype(dtype)
+
+
 # --- one shard --------------------------------------------------------------------------------------------------
 
 
@@ -217,16 +235,28 @@ def checked(
 
 
 def decompose_shard(
-    start: int, stop: int, *, data: Data, seed: int, location: str, scaling: str, layout: Layout, method: str
+    start: int,
+    stop: int,
+    *,
+    data: Data,
+    seed: int,
+    location: str,
+    scaling: str,
+    layout: Layout,
+    method: str,
+    device: str = "cpu",
 ) -> dict[str, Array]:
     """Tucker forms, errors, spectra, conditions and status of samples ``start..stop``; bad samples are zeros."""
-    samples = sources.open_samples(data, seed)
-    fields, training_mean = read_scaling(location, scaling)
+    samples = sources.open_samples(data, seed, fresh=False)
+    fields, training_mean = scaling_in(samples.dtype, location, scaling)
     indices = np.arange(start, stop)
     x = samples.read(indices)
     status, conditions = checked(samples, indices, x, fields.mask)
     good = np.flatnonzero(status == STATUS["ok"])
-    forms, converged = converged_forms(x[good], lambda some: _forms(some, fields, training_mean, layout, method))
+    forms, converged = converged_forms(
+        x if len(good) == len(x) else x[good],
+        lambda some: _forms(some, fields, training_mean, layout, method, device),
+    )
     status[good[~converged]] = STATUS["not_converged"]
     good = status == STATUS["ok"]
     out: dict[str, Array] = {"status": status}
@@ -246,7 +276,7 @@ def converged_forms(
         return {}, np.ones(0, bool)
     try:
         return forms(x), np.ones(len(x), bool)
-    except np.linalg.LinAlgError:
+    except (np.linalg.LinAlgError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         if len(x) == 1:
             return {}, np.zeros(1, bool)
     halves = [converged_forms(half, forms) for half in np.array_split(x, 2)]
@@ -255,20 +285,23 @@ def converged_forms(
     return {n: np.concatenate([h[n] for h in found]) for n in names}, np.concatenate([ok for _, ok in halves])
 
 
-def _forms(x: Array, scaling: FieldScaling, training_mean: Array, layout: Layout, method: str) -> dict[str, Array]:
-    fields = np.asarray(scaling.apply(x), dtype=x.dtype)
+def _forms(
+    x: Array, scaling: FieldScaling, training_mean: Array, layout: Layout, method: str, device: str
+) -> dict[str, Array]:
+    raw = as_torch(x).to(encoding_device(device))
+    fields = scaling.apply(raw)
     streams, tucker = decompose(fields, layout, method)
-    truncated = layout.restore(tucker.to_tensor())
-    restored = scaling.undo(truncated)  # NaN where masked, as x is
-    out = {name: np.asarray(value, dtype=x.dtype) for name, value in streams.items()}
-    out["truncation_error"] = relative_error(fields, truncated)
-    out["relative_error"] = relative_error(x, restored)
-    out["anomaly_error"] = relative_error(x, restored, training_mean)
+    out = {name: as_numpy(value).astype(x.dtype, copy=False) for name, value in streams.items()}
+    residual = fields.sub_(layout.restore(tucker.to_tensor()))  # in place: the fields have served
+    norms = tucker.norm2.reshape(len(x), -1).sum(-1)
+    errors = reconstruction_errors(raw, residual, norms, scaling, training_mean)
+    out |= {name: as_numpy(values) for name, values in zip(ERRORS, errors, strict=True)}
     decomposed = [axis for axis, rank in enumerate(layout.working_ranks) if rank is not None]
     batch = tuple(range(1, 1 + len(layout.labelled)))  # the labelled modes of a matrix primitive
-    out["numerical_rank"] = tucker.numerical_ranks[..., decomposed].min(axis=batch).astype(np.int32)
+    numerical = as_numpy(tucker.numerical_ranks)
+    out["numerical_rank"] = numerical[..., decomposed].min(axis=batch).astype(np.int32)
     for axis in decomposed:
-        energies = np.asarray(tucker.spectra[axis])
+        energies = as_numpy(tucker.spectra[axis])
         out[f"spectrum_{layout.working_modes[axis]}"] = energies.sum(axis=batch).astype(np.float32)
     return out
 
@@ -303,7 +336,7 @@ def variables(layout: Layout, dtype: npt.DTypeLike) -> dict[str, Spec]:
     out |= {name: ((), (), np.dtype(np.float64)) for name in ERRORS}
     out["numerical_rank"] = (("decomposed_mode",), (len(layout.ranks),), np.dtype(np.int32))
     for mode in layout.ranks:
-        out[f"spectrum_{mode}"] = ((f"component_{mode}",), (layout.working_sizes[mode],), np.dtype(np.float32))
+        out[f"spectrum_{mode}"] = ((f"component_{mode}",), (layout.ranks[mode],), np.dtype(np.float32))
     return out
 
 
@@ -312,8 +345,8 @@ def template(work: Workspace, layout: Layout) -> xr.Dataset:
     samples = work.samples
     n = samples.n
     specs = variables(layout, samples.dtype)
-    probe = np.arange(1)
-    for name, value in samples.conditions(probe, samples.read(probe)).items():
+    blank = np.zeros((1, *samples.sizes.values()), samples.dtype)  # its shape is all that is asked for
+    for name, value in samples.conditions(np.arange(1), blank).items():
         own = tuple(f"{name}_{axis}" for axis in range(value.ndim - 1))
         specs[f"condition_{name}"] = (own, value.shape[1:], value.dtype)
     specs["status"] = ((), (), np.dtype(np.int8))
@@ -345,6 +378,15 @@ def say_uneven(work: Workspace) -> None:
         if dim in samples.dataset.coords and dim not in template.coords:
             text = "points along %s are not evenly spaced: generated samples have no coordinate there, only an order"
             log.warning(text, dim)
+
+
+def say_read_again(work: Workspace) -> None:
+    """Log where chunks of the source are so large that several shards read the same one."""
+    chunk, shard = source_chunk(work.samples), work.shard
+    if chunk > shard:
+        text = "a chunk of the source holds %d samples, a shard %d: each chunk is read %d times"
+        fix = "store the source in smaller chunks, or raise compute.shard_samples and compute.memory"
+        log.warning(f"{text}; {fix}", chunk, shard, math.ceil(chunk / shard))
 
 
 def say_resumed(version: Version) -> None:
@@ -432,7 +474,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         return result(work, version, started, skipped=True)
     samples, recipe = work.samples, work.recipe
     say_uneven(work)
-    shard = shard_samples(recipe, samples.sizes, samples.dtype.itemsize)
+    shard = work.shard
+    say_read_again(work)
     if recipe.decompose.tolerance is None:
         Layout.from_recipe(recipe, samples.sizes)  # refuses ranks that cannot be, before anything is read
     with open_cluster(recipe.compute) as cluster:
@@ -447,6 +490,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
             scaling=version.attrs["scaling"],
             layout=layout_of(version),
             method=recipe.decompose.method,
+            device=recipe.compute.device,
         )
         version.fill(function, cluster, progress=lambda done, failed: hooks.progress(done, samples.n, failed))
     check_failures(work, version)

@@ -14,7 +14,7 @@ import xarray as xr
 from diffats.compute import open_cluster
 from diffats.primitives import ConditionLayout, Layout, Moments, Normalisation
 from diffats.stages import align, decompose
-from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, in_order, read_group, shard_bounds
+from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, read_group, shard_bounds, shard_runs
 from diffats.store import STATUS, Version
 
 Array = npt.NDArray[Any]
@@ -39,14 +39,18 @@ def normalisation_version(work: Workspace) -> Version | None:
     return work.find("normalisation", normalisation_fingerprint(primitives))
 
 
-def stream_moments(bounds: tuple[int, int], *, location: str, snapshot: str, layout: Layout) -> dict[str, Moments]:
-    """Moments of the good training primitives of one shard, by stream."""
-    shard = read_group(location, "primitives", snapshot).isel(sample=slice(*bounds))
-    good = (shard["status"].values == STATUS["ok"]) & (shard["split"].values == "train")
+def stream_moments(
+    bounds: tuple[int, int], *, location: str, snapshot: str, layout: Layout, shard: int
+) -> dict[str, Moments]:
+    """Moments of the good training primitives of a run of shards, by stream."""
+    group = read_group(location, "primitives", snapshot)
     out = {stream.name: Moments() for stream in layout.streams}
-    if good.any():
-        for name, moments in out.items():
-            moments.add(shard[name].values[good])
+    for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
+        part = group.isel(sample=slice(bounds[0] + start, bounds[0] + stop))
+        good = (part["status"].values == STATUS["ok"]) & (part["split"].values == "train")
+        if good.any():
+            for name, moments in out.items():
+                moments.add(part[name].values[good])
     return out
 
 
@@ -91,11 +95,16 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
     layout = decompose.layout_of(primitives)
-    n = primitives.dataset().sizes["sample"]
+    n, shard = primitives.record.n, primitives.record.shard
     moments = {stream.name: Moments() for stream in layout.streams}
-    function = partial(stream_moments, location=work.store_location, snapshot=primitives.snapshot, layout=layout)
+    function = partial(
+        stream_moments, location=work.store_location, snapshot=primitives.snapshot, layout=layout, shard=shard
+    )
+    itemsize = primitives.raw(layout.streams[0].name).dtype.itemsize
+    # Of each number, its mean and its sum of squares come back, in float64.
+    runs = shard_runs(n, shard, sample_bytes=layout.numbers * itemsize, result_bytes=16 * layout.numbers)
     with open_cluster(work.recipe.compute) as cluster:
-        for (_, stop), part in in_order(cluster.map(function, shard_bounds(n, primitives.record.shard))):
+        for (_, stop), part in cluster.map(function, runs, ordered=True):
             for name, other in part.items():
                 moments[name].merge(other)
             hooks.progress(stop, n, 0)

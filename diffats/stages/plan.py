@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,20 @@ from diffats.schedule import usable_levels
 from diffats.spectrum import flops, leading, transpose
 from diffats.stages import align, fit_normalisation, select_anchor
 from diffats.stages import decompose as decompose_stage
-from diffats.stages.workspace import Workspace, find_store, shard_samples
+from diffats.stages.workspace import Workspace, find_store
 from diffats.store import STATUS
+from diffats.store.location import local_path
 from diffats.tucker import multi_mode_dot
 
 Array = npt.NDArray[Any]
 log = logging.getLogger("diffats.plan")
 
-# Bytes of workspace for each byte of a shard: the raw and the centred copy, float64 Gram products, the reconstruction.
-_WORKSPACE = 6
+# Peak memory of a worker process, an upper bound from measurements of both passes over the raw data: the interpreter
+# with its libraries; and bytes for each byte of a shard's raw samples, of their Tucker forms, and of one sample (its
+# mean and the squares around it, in float64).
+_PROCESS_BYTES = 512 * 2**20
+_OF_RAW, _OF_FORMS, _OF_SAMPLE = 5, 8, 16
+_USABLE = 0.8  # share of its memory above which Dask gives a worker no more work, for ever if it does not shrink
 # Rough throughput of one core, measured on a two-core machine: reading and writing, and the cost model's flops.
 _BYTES_PER_SECOND = 60e6
 _FLOPS_PER_SECOND = 2e10
@@ -50,7 +56,7 @@ def plan(work: Workspace) -> dict[str, Any]:
     check(work)
     samples, recipe = work.samples, work.recipe
     layout = planned_layout(work)
-    shard = _shard(work)
+    shard = work.shard
     out: dict[str, Any] = {
         "name": recipe.name,
         "root": str(work.root),
@@ -63,7 +69,7 @@ def plan(work: Workspace) -> dict[str, Any]:
         "bytes_in": samples.nbytes,
         "shard_samples": shard,
         "shards": math.ceil(samples.n / shard),
-        "peak_bytes_per_worker": _peak_bytes(work),
+        "peak_bytes_per_worker": _peak_bytes(work, work.shard),
         "rough_seconds": _seconds(work, layout),
         "exists": existing(work),
     }
@@ -98,13 +104,13 @@ def _planned(layout: Layout, n: int, dtype: np.dtype[Any]) -> dict[str, Any]:
     }
 
 
-def _shard(work: Workspace) -> int:
-    samples = work.samples
-    return min(samples.n, shard_samples(work.recipe, samples.sizes, np.dtype(samples.dtype).itemsize))
-
-
-def _peak_bytes(work: Workspace) -> int:
-    return _WORKSPACE * _shard(work) * work.samples.bytes_per_sample
+def _peak_bytes(work: Workspace, shard: int) -> int:
+    """Most that a worker process holds at a time, with shards of so many samples."""
+    one, layout = work.samples.bytes_per_sample, planned_layout(work)
+    forms = one  # with ranks that are not known yet, which compress at least a little
+    if layout is not None:
+        forms = sum(stream.size for stream in layout.tucker_streams) * work.samples.dtype.itemsize
+    return _PROCESS_BYTES + shard * (_OF_RAW * one + _OF_FORMS * forms) + _OF_SAMPLE * one
 
 
 def _seconds(work: Workspace, layout: Layout | None) -> float:
@@ -201,30 +207,38 @@ def check_encoding(work: Workspace) -> None:
 
 
 def _check_root(work: Workspace) -> None:
-    """Refuse the root of another recipe, and one that cannot be a directory."""
-    for place in (work.root, *work.root.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise InputError(f'root "{work.root}" cannot be made: "{place}" is a file. Use another root.')
-            break
+    """Refuse the root or store of another recipe, and one that cannot be a directory."""
+    _check_directory("root", work.root)
+    key, place = ("store", work.recipe.store) if work.recipe.store else ("root", str(work.root))
+    directory = local_path(place)
+    if directory is not None:
+        _check_directory(key, directory.absolute())
     if find_store(work.store_location) is None:
         return
     try:
         work.store  # noqa: B018  (opening it compares name and dims)
     except RootMismatchError as error:
-        raise RootMismatchError(f'root "{work.root}": {error}') from error
+        raise RootMismatchError(f'{key} "{place}": {error}') from error
+
+
+def _check_directory(key: str, path: Path) -> None:
+    place = next(place for place in (path, *path.parents) if place.exists())
+    if not place.is_dir():
+        raise InputError(f'{key} "{path}" cannot be made: "{place}" is a file. Use another {key}.')
 
 
 def _check_memory(work: Workspace) -> None:
-    recipe, peak = work.recipe, _peak_bytes(work)
-    if peak <= recipe.compute.memory_bytes:
+    recipe, peak = work.recipe, _peak_bytes(work, work.shard)
+    usable = int(_USABLE * recipe.compute.memory_bytes)
+    if peak <= usable:
         return
-    one = _WORKSPACE * work.samples.bytes_per_sample
-    fits = recipe.compute.memory_bytes // one
-    fix = f"Set compute.shard_samples to at most {fits}" if fits else f"One sample alone needs {size(one)}: cut windows"
+    least = _peak_bytes(work, 1)
+    fits = 1 + (usable - least) // (_peak_bytes(work, 2) - least)
+    fix = f"Set compute.shard_samples to at most {fits}, or raise" if fits > 0 else f"One needs {size(least)}: raise"
     raise InputError(
-        f"a shard of {_shard(work)} samples needs about {size(peak)} in a worker, compute.memory is "
-        f"{recipe.compute.memory}. {fix}, or raise compute.memory."
+        f"a shard of {work.shard} samples needs about {size(peak)} in a worker, compute.memory is "
+        f"{recipe.compute.memory}, of which {size(usable)} can be used (Dask stops a worker there). {fix} "
+        "compute.memory."
     )
 
 

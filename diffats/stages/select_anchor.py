@@ -16,7 +16,7 @@ from diffats.errors import InputError
 from diffats.medoid import MedoidAccumulator, first_best, mean_anchor
 from diffats.primitives import Layout
 from diffats.stages import decompose
-from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, in_order, read_group, shard_bounds
+from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, read_group, shard_bounds, shard_runs
 from diffats.store import STATUS, Version
 
 Array = npt.NDArray[Any]
@@ -41,37 +41,46 @@ def anchor_version(work: Workspace, tucker: Version) -> Version | None:
     return work.find("anchor", anchor_fingerprint(work, tucker))
 
 
-def read_factors(location: str, snapshot: str, mode: str, bounds: tuple[int, int]) -> tuple[Array, Array]:
-    """Factors ``(k, batch, n, r)`` of a shard's good training samples, and their indices."""
+def read_candidates(location: str, snapshot: str, bounds: tuple[int, int]) -> tuple[xr.Dataset, npt.NDArray[np.bool_]]:
+    """A shard, lazily, and which of its samples can be the anchor: the good ones of the training split."""
     dataset = read_group(location, "tucker", snapshot).isel(sample=slice(*bounds))
-    good = (dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == "train")
-    factors = dataset[f"factor_{mode}"].values[good]
+    return dataset, (dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == "train")
+
+
+def read_factors(dataset: xr.Dataset, candidates: npt.NDArray[np.bool_], mode: str) -> Array:
+    """Factors ``(k, batch, n, r)`` of a shard's candidates."""
+    factors = dataset[f"factor_{mode}"].values[candidates]
     batch = math.prod(factors.shape[1:-2])  # not -1: a shard may have no good training sample
-    return factors.reshape(len(factors), batch, *factors.shape[-2:]), np.flatnonzero(good) + bounds[0]
+    return factors.reshape(len(factors), batch, *factors.shape[-2:])
 
 
-def accumulate(bounds: tuple[int, int], *, location: str, snapshot: str, modes: tuple[str, ...]) -> Accumulators:
-    """Sums of projectors of one shard."""
+def accumulate(
+    bounds: tuple[int, int], *, location: str, snapshot: str, modes: tuple[str, ...], shard: int
+) -> Accumulators:
+    """Sums of projectors of a run of shards."""
     out: Accumulators = {}
-    for mode in modes:
-        factors, _ = read_factors(location, snapshot, mode, bounds)
-        out[mode] = [MedoidAccumulator(factors.shape[-2]) for _ in range(factors.shape[1])]
-        for b, accumulator in enumerate(out[mode]):
-            accumulator.add(factors[:, b])
+    for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
+        dataset, candidates = read_candidates(location, snapshot, (bounds[0] + start, bounds[0] + stop))
+        for mode in modes:
+            factors = read_factors(dataset, candidates, mode)
+            if mode not in out:
+                out[mode] = [MedoidAccumulator(factors.shape[-2]) for _ in range(factors.shape[1])]
+            for b, accumulator in enumerate(out[mode]):
+                accumulator.add(factors[:, b])
     return out
 
 
 def score(
-    bounds: tuple[int, int], *, location: str, snapshot: str, modes: tuple[str, ...], sums: Accumulators
+    bounds: tuple[int, int], *, location: str, snapshot: str, modes: tuple[str, ...], shared: Accumulators
 ) -> dict[str, Array]:
-    """Each sample's score ``(stop - start, batch)`` by mode; NaN for a sample that cannot be the anchor."""
+    """Scores ``(stop - start, batch)`` by mode against the sums ``shared``; NaN for what cannot be the anchor."""
     out = {}
+    dataset, candidates = read_candidates(location, snapshot, bounds)
     for mode in modes:
-        factors, indices = read_factors(location, snapshot, mode, bounds)
-        scores = np.full((bounds[1] - bounds[0], len(sums[mode])), np.nan)
-        for b, accumulator in enumerate(sums[mode]):
-            scores[indices - bounds[0], b] = accumulator.scores(factors[:, b])
-        out[mode] = scores
+        factors = read_factors(dataset, candidates, mode)
+        out[mode] = np.full((len(candidates), len(shared[mode])), np.nan)
+        for b, accumulator in enumerate(shared[mode]):
+            out[mode][candidates, b] = accumulator.scores(factors[:, b])
     return out
 
 
@@ -99,15 +108,14 @@ def medoid_sums(
     work: Workspace, tucker: Version, layout: Layout, cluster: Cluster, hooks: Hooks
 ) -> tuple[Accumulators, dict[str, Array]]:
     """Two passes over the factors: the sum of projectors, then every sample's score against it."""
-    n = tucker.dataset().sizes["sample"]
-    bounds = shard_bounds(n, tucker.record.shard)
+    n, shard = tucker.record.n, tucker.record.shard
     common: dict[str, Any] = {
         "location": work.store_location,
         "snapshot": tucker.snapshot,
         "modes": layout.aligned,
     }
     sums: Accumulators = {}
-    for (_, stop), part in in_order(cluster.map(partial(accumulate, **common), bounds)):
+    for (_, stop), part in cluster.map(partial(accumulate, shard=shard, **common), _runs(tucker, layout), ordered=True):
         for mode, accumulators in part.items():
             if mode not in sums:
                 sums[mode] = accumulators
@@ -116,11 +124,20 @@ def medoid_sums(
                     mine.merge(other)
         hooks.progress(stop // 2, n, 0)
     parts: dict[str, list[Array]] = {mode: [] for mode in layout.aligned}
-    for (_, stop), shard_scores in in_order(cluster.map(partial(score, sums=sums, **common), bounds)):
+    bounds = shard_bounds(n, shard)
+    for (_, stop), shard_scores in cluster.map(partial(score, **common), bounds, ordered=True, shared=sums):
         for mode, values in shard_scores.items():
             parts[mode].append(values)
         hooks.progress((n + stop) // 2, n, 0)
     return sums, {mode: np.concatenate(values) for mode, values in parts.items()}
+
+
+def _runs(tucker: Version, layout: Layout) -> list[tuple[int, int]]:
+    """The runs of shards for which projectors are summed at once."""
+    factors = [tucker.raw(f"factor_{mode}") for mode in layout.aligned]  # (sample, *batch, n, r)
+    read = sum(math.prod(factor.shape[1:]) * factor.dtype.itemsize for factor in factors)
+    returned = sum(8 * math.prod(factor.shape[1:-1]) * factor.shape[-2] for factor in factors)
+    return shard_runs(tucker.record.n, tucker.record.shard, sample_bytes=read, result_bytes=returned)
 
 
 def anchors(

@@ -6,35 +6,35 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import xarray as xr
 
 from diffats import sources
-from diffats.config import Data, Recipe, portable
+from diffats.config import Data, Recipe, portable, portable_place
 from diffats.errors import InputError, StoreNotFoundError
 from diffats.sources.opening import absolute
 from diffats.store import Store, Version
+from diffats.store.location import absolute as absolute_place
 
 # Raise a number where a stage's results change though its configuration does not.
 ALGORITHMS = {
-    "scaling": 1,
-    "tucker": 1,
-    "anchor": 1,
+    "scaling": 2,
+    "tucker": 2,
+    "anchor": 2,
     "primitives": 1,
-    "normalisation": 1,
+    "normalisation": 2,
     "model": 1,
     "samples": 1,
     "evaluation": 2,
 }
-SHARD_BYTES = 16 * 2**20
+SHARD_BYTES, LARGEST_SHARD_BYTES = 16 * 2**20, 64 * 2**20
 MAX_SHARD_SAMPLES = 4096
 
-T = TypeVar("T")
 Log = Callable[[dict[str, float], int], None]
 Progress = Callable[[int, int, int], None]
 
@@ -103,33 +103,44 @@ def fingerprint(kind: str, config: Mapping[str, Any], *inputs: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def shard_samples(recipe: Recipe, sizes: Mapping[str, int], itemsize: int) -> int:
-    """Samples in one shard: about 16 MiB of raw data, whatever the machine.
+def shard_samples(recipe: Recipe, sizes: Mapping[str, int], itemsize: int, *, chunk: int = 1) -> int:
+    """Samples in one shard: about 16 MiB of raw data, whatever the machine, and whole chunks of the source.
+
+    Parameters
+    ----------
+    recipe
+        Its ``compute.shard_samples``, where given, is the answer.
+    sizes, itemsize
+        Of a sample and its numbers.
+    chunk
+        Samples in a chunk of the source (see :func:`source_chunk`). A chunk in two shards is read twice, so a shard is
+        a multiple of it, or one chunk of up to 64 MiB, or one of equal parts where chunks are larger.
 
     >>> from diffats.config import parse_recipe
     >>> recipe = parse_recipe({"name": "a", "data": {"source": "a.nc", "modes": ["y", "x"], "sample_dim": "t"},
     ...                        "decompose": {"ranks": {"y": 2, "x": 2}}})
-    >>> shard_samples(recipe, {"y": 256, "x": 256}, 4)
-    64
+    >>> [shard_samples(recipe, {"y": 256, "x": 256}, 4, chunk=chunk) for chunk in (1, 10, 100, 600)]
+    [64, 60, 100, 60]
     """
     if recipe.compute.shard_samples:
         return recipe.compute.shard_samples
-    return max(1, min(MAX_SHARD_SAMPLES, SHARD_BYTES // (math.prod(sizes.values()) * itemsize)))
+    one = math.prod(sizes.values()) * itemsize
+    fits = max(1, min(MAX_SHARD_SAMPLES, SHARD_BYTES // one))
+    if chunk <= fits:
+        return fits - fits % chunk
+    if chunk <= MAX_SHARD_SAMPLES and chunk * one <= LARGEST_SHARD_BYTES:
+        return chunk
+    parts = [part for part in range(fits, fits // 2, -1) if chunk % part == 0]
+    return parts[0] if parts else fits
 
 
-def in_order(results: Iterable[tuple[tuple[int, int], T]], start: int = 0) -> Iterator[tuple[tuple[int, int], T]]:
-    """Results of shards by increasing bounds, whichever was computed first: sums then do not depend on timing.
-
-    >>> [item for item, _ in in_order([((4, 6), "b"), ((0, 4), "a")])]
-    [(0, 4), (4, 6)]
-    """
-    waiting: dict[int, tuple[tuple[int, int], T]] = {}
-    for bounds, result in results:
-        waiting[bounds[0]] = (bounds, result)
-        while start in waiting:
-            ready = waiting.pop(start)
-            start = ready[0][1]
-            yield ready
+def source_chunk(samples: sources.Samples) -> int:
+    """Samples in one chunk of the source; 1 where windows or a split that drops some leave no such number."""
+    dim = samples.data.sample_dim
+    if dim is None or samples.data.windows.size or samples.dropped:
+        return 1
+    chunks = [samples.dataset[name].encoding.get("preferred_chunks") or {} for name in samples.variables]
+    return max(int(sizes.get(dim) or 1) for sizes in chunks)
 
 
 def shard_bounds(n: int, shard: int) -> list[tuple[int, int]]:
@@ -141,10 +152,36 @@ def shard_bounds(n: int, shard: int) -> list[tuple[int, int]]:
     return [(start, min(start + shard, n)) for start in range(0, n, shard)]
 
 
+def shard_runs(n: int, shard: int, *, sample_bytes: int, result_bytes: int) -> list[tuple[int, int]]:
+    """Start and stop of runs of whole shards, for a pass whose result has a size of its own, as a sum has.
+
+    A run reads at least four times what it returns, so that results take no more time to travel and merge than data
+    to read. It follows from sizes alone, and there are 64 runs or more where there are as many shards: sums over runs,
+    taken in order, have the same bits on any number of workers.
+
+    Parameters
+    ----------
+    n, shard
+        Samples, and samples in a shard.
+    sample_bytes
+        What is read of one sample.
+    result_bytes
+        What one call returns.
+
+    >>> shard_runs(1000, 1, sample_bytes=100, result_bytes=200)[:2]
+    [(0, 8), (8, 16)]
+    >>> shard_runs(5, 2, sample_bytes=100, result_bytes=200)
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    wanted = math.ceil(4 * result_bytes / (shard * sample_bytes))
+    most = math.ceil(math.ceil(n / shard) / 64)
+    return shard_bounds(n, shard * max(1, min(wanted, most)))
+
+
 @lru_cache(maxsize=8)
 def read_group(location: str, group: str, snapshot: str) -> xr.Dataset:
     """A stored group, lazily; kept per process, since a worker needs it for every shard."""
-    return Version(Store.open(location), group, snapshot).dataset()
+    return Version(Store.open(location), group, snapshot).dataset(indexes=False)
 
 
 def find_store(location: str) -> Store | None:
@@ -166,7 +203,10 @@ class Workspace:
 
     def __init__(self, recipe: Recipe) -> None:
         if "://" in recipe.location:
-            raise InputError(f'root "{recipe.location}" is a URL. Use a local directory for root.')
+            raise InputError(
+                f'root "{portable_place(recipe.location)}" is a URL. Use a local directory for root. '
+                "Only repositories can lie there: give the URL as store."
+            )
         self.recipe = recipe
         self._finished: dict[tuple[str, str], Version] = {}
         self.root = Path(recipe.location).absolute()
@@ -182,6 +222,13 @@ class Workspace:
         return sources.open_samples(self.data, self.recipe.seed)
 
     @cached_property
+    def shard(self) -> int:
+        """Raw samples in one shard."""
+        samples = self.samples
+        chunk = source_chunk(samples)
+        return min(samples.n, shard_samples(self.recipe, samples.sizes, samples.dtype.itemsize, chunk=chunk))
+
+    @cached_property
     def source_digest(self) -> str:
         """What identifies the content of the source."""
         return self.samples.fingerprint()
@@ -189,12 +236,15 @@ class Workspace:
     @property
     def store_location(self) -> str:
         """The data set's repository."""
-        return str(self.root / "store")
+        return self._place("store")
 
     @property
     def samples_location(self) -> str:
         """The repository of generated samples."""
-        return str(self.root / "samples")
+        return self._place("samples")
+
+    def _place(self, name: str) -> str:
+        return absolute_place(f"{self.recipe.store or self.root}/{name}")
 
     @cached_property
     def store(self) -> Store:

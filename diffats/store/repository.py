@@ -12,6 +12,7 @@ import icechunk
 import zarr
 
 from diffats.errors import StoreError
+from diffats.storage import explain
 from diffats.store.location import absolute, open_repository, reason
 from diffats.store.lock import store_lock
 from diffats.store.schema import RECORD, Record
@@ -19,6 +20,10 @@ from diffats.store.schema import RECORD, Record
 BRANCH = "main"
 #: What damaged snapshots, manifests and array metadata raise.
 METADATA_DAMAGE = (icechunk.IcechunkError, ValueError, KeyError, TypeError)
+# Chunks along samples in one manifest. A commit writes the manifests that its shards are in, and lists all of them.
+_MANIFEST_CHUNKS = 2048
+# What a process keeps of manifests and snapshots, about 60 bytes a chunk and a few hundred an array.
+_CACHED_CHUNKS, _CACHED_ARRAYS = 2**20, 2**14
 
 
 class Repository:
@@ -54,7 +59,13 @@ class Repository:
     def writing(self) -> Iterator[icechunk.Session]:
         """A session that can be committed, while no other process writes here."""
         with store_lock(self.location):
-            yield self.repo.writable_session(BRANCH)
+            try:
+                yield self.repo.writable_session(BRANCH)
+            except icechunk.IcechunkError as error:
+                raise StoreError(
+                    f"store {self.location}: cannot be written {explain(error)} Then run the command again: what was "
+                    "committed stays."
+                ) from error
 
     def commit(self, session: icechunk.Session, message: str, metadata: dict[str, Any]) -> str:
         """Commit a session; return the new snapshot.
@@ -86,6 +97,22 @@ class Repository:
             except icechunk.IcechunkError as error:
                 if "already exists" not in str(error):  # the name of a deleted tag is never free again
                     raise StoreError(f"store {self.location}: tag {prefix}{number}: {reason(error)}.") from error
+
+
+def configured() -> icechunk.RepositoryConfig:
+    """Settings by which neither a commit's time nor a process's memory grows with what is stored already.
+
+    A repository keeps them from when it is made, so that all who open it use the same.
+    """
+    along_samples = ((icechunk.ManifestSplitDimCondition.Axis(0), _MANIFEST_CHUNKS),)
+    split = icechunk.ManifestSplittingConfig(((icechunk.ManifestSplitCondition.AnyArray(), along_samples),))
+    manifest = icechunk.ManifestConfig(
+        splitting=split,
+        # Otherwise every session, and so every commit, begins by reading manifests of all groups.
+        preload=icechunk.ManifestPreloadConfig(preload_if=icechunk.ManifestPreloadCondition.false()),
+    )
+    caching = icechunk.CachingConfig(num_chunk_refs=_CACHED_CHUNKS, num_snapshot_nodes=_CACHED_ARRAYS)
+    return icechunk.RepositoryConfig(manifest=manifest, caching=caching)
 
 
 def commit_metadata(group: str, record: Record, done: int, failed: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _DIGEST_BYTES = 32
 _LARGEST_CHUNK = 2**31 - 1  # Zstandard's limit in numcodecs
 _ENCODING = {"_FillValue", "missing_value", "scale_factor", "add_offset", "dtype", "coordinates"}
 _ROWS_AT_ONCE = 2**16
+_COORDS_AT_ONCE = 2**12  # samples: a worker reads the chunk that its shard is in
 
 
 def status_attrs() -> dict[str, Any]:
@@ -195,7 +196,7 @@ def write_template(ds: xr.Dataset, store: Any, group: str, filled: Iterable[str]
     whole_shards = {str(name): _chunks(ds[name], shard) for name in filled}
     if DIGESTS in ds:
         rows = max(1, _ROWS_AT_ONCE // (_DIGEST_BYTES * max(1, len(whole_shards))))
-        whole_shards["status"] = _chunks(ds["status"], shard * max(1, _ROWS_AT_ONCE // shard))
+        whole_shards["status"] = _chunks(ds["status"], _whole(shard, _ROWS_AT_ONCE))
         whole_shards[DIGESTS] = _chunks(ds[DIGESTS], rows)
     encoding: dict[Hashable, dict[str, Any]] = {}
     for name, variable in ds.variables.items():
@@ -203,11 +204,18 @@ def write_template(ds: xr.Dataset, store: Any, group: str, filled: Iterable[str]
         encoding[name] = {"compressors": (ZstdCodec(level=1), Crc32cCodec())}
         if str(name) in whole_shards:
             encoding[name]["chunks"] = whole_shards[str(name)]
+        elif variable.dims[:1] == (SAMPLE,):
+            encoding[name]["chunks"] = _chunks(ds[name], _whole(shard, _COORDS_AT_ONCE))
         if variable.dtype.kind in "fc":
             encoding[name] |= {"fill_value": np.nan, "_FillValue": None}
     ready = _no_fixed_strings(ds)
     ready = ready.assign({name: ready[name].compute() for name in ready.variables if str(name) not in whole_shards})
     ready.to_zarr(store, group=group, mode="w-", zarr_format=3, consolidated=False, compute=False, encoding=encoding)
+
+
+def _whole(shard: int, samples: int) -> int:
+    """About so many samples, in whole shards."""
+    return shard * max(1, samples // shard)
 
 
 def _chunks(array: xr.DataArray, first: int) -> tuple[int, ...]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import icechunk
 import numpy as np
+from zarr import AsyncArray
+from zarr.core.sync import sync
+from zarr.storage import StorePath
 
 from diffats.errors import StoreError
 from diffats.store.location import quiet_icechunk
@@ -74,46 +80,79 @@ class FillShard:
                 f"{job.where}: got variables {sorted(arrays)}, expected {list(job.variables)} and status, as in the "
                 "template."
             )
-        digests = [write_shard(job, name, np.asarray(arrays[name])) for name in job.variables]
+        digests = write_shard(job, {name: np.asarray(arrays[name]) for name in job.variables})
         return WrittenShard(job.fork, np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1), status)
 
 
-def write_shard(job: ShardJob, name: str, values: Array) -> bytes:
-    """Write one variable of a whole shard; return its digest.
+def write_shard(job: ShardJob, arrays: Mapping[str, Array]) -> list[bytes]:
+    """Write the variables of a whole shard; return their digests.
 
     Parameters
     ----------
     job
         The shard.
-    name
-        The variable.
-    values
-        ``(stop - start, ...)``, exactly one shard, in the stored dtype.
+    arrays
+        By variable: ``(stop - start, ...)``, exactly one shard, in the stored dtype.
 
     Raises
     ------
     StoreError
         Where that is not so: nothing is written then.
     """
-    array = open_array(job.fork.store, job.group, name, write=True)
+    known = _variables(_Group(job.fork, job.fork.snapshot_id, job.group, job.variables))
+    targets = {
+        name: AsyncArray(metadata, StorePath(job.fork.store, f"{job.group}/{name}"), config)
+        for name, (metadata, config) in known.items()
+        if name in arrays
+    }
+    for name, values in arrays.items():
+        _check(job, name, values, targets[name])
+    sync(_write(job, [(targets[name], values) for name, values in arrays.items()]))
+    return [array_digest(values) for values in arrays.values()]
+
+
+async def _write(job: ShardJob, pairs: list[tuple[Any, Array]]) -> None:
+    """All variables at once: each waits for the storage, not for the others."""
+    whole = slice(job.start, job.stop)
+    # The first alone, because it makes the fork read its snapshot.
+    for some in (pairs[:1], pairs[1:]):
+        await asyncio.gather(*(target.setitem(whole, values) for target, values in some))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The variables of a group in a snapshot, read through whichever fork asks first."""
+
+    fork: icechunk.ForkSession = field(compare=False)
+    snapshot: str
+    name: str
+    variables: tuple[str, ...]
+
+
+@lru_cache(maxsize=8)
+def _variables(group: _Group) -> dict[str, tuple[Any, Any]]:
+    """Metadata of each variable, and how it is written; kept per process, since every shard needs them."""
+    opened = {name: open_array(group.fork.store, group.name, name, write=True) for name in group.variables}
+    return {name: (array.metadata, array.async_array.config) for name, array in opened.items()}
+
+
+def _check(job: ShardJob, name: str, values: Array, target: Any) -> None:
     where = f"{job.where}, variable {name}"
-    n, full = array.shape[0], array.chunks[0]
+    n, full = target.shape[0], target.chunks[0]
     if job.start % job.size or job.stop != min(job.start + job.size, n) or full != min(job.size, n):
         raise StoreError(
             f"{where}: not a whole shard of {full} samples. Two workers writing one chunk would lose data: "
             "write from a multiple of the shard size to the next, or to the end."
         )
-    expected = (job.stop - job.start, *array.shape[1:])
+    expected = (job.stop - job.start, *target.shape[1:])
     if values.shape != expected:
         raise StoreError(
             f"{where}: got shape {values.shape}, expected {expected}. Return the whole shard in the template's dims."
         )
-    if values.dtype != array.dtype:
+    if values.dtype != target.dtype:
         raise StoreError(
-            f"{where}: got dtype {values.dtype}, expected {array.dtype}. Cast it, or change the template's dtype."
+            f"{where}: got dtype {values.dtype}, expected {target.dtype}. Cast it, or change the template's dtype."
         )
-    array[job.start : job.stop] = values
-    return array_digest(values)
 
 
 def _checked_status(status: Array | None, job: ShardJob) -> Array:

@@ -11,6 +11,7 @@ snapshot that still has these arrays, so workers need not wait for commits.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from diffats.store.repository import (
     METADATA_DAMAGE,
     Repository,
     commit_metadata,
+    configured,
     group_names,
     read_attrs,
     write_record,
@@ -77,7 +79,9 @@ class Store(Repository):
     def create_or_open(cls, location: str | Path) -> Self:
         """Open the store, or make an empty one."""
         with store_lock(location):
-            create_repository(location)
+            repo = create_repository(location)
+            if repo.config.manifest is None:  # just made, or by an earlier release
+                repo.reopen(configured()).save_config()
         return cls(location)
 
     def check(self, name: str, dims: Sequence[str]) -> None:
@@ -101,7 +105,7 @@ class Store(Repository):
             if got[key] != expected[key]:
                 raise RootMismatchError(
                     f"store {self.location} belongs to {what} {_words(got[key])}, got {_words(expected[key])}. "
-                    "Give this recipe another root."
+                    "Give this recipe another root or store."
                 )
 
     def _root_attrs(self) -> dict[str, Any]:
@@ -195,15 +199,11 @@ class Store(Repository):
 
     def version(self, group: str, fingerprint: str) -> Version | None:
         """The newest version of a group with this fingerprint: a complete one, else the unfinished one."""
-        # By its tags alone: stages ask this again and again, and listing every version opens every group.
-        with self._readable():
-            tagged = [e for e in self._tagged(f"{group}-{fingerprint[:16]}-") if e["fingerprint"] == fingerprint]
+        tagged = self._tagged_versions(group, fingerprint)  # stages ask often, and these alone answer mostly
         if tagged:
-            return Version(self, group, max(tagged, key=lambda entry: str(entry["written_at"]))["snapshot"])
+            return Version(self, group, tagged[-1]["snapshot"])
         head = self._at_head(group)
-        if head is None or head.fingerprint != fingerprint:
-            return None
-        return self._complete(group, fingerprint) if head.complete else head
+        return head if head is not None and head.fingerprint == fingerprint else None
 
     def versions(self) -> list[dict[str, Any]]:
         """All versions, oldest first.
@@ -221,7 +221,7 @@ class Store(Repository):
             Where the repository's own files are damaged.
         """
         with self._readable():
-            tagged = list(self._tagged())
+            tagged = list(self._tagged(self.repo.list_tags()))
             entries = [*tagged, *self._untagged(tagged)]
         return sorted(entries, key=lambda entry: (entry["written_at"], entry["group"]))
 
@@ -282,10 +282,35 @@ class Store(Repository):
 
     def _complete(self, group: str, fingerprint: str | None) -> Version | None:
         """The newest complete version of a group, with this fingerprint unless that is None."""
-        for entry in reversed(self.versions()):
-            if entry["group"] == group and entry["complete"] and fingerprint in (None, entry["fingerprint"]):
-                return Version(self, group, entry["snapshot"])
-        return None
+        head = self._at_head(group)
+        tagged = self._tagged_versions(group, fingerprint)
+        if head is not None and head.complete and fingerprint in (None, head.fingerprint):
+            same = [entry for entry in tagged if _identity(entry) == (head.fingerprint, head.digest)]
+            return Version(self, group, same[-1]["snapshot"]) if same else head
+        return Version(self, group, tagged[-1]["snapshot"]) if tagged else None
+
+    def _tagged_versions(self, group: str, fingerprint: str | None) -> list[dict[str, Any]]:
+        """Entries of the tagged versions of a group, oldest first; no other version is looked at."""
+        prefix = f"{group}-" if fingerprint is None else f"{group}-{fingerprint[:16]}-"
+        with self._readable():
+            tags = self._numbered_tags(prefix) if fingerprint is not None else []
+            if not tags:  # perhaps the first was deleted
+                tags = [tag for tag in self.repo.list_tags() if tag.startswith(prefix)]
+            entries = [e for e in self._tagged(tags) if fingerprint in (None, e["fingerprint"])]
+        return sorted(entries, key=lambda entry: str(entry["written_at"]))
+
+    def _numbered_tags(self, prefix: str) -> list[str]:
+        """``prefix1`` to the last before one that is not there: asking is quick where listing takes all versions."""
+        tags = []
+        for number in itertools.count(1):
+            try:
+                self.repo.lookup_tag(f"{prefix}{number}")
+            except icechunk.IcechunkError as error:
+                if "not found" not in str(error):
+                    raise
+                break
+            tags.append(f"{prefix}{number}")
+        return tags
 
     def _at_head(self, group: str) -> Version | None:
         session = self.head()
@@ -302,8 +327,8 @@ class Store(Repository):
                 "Bring the file back, or remove the store and run the stages again."
             ) from error
 
-    def _tagged(self, prefix: str = "") -> Iterator[dict[str, Any]]:
-        for tag in (tag for tag in self.repo.list_tags() if tag.startswith(prefix)):
+    def _tagged(self, tags: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for tag in tags:
             snapshot = self.repo.lookup_tag(tag)
             info = self.repo.lookup_snapshot(snapshot)
             if info.metadata.get("complete") and tag.startswith(f"{info.metadata['group']}-"):
@@ -321,21 +346,22 @@ class Store(Repository):
 
     def _clear(self, session: icechunk.Session, group: str) -> None:
         """Make room for a new version of a group."""
-        for entry in self.versions():
-            if (
-                entry["group"] == group and entry["complete"] and entry["tag"] is None
-            ):  # its process died between commit and tag
-                self.tag(group, entry["fingerprint"], self._finished_in(entry))
+        head = self._at_head(group)
+        if head is not None and head.complete:
+            tagged = self._tagged_versions(group, head.fingerprint)
+            if (head.fingerprint, head.digest) not in map(_identity, tagged):  # its process died before it was tagged
+                self.tag(group, head.fingerprint, self._finished_in(head))
         root = zarr.open_group(session.store, mode="a", zarr_format=3)
         if group in root:
             del root[group]
 
-    def _finished_in(self, entry: Mapping[str, Any]) -> str:
+    def _finished_in(self, version: Version) -> str:
         """The commit that completed a version."""
+        expected = {"group": version.group, "digest": version.digest, "complete": True}
         for info in self.repo.ancestry(branch=BRANCH):
-            if all(info.metadata.get(key) == entry[key] for key in ("group", "digest", "complete")):
+            if expected.items() <= info.metadata.items():
                 return str(info.id)
-        raise StoreError(f"store {self.location}: no commit completed group {entry['group']}. Run diffats verify.")
+        raise StoreError(f"store {self.location}: no commit completed group {version.group}. Run diffats verify.")
 
     def _check_names(self, group: str, fingerprint: str) -> None:
         for what, text, pattern in (("group", group, _GROUP), ("fingerprint", fingerprint, _FINGERPRINT)):
@@ -343,6 +369,10 @@ class Store(Repository):
                 raise StoreError(
                     f'store {self.location}: {what} "{text}" cannot be part of a tag. Use letters, digits and "_".'
                 )
+
+
+def _identity(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return entry["fingerprint"], entry["digest"]
 
 
 def _words(value: Any) -> str:

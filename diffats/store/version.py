@@ -22,6 +22,8 @@ from diffats.store.shards import Fill, FillShard, ShardJob, WrittenShard
 
 Progress = Callable[[int, int], None]
 
+_LONGEST_SECONDS = 300.0  # between commits
+
 
 class Mapper(Protocol):
     """What `Version.fill` needs of a cluster."""
@@ -100,8 +102,14 @@ class Version:
         """First sample of a shard and the one after its last."""
         return self.record.bounds(shard)
 
-    def dataset(self) -> xr.Dataset:
-        """The content, lazily: nothing is read before it is indexed, and nothing read is kept."""
+    def dataset(self, *, indexes: bool = True) -> xr.Dataset:
+        """The content, lazily: nothing is read before it is indexed, and nothing read is kept.
+
+        Parameters
+        ----------
+        indexes
+            Read the coordinates along dims of their own name, that of all samples too, so that ``sel`` finds values.
+        """
         store: Any = self._session.store
         ds = xr.open_dataset(
             store,
@@ -110,6 +118,7 @@ class Version:
             consolidated=False,
             cache=False,
             chunks=None,
+            create_default_indexes=indexes,
             # A variable in days is a quantity, not a time span.
             decode_timedelta=CFTimedeltaCoder(decode_via_units=False),
         )
@@ -169,7 +178,7 @@ class Version:
         function: Fill,
         cluster: Mapper,
         *,
-        commit_every: int = 32,
+        commit_every: int = 4096,
         commit_seconds: float = 10.0,
         progress: Progress | None = None,
     ) -> None:
@@ -183,7 +192,9 @@ class Version:
         cluster
             Has the workers.
         commit_every, commit_seconds
-            A commit follows after so many shards, or so much time; what is lost in a crash.
+            A commit follows after so many shards, or so much time, which is what a crash loses. In a run of more than a
+            hundred times as long, it follows after a hundredth of the run so far (but 5 minutes at most): some
+            hundreds of commits in a day, and their number does not make the history useless.
         progress
             Called with samples done and failed, at the start and after each shard.
 
@@ -255,6 +266,14 @@ class Version:
                 f"store {self.store.location}, group {self.group}: another version has taken the place of "
                 f"{self.fingerprint[:16]}. Run the command again."
             )
+        if session.snapshot_id == self.snapshot or not self.record.filled:
+            return
+        theirs = np.asarray(schema.open_array(session.store, self.group, DIGESTS)[...])
+        if not np.array_equal(theirs, self.shard_digests()):  # no lock reaches another machine
+            raise StoreError(
+                f"store {self.store.location}, group {self.group}: another process, perhaps on another machine, has "
+                "written shards of it meanwhile. Let one write at a time, and run the command again."
+            )
 
 
 class _Committer:
@@ -265,35 +284,46 @@ class _Committer:
         self.every, self.seconds, self.progress = every, seconds, progress
         self.status = version.status()
         self.digests = version.shard_digests()
-        self.waiting: list[tuple[ShardJob, WrittenShard]] = []
-        self.last = time.monotonic()
+        self.done, self.failed = int((self.status != PENDING).sum()), int((self.status > OK).sum())
+        self.shards: list[int] = []  # written and not committed
+        self.fork: icechunk.ForkSession | None = None  # all their chunks
+        self.started = self.last = time.monotonic()
         self._tell()
 
     def add(self, job: ShardJob, written: WrittenShard) -> None:
-        """Take one shard; commit if it is time."""
-        self.waiting.append((job, written))
+        """Take one shard, which was pending; commit if it is time."""
+        self.shards.append(job.shard)
+        if self.fork is None:
+            self.fork = written.fork
+        else:
+            self.fork.merge(written.fork)  # now, because every fork that waits takes some 100 KB
         self.status[job.start : job.stop] = written.status
         self.digests[job.shard] = written.digests
-        if len(self.waiting) >= self.every or time.monotonic() - self.last >= self.seconds:
+        self.done += len(written.status)
+        self.failed += int((written.status > OK).sum())
+        if len(self.shards) >= self.every or time.monotonic() - self.last >= self._pause():
             self.commit()
         self._tell()
+
+    def _pause(self) -> float:
+        """Seconds between commits."""
+        return max(self.seconds, min(_LONGEST_SECONDS, 0.01 * (self.last - self.started)))
 
     def commit(self) -> None:
         """Commit what has come since the last commit."""
         self.last = time.monotonic()
-        if not self.waiting:
+        if self.fork is None:
             return
-        version, jobs = self.version, [job for job, _ in self.waiting]
+        version = self.version
         with version.store.writing() as session:
             version.check_at_head(session)
-            session.merge(*(written.fork for _, written in self.waiting))
-            self._write(session, "status", self.status, [job.start for job in jobs])
-            self._write(session, DIGESTS, self.digests, [job.shard for job in jobs])
-            shards = sorted(job.shard for job in jobs)
-            metadata = commit_metadata(version.group, version.record, *self._counts())
-            message = f"{version.group}: {len(shards)} of {version.n_shards} shards"
-            version.move(version.store.commit(session, message, {**metadata, "shards": shards}))
-        self.waiting.clear()
+            session.merge(self.fork)
+            self._write(session, "status", self.status, [version.bounds(shard)[0] for shard in self.shards])
+            self._write(session, DIGESTS, self.digests, self.shards)
+            metadata = commit_metadata(version.group, version.record, self.done, self.failed)
+            message = f"{version.group}: {len(self.shards)} of {version.n_shards} shards"
+            version.move(version.store.commit(session, message, {**metadata, "shards": sorted(self.shards)}))
+        self.shards, self.fork = [], None
 
     def _write(self, session: icechunk.Session, name: str, values: Array, touched: Iterable[int]) -> None:
         """Write the whole chunks that hold some entries."""
@@ -302,12 +332,9 @@ class _Committer:
         for chunk in sorted({entry // size for entry in touched}):
             array[chunk * size : (chunk + 1) * size] = values[chunk * size : (chunk + 1) * size]
 
-    def _counts(self) -> tuple[int, int]:
-        return int((self.status != PENDING).sum()), int((self.status > OK).sum())
-
     def _tell(self) -> None:
         if self.progress is not None:
-            self.progress(*self._counts())
+            self.progress(self.done, self.failed)
 
 
 def _reopen(location: str, group: str, snapshot: str) -> Version:
