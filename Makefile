@@ -10,7 +10,7 @@ ROOT := runs/indian-pines
 PYTHON = $(shell for p in python3.11 python3 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint types format test-slow test-faults test-install mlflow-ui prefect-ui clean
+.PHONY: help setup demo test lint types format test-slow test-faults test-install bench mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -54,6 +54,11 @@ test-install:  ## both commands in a fresh clone
 	git clone --quiet . "$$place/diffats"; \
 	$(MAKE) -C "$$place/diffats" demo; \
 	$(MAKE) -C "$$place/diffats" test
+
+bench: $(STAMP)  ## measure encoding against its bounds and other libraries, under 20 minutes (options: ARGS=--full)
+	$(BIN)/python -m benchmarks.encode $(ARGS)
+	$(BIN)/python -m benchmarks.pipeline $(ARGS)
+	$(BIN)/python -m benchmarks.medoid $(ARGS)
 
 mlflow-ui: $(STAMP)  ## the demo's runs and models, on http://127.0.0.1:5000
 	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
