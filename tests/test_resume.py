@@ -102,7 +102,7 @@ def broken_after(count: int, function: Callable[..., Any]) -> Callable[..., Any]
     [
         ("decompose", decompose, "status_of", 2, 5),  # while the scaling is fitted: nothing is committed yet
         ("decompose", decompose, "decompose", 2, 3),
-        ("select_anchor", select_anchor, "read_factors", 3, 20),
+        ("select_anchor", select_anchor, "read_factors", 3, 10),
         ("align", align, "align", 3, 2),
         ("fit_normalisation", fit_normalisation, "stream_moments", 0, 6),
         ("generate", generate, "shard_arrays", 1, 1),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -636,3 +637,12 @@ def test_importing_the_store_is_light():
     script = f"import sys, diffats.store, diffats.compute; print([m for m in {heavy} if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert re.fullmatch(r"\[\]\s*", output)
+
+
+def test_a_store_that_was_removed_and_made_again_is_a_new_one(tmp_path):
+    for name in ("first", "second"):
+        store = Store.create_or_open(tmp_path / "store")
+        store.check(name, ["x"])
+        shutil.rmtree(tmp_path / "store")
+    with pytest.raises(StoreNotFoundError):
+        Store.open(tmp_path / "store")

@@ -190,9 +190,13 @@ def reconstruction_errors(
     def total(part: torch.Tensor) -> Array:
         return spectrum.norm2(part if known is None else torch.where(known, part, 0.0), n_modes)
 
-    truncation = ratio(spectrum.norm2(residual, n_modes), norm2)
-    residual *= like(scaling.scale, residual)
-    lost = total(residual)
+    lost = spectrum.norm2(residual, n_modes)
+    truncation = ratio(lost, norm2)
+    if known is None and scaling.scale.size == 1:
+        lost = lost * float(scaling.scale.reshape(())) ** 2
+    else:
+        residual *= like(scaling.scale, residual)
+        lost = total(residual)
     torch.sub(x, like(training_mean, x), out=residual)  # the memory is there already
     return ratio(lost, total(x)), ratio(lost, total(residual)), truncation
 

@@ -14,7 +14,7 @@ import xarray as xr
 from diffats.compute import open_cluster
 from diffats.primitives import Layout, align
 from diffats.stages import decompose, select_anchor
-from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, read_group
+from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, open_group, read_group
 from diffats.store import STATUS, Version
 
 Array = npt.NDArray[Any]
@@ -53,25 +53,22 @@ def read_anchors(location: str, snapshot: str) -> dict[str, Array]:
 
 def align_shard(start: int, stop: int, *, location: str, tucker: str, anchor: str, layout: Layout) -> dict[str, Array]:
     """Primitives, overlaps, conditions and status of samples ``start..stop``; bad samples stay zeros."""
-    shard = read_group(location, "tucker", tucker).isel(sample=slice(start, stop))
-    status = shard["status"].values
+    names = [stream.name for stream in layout.tucker_streams]
+    group = open_group(location, "tucker", tucker)
+    conditions = [name for name in group.record.filled if name.startswith("condition_")]
+    shard = group.read(["status", *names, *conditions], start, stop)
+    status = shard["status"]
     good = status == STATUS["ok"]
-    forms = {stream.name: shard[stream.name].values[good] for stream in layout.tucker_streams}
-    streams, overlaps = align(forms, read_anchors(location, anchor), layout)
-    out: dict[str, Array] = {"status": status}
+    streams, overlaps = align({name: shard[name][good] for name in names}, read_anchors(location, anchor), layout)
+    out: dict[str, Array] = {"status": status, **{name: shard[name] for name in conditions}}
     for stream in layout.streams:
-        dtype = shard[stream.name].dtype
-        out[stream.name] = np.zeros((stop - start, *stream.shape), dtype)
+        out[stream.name] = np.zeros((stop - start, *stream.shape), shard[stream.name].dtype)
         out[stream.name][good] = streams[stream.name]
     smallest = np.zeros((stop - start, len(layout.aligned)))
     for axis, mode in enumerate(layout.aligned):
         cosines = overlaps[mode]
         smallest[good, axis] = cosines.min(axis=tuple(range(1, cosines.ndim)))
-    out["overlap"] = smallest
-    for name in shard.data_vars:
-        if str(name).startswith("condition_"):
-            out[str(name)] = shard[name].values
-    return out
+    return out | {"overlap": smallest}
 
 
 def template(tucker: Version, layout: Layout) -> xr.Dataset:

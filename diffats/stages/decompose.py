@@ -29,7 +29,7 @@ from diffats.primitives import (
     find_ranks,
     reconstruction_errors,
 )
-from diffats.spectrum import as_numpy, as_torch, encoding_device
+from diffats.spectrum import as_numpy, as_torch, encoding_device, norm2
 from diffats.stages.workspace import (
     Hooks,
     StageResult,
@@ -123,10 +123,15 @@ def run_moments(
         indices = indices[~samples.is_test[indices]]
         x = samples.read(indices)
         status, _ = checked(samples, indices, x, mask)
-        moments.add(x[status == STATUS["ok"]])  # NaN where masked
+        good = status == STATUS["ok"]
+        counts.update(values=x.size)
+        if mask is None and good.all():
+            moments.add(x)
+            continue
+        moments.add(x[good])  # NaN where masked
         nan = np.isnan(x)
         other = (nan if mask is None else nan != mask).any(axis=tuple(range(1, x.ndim)))
-        counts.update(other=int(other.sum()), missing=int((~np.isfinite(x)).sum()), values=x.size)
+        counts.update(other=int(other.sum()), missing=int((~np.isfinite(x)).sum()))
     return moments, counts
 
 
@@ -215,10 +220,15 @@ def status_of(x: Array, mask: npt.NDArray[Any] | None) -> npt.NDArray[np.int8]:
 
     Where there is a mask, a good sample is NaN there and nowhere else.
     """
+    status = np.full(len(x), STATUS["ok"], np.int8)
+    if mask is None:  # mostly, one sum of squares shows that all is well
+        squares = norm2(x, x.ndim - 1)
+        doubtful = ~(np.isfinite(squares) & (squares > 0))
+        if not doubtful.any():
+            return status
     axes = tuple(range(1, x.ndim))
     valid = np.isfinite(x) if mask is None else np.where(mask, np.isnan(x), np.isfinite(x))
     zero = (x == 0).all(axis=axes) if mask is None else ((x == 0) | mask).all(axis=axes)
-    status = np.full(len(x), STATUS["ok"], np.int8)
     status[zero] = STATUS["all_zero"]
     status[~valid.all(axis=axes)] = STATUS["non_finite"]
     return status

@@ -14,7 +14,7 @@ import xarray as xr
 from diffats.compute import open_cluster
 from diffats.primitives import ConditionLayout, Layout, Moments, Normalisation
 from diffats.stages import align, decompose
-from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, read_group, shard_bounds, shard_runs
+from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, open_group, shard_bounds, shard_runs
 from diffats.store import STATUS, Version
 
 Array = npt.NDArray[Any]
@@ -43,14 +43,13 @@ def stream_moments(
     bounds: tuple[int, int], *, location: str, snapshot: str, layout: Layout, shard: int
 ) -> dict[str, Moments]:
     """Moments of the good training primitives of a run of shards, by stream."""
-    group = read_group(location, "primitives", snapshot)
+    group = open_group(location, "primitives", snapshot)
     out = {stream.name: Moments() for stream in layout.streams}
     for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
-        part = group.isel(sample=slice(bounds[0] + start, bounds[0] + stop))
-        good = (part["status"].values == STATUS["ok"]) & (part["split"].values == "train")
-        if good.any():
-            for name, moments in out.items():
-                moments.add(part[name].values[good])
+        part = group.read(["status", "split", *out], bounds[0] + start, bounds[0] + stop)
+        good = (part["status"] == STATUS["ok"]) & (part["split"] == "train")
+        for name, moments in out.items():
+            moments.add(part[name][good])
     return out
 
 

@@ -16,7 +16,7 @@ from diffats.errors import InputError
 from diffats.medoid import MedoidAccumulator, first_best, mean_anchor
 from diffats.primitives import Layout
 from diffats.stages import decompose
-from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, read_group, shard_bounds, shard_runs
+from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, open_group, shard_bounds, shard_runs
 from diffats.store import STATUS, Version
 
 Array = npt.NDArray[Any]
@@ -41,17 +41,19 @@ def anchor_version(work: Workspace, tucker: Version) -> Version | None:
     return work.find("anchor", anchor_fingerprint(work, tucker))
 
 
-def read_candidates(location: str, snapshot: str, bounds: tuple[int, int]) -> tuple[xr.Dataset, npt.NDArray[np.bool_]]:
-    """A shard, lazily, and which of its samples can be the anchor: the good ones of the training split."""
-    dataset = read_group(location, "tucker", snapshot).isel(sample=slice(*bounds))
-    return dataset, (dataset["status"].values == STATUS["ok"]) & (dataset["split"].values == "train")
-
-
-def read_factors(dataset: xr.Dataset, candidates: npt.NDArray[np.bool_], mode: str) -> Array:
-    """Factors ``(k, batch, n, r)`` of a shard's candidates."""
-    factors = dataset[f"factor_{mode}"].values[candidates]
-    batch = math.prod(factors.shape[1:-2])  # not -1: a shard may have no good training sample
-    return factors.reshape(len(factors), batch, *factors.shape[-2:])
+def read_factors(
+    location: str, snapshot: str, modes: tuple[str, ...], bounds: tuple[int, int]
+) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
+    """Factors ``(k, batch, n, r)`` by mode of a shard's candidates: its good samples of the training split."""
+    names = {mode: f"factor_{mode}" for mode in modes}
+    shard = open_group(location, "tucker", snapshot).read(["status", "split", *names.values()], *bounds)
+    candidates = np.asarray((shard["status"] == STATUS["ok"]) & (shard["split"] == "train"))
+    found = {mode: shard[name][candidates] for mode, name in names.items()}
+    # the batch size is not left to reshape: a shard may have no good training sample
+    return {
+        mode: factors.reshape(len(factors), math.prod(factors.shape[1:-2]), *factors.shape[-2:])
+        for mode, factors in found.items()
+    }, candidates
 
 
 def accumulate(
@@ -60,9 +62,8 @@ def accumulate(
     """Sums of projectors of a run of shards."""
     out: Accumulators = {}
     for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
-        dataset, candidates = read_candidates(location, snapshot, (bounds[0] + start, bounds[0] + stop))
-        for mode in modes:
-            factors = read_factors(dataset, candidates, mode)
+        found, _ = read_factors(location, snapshot, modes, (bounds[0] + start, bounds[0] + stop))
+        for mode, factors in found.items():
             if mode not in out:
                 out[mode] = [MedoidAccumulator(factors.shape[-2]) for _ in range(factors.shape[1])]
             for b, accumulator in enumerate(out[mode]):
@@ -75,9 +76,8 @@ def score(
 ) -> dict[str, Array]:
     """Scores ``(stop - start, batch)`` by mode against the sums ``shared``; NaN for what cannot be the anchor."""
     out = {}
-    dataset, candidates = read_candidates(location, snapshot, bounds)
-    for mode in modes:
-        factors = read_factors(dataset, candidates, mode)
+    found, candidates = read_factors(location, snapshot, modes, bounds)
+    for mode, factors in found.items():
         out[mode] = np.full((len(candidates), len(shared[mode])), np.nan)
         for b, accumulator in enumerate(shared[mode]):
             out[mode][candidates, b] = accumulator.scores(factors[:, b])

@@ -179,9 +179,15 @@ def shard_runs(n: int, shard: int, *, sample_bytes: int, result_bytes: int) -> l
 
 
 @lru_cache(maxsize=8)
+def open_group(location: str, group: str, snapshot: str) -> Version:
+    """A stored group, opened once per process, since a worker needs it for every shard."""
+    return Version(Store.open(location), group, snapshot)
+
+
+@lru_cache(maxsize=8)
 def read_group(location: str, group: str, snapshot: str) -> xr.Dataset:
-    """A stored group, lazily; kept per process, since a worker needs it for every shard."""
-    return Version(Store.open(location), group, snapshot).dataset(indexes=False)
+    """The same as a dataset, lazily."""
+    return open_group(location, group, snapshot).dataset(indexes=False)
 
 
 def find_store(location: str) -> Store | None:

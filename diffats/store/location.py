@@ -62,25 +62,39 @@ def create_repository(location: str | Path) -> icechunk.Repository:
         raise StoreError(f"store {location}: cannot be opened or made {explain(error)}") from error
 
 
-@functools.lru_cache(maxsize=16)
-def open_repository(location: str) -> icechunk.Repository:
+def open_repository(location: str, *, fresh: bool = False) -> icechunk.Repository:
     """Open the repository at a location, once for each process.
+
+    Parameters
+    ----------
+    location
+        Where it is.
+    fresh
+        Use nothing that this process has read of it before.
 
     Raises
     ------
     StoreNotFoundError
         Where there is none.
     """
-    quiet_icechunk()
     path = local_path(location)
-    missing = f"there is no store at {location}. Run the stage that makes it, or correct root or store."
     if path is not None and not path.is_dir():  # asking Icechunk would make the directory
-        raise StoreNotFoundError(missing)
+        raise StoreNotFoundError(_MISSING.format(location))
+    place = 0 if path is None else path.stat().st_ino  # another directory of the same name is another repository
+    return _open.__wrapped__(location, place) if fresh else _open(location, place)
+
+
+_MISSING = "there is no store at {}. Run the stage that makes it, or correct root or store."
+
+
+@functools.lru_cache(maxsize=16)
+def _open(location: str, _place: int) -> icechunk.Repository:
+    quiet_icechunk()
     try:
         check_endpoint(location)
         storage = storage_for(location)
         if not icechunk.Repository.exists(storage):
-            raise StoreNotFoundError(missing)
+            raise StoreNotFoundError(_MISSING.format(location))
         return icechunk.Repository.open(storage)
     except _FAILURES as error:
         raise StoreError(f"store {location}: cannot be opened {explain(error)}") from error

@@ -44,7 +44,7 @@ class Repository:
 
     def __init__(self, location: str | Path, *, fresh: bool = False) -> None:
         self.location = absolute(location)
-        self.repo = open_repository.__wrapped__(self.location) if fresh else open_repository(self.location)
+        self.repo = open_repository(self.location, fresh=fresh)
 
     @classmethod
     def open(cls, location: str | Path) -> Self:

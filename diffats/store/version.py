@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from xarray.coders import CFTimedeltaCoder
+from zarr.core.sync import sync
 
 from diffats.errors import IntegrityError, StoreError, StoreNotFoundError
 from diffats.store import schema
@@ -68,6 +70,7 @@ class Version:
         except METADATA_DAMAGE as error:
             raise IntegrityError(f"{where}: snapshot {snapshot} is damaged or lost ({reason(error)}).") from error
         self.snapshot = snapshot
+        self._arrays: dict[str, Any] = {}
         self.record = Record.from_attr(record, where)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -128,6 +131,17 @@ class Version:
     def raw(self, name: str) -> Any:
         """An array as stored, without decoding."""
         return schema.open_array(self._session.store, self.group, name)
+
+    def read(self, names: Iterable[str], start: int, stop: int) -> dict[str, Array]:
+        """Samples ``start`` to ``stop`` of some variables, as stored; all are read at once.
+
+        Faster than `dataset` by a variable's fixed costs, which a worker would have for every shard.
+        """
+        wanted = list(names)
+        for name in wanted:
+            if name not in self._arrays:
+                self._arrays[name] = self.raw(name).async_array
+        return dict(zip(wanted, sync(_together([self._arrays[name] for name in wanted], start, stop)), strict=True))
 
     def shard_digests(self) -> Array:
         """``(shards, variables, 32)`` bytes, zeros for a pending shard."""
@@ -335,6 +349,10 @@ class _Committer:
     def _tell(self) -> None:
         if self.progress is not None:
             self.progress(self.done, self.failed)
+
+
+async def _together(arrays: list[Any], start: int, stop: int) -> list[Array]:
+    return list(await asyncio.gather(*(array.getitem(slice(start, stop)) for array in arrays)))
 
 
 def _reopen(location: str, group: str, snapshot: str) -> Version:
