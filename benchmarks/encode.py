@@ -101,8 +101,10 @@ def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     with threadpoolctl.threadpool_limits(count):
         torch.set_num_threads(count)
-        yield
-    torch.set_num_threads(before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def machine_speed(n: int, repeats: int) -> dict[str, Any]:

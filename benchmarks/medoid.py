@@ -27,7 +27,7 @@ from diffats.config import Recipe, parse_recipe
 from diffats.medoid import first_best
 from diffats.primitives import Layout
 from diffats.stages import Workspace, select_anchor
-from diffats.stages.workspace import Hooks, read_group
+from diffats.stages.workspace import Hooks, open_group
 from diffats.store import Store, Version
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def stream(root: Path, size: Size) -> dict[str, Any]:
         cluster.start()
         version, before, seconds = stored(recipe), peak_bytes(), []
         for _ in range(size.repeats):
-            read_group.cache_clear()  # a run opens the group once
+            open_group.cache_clear()  # a run opens the group once
             started = time.perf_counter()
             _, scores = select_anchor.medoid_sums(Workspace(recipe), version, layout, cluster, Hooks())
             index = first_best(scores[MODE][:, 0])

@@ -88,10 +88,10 @@ class Size:
 
 _ALL = tuple(raw.CODECS)
 _WORKERS = ((False, 1), (False, 2), (True, 1), (True, 2))
-_SHAPE = ((50, 64, 64), (10, 16, 16), "768MiB", None)
-DEFAULT = Size(2048, (MAIN, NETCDF), 256, _ALL, *_SHAPE, _WORKERS, (100, 400), 10_000, 1)
-FULL = Size(2048, (MAIN, NETCDF), 768, _ALL, *_SHAPE, _WORKERS, (100, 1000, 10_000), 100_000, 2)
-QUICK = Size(64, (MAIN,), 16, (NETCDF,), (6, 12, 12), (3, 4, 4), "768MiB", 8, _WORKERS[:1], (8,), 128, 1, apart=False)
+_SHAPE = ((50, 64, 64), (10, 16, 16), "1GiB", None)
+DEFAULT = Size(2816, (MAIN, NETCDF), 256, _ALL, *_SHAPE, _WORKERS, (100, 400), 10_000, 1)
+LONG = 100_000
+QUICK = Size(64, (MAIN,), 16, (NETCDF,), (6, 12, 12), (3, 4, 4), "1GiB", 8, _WORKERS[:1], (8,), 128, 1, apart=False)
 
 
 # --- running the real stages, and watching them ------------------------------------------------------------------
@@ -238,6 +238,7 @@ class InMemory:
 def stored_in_memory() -> Iterator[None]:
     """Have all that is read from the store come from memory."""
     known: dict[tuple[str, ...], xr.Dataset] = {}
+    arrays: dict[tuple[str, ...], Any] = {}
     original = Version.dataset
 
     def loaded(version: Version, **options: Any) -> xr.Dataset:
@@ -246,8 +247,17 @@ def stored_in_memory() -> Iterator[None]:
             known[key] = original(version, **options).load()
         return known[key]
 
+    def read(version: Version, names: Iterable[str], start: int, stop: int) -> dict[str, Any]:
+        found = {}
+        for name in names:
+            key = (version.group, version.snapshot, name)
+            if key not in arrays:
+                arrays[key] = version.raw(name)[...]
+            found[name] = arrays[key][start:stop].copy()
+        return found
+
     read_group.cache_clear()
-    with mock.patch.object(Version, "dataset", loaded):
+    with mock.patch.object(Version, "dataset", loaded), mock.patch.object(Version, "read", read):
         yield
     read_group.cache_clear()
 
@@ -312,11 +322,9 @@ def read_back_alone(work: Workspace) -> None:
     tucker = [stream.name for stream in layout.tucker_streams]
     streams = [stream.name for stream in layout.streams]
     for group, names in (("tucker", factors), ("tucker", factors), ("tucker", tucker), ("primitives", streams)):
-        dataset = versions[group].dataset()
-        for bounds in shard_bounds(dataset.sizes["sample"], versions[group].record.shard):
-            shard = dataset.isel(sample=slice(*bounds))
-            for name in names:
-                _ = shard[name].values
+        version = versions[group]
+        for start, stop in shard_bounds(version.record.n, version.record.shard):
+            version.read(["status", "split", *names], start, stop)
 
 
 @contextmanager
@@ -570,7 +578,7 @@ def measure(size: Size, folder: Path) -> dict[str, Any]:
 
 def tables(found: dict[str, Any]) -> str:
     """What was found, to be read."""
-    size, memory, growth = found["size"], found["memory"], found["growth"]
+    size, memory = found["size"], found["memory"]
     shape = " x ".join(map(str, size["sizes"]))
     parts = [
         [
@@ -593,13 +601,6 @@ def tables(found: dict[str, Any]) -> str:
         [row["shards"], row["in_flight"], *(1e3 * row["seconds_per_shard"][stage] for stage in ENCODING)]
         for row in found["tiny"]
     ]
-    ends = [
-        [name, values[0], values[-1], growth["slopes"][name]]
-        for name, values in growth["bins"].items()
-        if name != "done"
-    ]
-    marks, quarter = growth["marks"], len(growth["marks"]) // 4
-    held = [max(mark["tasks"] for mark in part) for part in (marks[:quarter], marks[-quarter:])]
     fastest = max(found["codecs"], key=lambda row: row["raw_bytes"] / row["wall_s"])
     smallest = max(found["codecs"], key=lambda row: row["raw_bytes"] / row["stored_bytes"])
     return f"""# From raw fields to committed primitives
@@ -632,7 +633,19 @@ The work took {memory["work_bytes"] / 2**20:.0f} MiB, `diffats plan` said {memor
 
 {markdown(["shards", "in flight", *ENCODING], tiny)}
 
-## {growth["shards"]} shards of one number through scheduler and store
+{growth_table(found["growth"])}"""
+
+
+def growth_table(growth: dict[str, Any]) -> str:
+    """Costs of a shard at the beginning and at the end of a long run."""
+    ends = [
+        [name, values[0], values[-1], growth["slopes"][name]]
+        for name, values in growth["bins"].items()
+        if name != "done"
+    ]
+    marks, quarter = growth["marks"], len(growth["marks"]) // 4
+    held = [max(mark["tasks"] for mark in part) for part in (marks[:quarter], marks[-quarter:])]
+    return f"""## {growth["shards"]} shards of one number through scheduler and store
 
 {markdown(["what", "first 1/16", "last 1/16", "exponent"], ends)}
 
@@ -667,26 +680,44 @@ def picture(found: dict[str, Any]) -> Figure:
     middle.bar(names, [row["wall_s"] for row in found["workers"]], width=0.6)
     middle.tick_params(axis="x", labelrotation=30)
     middle.set(ylabel="wall seconds", title="workers")
-    bins = found["growth"]["bins"]
-    for name in ("seconds_per_shard", "bookkeeping_s_per_shard", "seconds_per_commit"):
-        exponent = found["growth"]["slopes"][name]
-        values = [math.nan if value is None else value for value in bins[name]]
-        right.loglog(bins["done"], values, ".-", label=f"{name.replace('_', ' ')}: {exponent:+.2f}")
-    right.set(xlabel="shards done", ylabel="seconds", title="cost against what is done, exponent")
-    right.legend(fontsize=7)
+    _draw_growth(right, found["growth"])
     return figure
+
+
+def _draw_growth(ax: Any, growth: dict[str, Any]) -> None:
+    for name in ("seconds_per_shard", "bookkeeping_s_per_shard", "seconds_per_commit"):
+        values = [math.nan if value is None else value for value in growth["bins"][name]]
+        ax.loglog(
+            growth["bins"]["done"], values, ".-", label=f"{name.replace('_', ' ')}: {growth['slopes'][name]:+.2f}"
+        )
+    ax.set(xlabel="shards done", ylabel="seconds", title="cost against what is done, exponent")
+    ax.legend(fontsize=7)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and save."""
-    options = arguments("Costs of encoding, part by part.", argv)
-    size = {"quick": QUICK, "default": DEFAULT, "full": FULL}[options.mode]
+    options = arguments("Costs of encoding, part by part; --full: the long run of tiny shards alone.", argv)
+    if options.mode == "full":
+        _long_run(options.folder)
+        return
     with tempfile.TemporaryDirectory(prefix="diffats-bench-") as folder:
-        found = measure(size, Path(folder))
+        found = measure(QUICK if options.mode == "quick" else DEFAULT, Path(folder))
     table = tables(found)
     print(table)
     if options.folder is not None:
         save("pipeline", {"mode": options.mode, **found}, table, picture(found), options.folder)
+
+
+def _long_run(destination: Path) -> None:
+    from matplotlib.figure import Figure
+
+    with tempfile.TemporaryDirectory(prefix="diffats-bench-") as folder:
+        growth = measure_growth(LONG, Path(folder))
+    table = growth_table(growth)
+    print(table)
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    _draw_growth(figure.subplots(), growth)
+    save("shards", {"growth": growth}, table, figure, destination)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 _CONNECT_SECONDS = 30
 _WORKER_SECONDS = 60
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
-_KEPT_BYTES = 2**27
+_KEPT_BYTES, _OLD_LIMIT = 2**27, 2**25
 _LOOPBACK = "127.0.0.1:0"
 _SETTINGS: dict[str, Any] = {
     "distributed.scheduler.http.routes": [],
@@ -159,11 +159,25 @@ class Cluster:
                     f"({error.__cause__ or error}). In their environments, install this release of diffats and the "
                     "same versions of dask and distributed."
                 ) from error
-            except (CommClosedError, distributed.client.FutureCancelledError) as error:
-                raise DiffatsError(
-                    f'lost the Dask scheduler at "{self.compute.scheduler}" during the work ({error}). '
-                    "Run the command again when it is back: committed shards are kept."
-                ) from error
+            except distributed.client.FutureCancelledError as error:
+                if self._answers():  # what was shared with workers that have died is lost
+                    raise DiffatsError(
+                        f"worker processes died, mostly for lack of memory (limit {self.compute.memory} a worker). "
+                        "Run the command again: committed shards are kept. Lower compute.shard_samples or raise "
+                        "compute.memory if it happens again."
+                    ) from error
+                raise self._lost(error) from error
+            except CommClosedError as error:
+                raise self._lost(error) from error
+
+    def _answers(self) -> bool:
+        return self._client is not None and self._client.status == "running"
+
+    def _lost(self, error: Exception) -> DiffatsError:
+        return DiffatsError(
+            f'lost the Dask scheduler at "{self.compute.scheduler}" during the work ({error}). '
+            "Run the command again when it is back: committed shards are kept."
+        )
 
     def _wait_for_replacements(self) -> None:
         """Let dead worker processes come up again: closing them half started would print their tracebacks."""
@@ -258,8 +272,9 @@ def keep_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
-        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        # glibc before 2.35 takes at most the second; to set only the other one would switch its own adapting off
+        if mallopt(_MMAP_THRESHOLD, _KEPT_BYTES) or mallopt(_MMAP_THRESHOLD, _OLD_LIMIT):
+            mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 class _OneBlasThread:

@@ -467,7 +467,7 @@ def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
     Parameters
     ----------
     spectra
-        ``(samples, n)`` or ``(n,)`` mode energies, descending.
+        ``(samples, r + 1)`` or ``(r + 1,)`` energies of a mode's kept columns, descending, and then of all others.
     ranks
         The ranks chosen.
     """
@@ -478,7 +478,7 @@ def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
     for ax in grid.flat[len(spectra) :]:
         ax.set_axis_off()
     for ax, (mode, energies) in zip(grid.flat, spectra.items(), strict=False):
-        left = _energy_left(np.atleast_2d(energies))
+        left = _energy_left(np.atleast_2d(energies))[:, :-1]
         rank = np.arange(1, left.shape[1] + 1)
         low, middle, high = np.quantile(left, (0.05, 0.5, 0.95), axis=0)
         ax.fill_between(rank, low, high, color=COLOURS["anchor"], alpha=0.18, linewidth=0)
@@ -497,7 +497,7 @@ def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
 
 
 def _energy_left(energies: Array) -> Array:
-    """Share of the energy that is lost when keeping 1, 2, .. columns; summed from the small end."""
+    """Share of the energy that is lost when keeping 1, 2, .. columns; summed from the end."""
     energies = np.maximum(energies.astype(np.float64), 0.0)
     tail = np.cumsum(energies[:, ::-1], axis=1)[:, ::-1]
     total = np.where(tail[:, :1] > 0, tail[:, :1], 1.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace
+import torch
 
 from diffats.errors import InputError
-from diffats.spectrum import Array, like, transpose, widen
+from diffats.spectrum import Array, as_torch, back, like, widen
+
+_LEAST = 0.03  # cosines below it come from an SVD
 
 
 def align_to_anchor(U: Array, A: Array) -> tuple[Array, Array]:
@@ -51,7 +53,26 @@ def align_to_anchor(U: Array, A: Array) -> tuple[Array, Array]:
             f"a factor of shape {tuple(U.shape)} cannot be aligned to an anchor of shape {tuple(A.shape)}: "
             "size and rank must be equal. Choose the anchor from factors of the same ranks."
         )
-    xp = array_namespace(U)
-    wide = widen(U)
-    L, S, Mt = xp.linalg.svd(transpose(wide) @ like(A, wide), full_matrices=False)
-    return xp.astype(L @ Mt, U.dtype, copy=False), xp.astype(xp.clip(S, max=1.0), U.dtype, copy=False)
+    wide = widen(as_torch(U))
+    M = wide.mT @ like(A, wide)
+    Q, overlap = _polar(M.reshape(-1, *M.shape[-2:]))
+    Q, overlap = Q.reshape(M.shape), overlap.reshape(M.shape[:-1])
+    dtype = as_torch(U).dtype
+    return back(Q.to(dtype), U), back(overlap.clamp(max=1.0).to(dtype), U)
+
+
+def _polar(M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthogonal factor ``L M^T`` of ``L S M^T``, and ``S``, descending.
+
+    By the eigenvectors of ``M^T M``, which take half the time of an SVD, except where a singular value is so small that
+    its square has lost the digits that the factor needs.
+    """
+    squares, V = torch.linalg.eigh(M.mT @ M)
+    squares, V = squares.flip(-1), V.flip(-1)
+    values = squares.clamp(min=_LEAST**2).sqrt()
+    Q = (M @ V / values[:, None, :]) @ V.mT
+    small = torch.nonzero(squares[:, -1] < _LEAST**2)[:, 0]
+    if len(small):
+        L, S, Mt = torch.linalg.svd(M[small], full_matrices=False)
+        Q[small], values[small] = L @ Mt, S
+    return Q, values

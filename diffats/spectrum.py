@@ -28,7 +28,7 @@ _SYRK_FROM = 100  # rows from which a symmetric product is faster than a batch o
 _SMALLEST_KEPT, _SMALLEST_LOST, _UNDERFLOW = 2e-6, 3e-5, 1e-20
 _FEW_OF = 160  # rows from which a few eigenvectors are computed without the others
 _ITERATIONS = 4
-_CONVERGED = 1e-3  # energy that the last iteration may have gained, of the energy that is lost
+_CONVERGED = 2e-4  # energy that the last iteration may have gained, of the energy that is lost
 # The cost model's units: what else takes as long as one flop of a large matrix product, measured on one core.
 _READ, _REORDER = 24.0, 120.0  # reading a number once; reordering it, too
 _EIGH = 6000.0  # eigh of an n x n matrix takes _EIGH n^2: it is bound by its small steps
@@ -125,9 +125,9 @@ def norm2(x: Array, n_modes: int) -> Array:
 
 
 def _sums_of_squares(flat: torch.Tensor) -> torch.Tensor:
-    whole = flat.shape[1] // _ROW * _ROW
-    rows = torch.linalg.vector_norm(flat[:, :whole].reshape(len(flat), -1, _ROW), dim=-1)
-    rest = torch.linalg.vector_norm(flat[:, whole:], dim=-1)
+    count = flat.shape[1] // _ROW  # explicit below: there may be no sample at all
+    rows = torch.linalg.vector_norm(flat[:, : count * _ROW].reshape(len(flat), count, _ROW), dim=-1)
+    rest = torch.linalg.vector_norm(flat[:, count * _ROW :], dim=-1)
     sums: torch.Tensor = widen(rows).square().sum(dim=-1) + widen(rest).square()
     return sums
 
@@ -158,8 +158,13 @@ def mode_dot(x: Array, matrix: Array, mode: int, n_modes: int) -> Array:
     axis = y.ndim - n_modes + mode
     left, right = math.prod(shape[y.ndim - n_modes : axis]), math.prod(shape[axis + 1 :])
     batch = shape[: y.ndim - n_modes]
+    samples = math.prod(batch)
     if right == 1:  # the last mode: one product per sample instead of one per row
         y = y.reshape(*batch, left, shape[axis]) @ by.mT
+    elif left > 1 and (right < _NARROW or (by.ndim > 2 and samples > 1)):
+        # many small products, or a copy of the matrix for each: the mode goes first, which copies the tensor once
+        first = y.reshape(samples, left, shape[axis], right).transpose(1, 2).reshape(*batch, shape[axis], left * right)
+        y = (by @ first).reshape(samples, by.shape[-2], left, right).transpose(1, 2)
     else:
         y = by[..., None, :, :] @ y.reshape(*batch, left, shape[axis], right)
     shape[axis] = by.shape[-2]
@@ -267,18 +272,22 @@ def truncated(x: torch.Tensor, mode: int, rank: int) -> Truncation:
     found = solve(x, mode, rank, x.dtype)
     if x.dtype == wide:
         return found
-    doubtful = torch.nonzero(~_enough(*found, whole=rank == x.shape[mode + 1]))[:, 0]
+    columns = math.prod(x.shape[1:]) // x.shape[mode + 1]
+    doubtful = torch.nonzero(~_enough(*found, whole=rank == x.shape[mode + 1], columns=columns))[:, 0]
     if len(doubtful):
         for kept, better in zip(found, solve(x[doubtful], mode, rank, wide), strict=True):
             kept[doubtful] = better
     return found
 
 
-def _enough(_vectors: torch.Tensor, energies: torch.Tensor, discarded: torch.Tensor, *, whole: bool) -> torch.Tensor:
-    """Which samples' Gram matrices were accurate enough in float32."""
+def _enough(
+    _vectors: torch.Tensor, energies: torch.Tensor, discarded: torch.Tensor, *, whole: bool, columns: int
+) -> torch.Tensor:
+    """Which samples' Gram matrices were accurate enough in float32, in which long sums are less accurate."""
     total = energies.sum(dim=-1) + discarded
-    enough = (energies[:, -1] > _SMALLEST_KEPT * total) & (total > _UNDERFLOW)
-    return enough if whole else enough & (discarded > _SMALLEST_LOST * total)
+    unit = total * max(1.0, math.sqrt(columns / 2**15))
+    enough = (energies[:, -1] > _SMALLEST_KEPT * unit) & (total > _UNDERFLOW)
+    return enough if whole else enough & (discarded > _SMALLEST_LOST * unit)
 
 
 def _is_tall(x: torch.Tensor, mode: int) -> bool:
@@ -351,7 +360,7 @@ def _all(g: torch.Tensor, rank: int) -> Truncation:
     return v, energies, (total - energies.sum(-1)).clamp(min=0.0)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _start(n: int, width: int) -> torch.Tensor:
     """Gaussian vectors, always the same ones."""
     return torch.randn(n, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -11,6 +11,7 @@ import re
 import ssl
 import urllib.error
 import urllib.request
+from typing import Any
 from urllib.parse import urlsplit
 
 import icechunk
@@ -83,6 +84,13 @@ def _s3(bucket: str, prefix: str | None) -> icechunk.Storage:
     )
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Any answer will do: Amazon's points to its web site, which need not be reachable."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Not to be followed."""
+
+
 def check_endpoint(url: str, endpoint: str | None = None) -> None:
     """Refuse an S3 server of one's own that does not answer, in seconds; asked once in each process.
 
@@ -102,7 +110,7 @@ def check_endpoint(url: str, endpoint: str | None = None) -> None:
     if server is None or server in _answering or not url.startswith(("s3://", "s3a://")):
         return
     try:
-        urllib.request.urlopen(server, timeout=_ANSWER_SECONDS).close()
+        urllib.request.build_opener(_NoRedirect).open(server, timeout=_ANSWER_SECONDS).close()
     except urllib.error.HTTPError as refusal:
         refusal.close()  # it answers, if only to say that it wants credentials
     except OSError as error:

@@ -425,7 +425,7 @@ def _truncate(x: Array, order: tuple[int, ...], n_modes: int, truncate: Truncate
 
 def _flattened(x: Array, n_modes: int) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The array as floating torch tensors ``(B, n_1, ..., n_N)``, and its batch axes."""
-    y = as_torch(x)
+    y = as_torch(x).detach()
     if y.is_complex():
         raise InputError("complex values cannot be decomposed. Give real and imaginary part as two variables.")
     if 0 in y.shape:

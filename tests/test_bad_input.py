@@ -141,8 +141,8 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "wrong type": (("model.width=wide",), '"model.width": expected a whole number, got "wide" (default 128).'),
     "not enough memory": (
         ("compute.memory=2KiB",),
-        "compute.memory is 2KiB, of which 1.6 KiB can be used (Dask stops a worker there). One needs 512.0 MiB: raise "
-        "compute.memory.",
+        "compute.memory is 2KiB, of which 1.6 KiB can be used (Dask's own margin is the rest). One needs 640.0 MiB: "
+        "raise compute.memory.",
     ),
     "anchor is a test sample": (
         ("anchor.strategy=index", "anchor.index=99"),

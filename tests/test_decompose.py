@@ -48,3 +48,13 @@ def test_a_sample_without_convergence_costs_only_itself(tmp_path: Path, monkeypa
     for name in ("core", "factor_y", "relative_error"):
         np.testing.assert_allclose(after[name][others], before[name][others], rtol=1e-6, atol=1e-9)
     assert not after["core"][4].any()
+
+
+def test_a_shard_of_test_samples_alone_is_no_exception(tmp_path: Path) -> None:
+    """The pass for the training mean finds nothing in it."""
+    dataset = xr.Dataset({"u": (("run", "y", "x"), waves(24, 8, 6))}, {"run": np.arange(24)})
+    dataset.to_netcdf(tmp_path / "u.nc")
+    data = {"source": str(tmp_path / "u.nc"), "modes": ["y", "x"], "sample_dim": "run"}
+    data["split"] = {"by": "coordinate", "coordinate": "run", "test": 0.25}
+    recipe = small_recipe(tmp_path / "root", data, decompose={"ranks": {"y": 3, "x": 3}}, compute={"shard_samples": 3})
+    assert run(recipe, PRIMITIVES)["align"].failed == 0

@@ -105,7 +105,7 @@ def test_the_text_says_it_all(tmp_path: Path) -> None:
         "ranks        time 2, x 2; aligned: time, x",
         "primitive    32 of 48 numbers: 1.5x",
         "bytes        in 4.5 KiB, out 6.0 KiB before compression by the store",
-        "shards       1 of 24 samples, about 512.0 MiB at most in a worker",
+        "shards       1 of 24 samples, about 640.0 MiB at most in a worker",
         "rough time   1 s to encode",
         "exists       tucker: to do, anchor: to do, primitives: to do, normalisation: to do, model: to do, samples: to",
     ):

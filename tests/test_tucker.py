@@ -527,3 +527,33 @@ def test_symmetric_products_are_the_same_by_numpy_and_by_torch(dtype, monkeypatc
     monkeypatch.setattr(spectrum, "_SYRK_FROM", 10_000)
     for mode, expected in enumerate(by_numpy):
         np.testing.assert_allclose(spectrum.gram(x, mode, torch.float64), expected, rtol=1e-12)
+
+
+def test_squared_norms_of_no_samples_and_of_long_ones():
+    assert spectrum.norm2(np.ones((0, 3, 700), np.float32), 2).shape == (0,)
+    x = smooth(2, 3, 700, dtype=np.float32)
+    np.testing.assert_allclose(spectrum.norm2(x, 2), np.sum(x.astype(np.float64) ** 2, axis=(1, 2)), rtol=1e-6)
+    assert spectrum.norm2(x, 3).shape == ()
+
+
+@pytest.mark.parametrize("right", [1, 2, 40])
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_middle_mode_is_multiplied_without_copies_of_the_matrix(right, batched):
+    rng = np.random.default_rng(0)
+    x, matrix = rng.normal(size=(3, 5, 6, right)), rng.normal(size=(3, 4, 6) if batched else (4, 6))
+    expected = np.einsum("bmn,blnr->blmr" if batched else "mn,blnr->blmr", matrix, x)
+    np.testing.assert_allclose(spectrum.mode_dot(x, matrix, 1, 3), expected, atol=1e-12)
+    one = matrix[0] if batched else matrix
+    np.testing.assert_allclose(spectrum.mode_dot(x[0], one, 1, 3), expected[0], atol=1e-12)
+
+
+def test_the_lost_energy_of_a_long_unfolding_is_not_summed_in_float32_too_far():
+    rng = np.random.default_rng(0)
+    x = (1 + 0.0068 * rng.normal(size=(20, 2**19))).astype(np.float32)
+    t = sthosvd(x, (4, None))
+    assert t.error() == pytest.approx(t.relative_error(x), rel=2e-3)
+
+
+def test_tensors_that_require_gradients_are_taken():
+    x = torch.from_numpy(smooth(2, 5, 6, 7)).requires_grad_()
+    assert sthosvd(x, (2, 2, 2)).error().shape == (2,)

@@ -311,7 +311,9 @@ def _forms(
     numerical = as_numpy(tucker.numerical_ranks)
     out["numerical_rank"] = numerical[..., decomposed].min(axis=batch).astype(np.int32)
     for axis in decomposed:
-        energies = as_numpy(tucker.spectra[axis])
+        # of the kept columns one by one, and of all others together
+        lost = as_numpy(tucker.discarded)[..., axis, None]
+        energies = np.concatenate([as_numpy(tucker.spectra[axis]), lost], axis=-1)
         out[f"spectrum_{layout.working_modes[axis]}"] = energies.sum(axis=batch).astype(np.float32)
     return out
 
@@ -346,7 +348,7 @@ def variables(layout: Layout, dtype: npt.DTypeLike) -> dict[str, Spec]:
     out |= {name: ((), (), np.dtype(np.float64)) for name in ERRORS}
     out["numerical_rank"] = (("decomposed_mode",), (len(layout.ranks),), np.dtype(np.int32))
     for mode in layout.ranks:
-        out[f"spectrum_{mode}"] = ((f"component_{mode}",), (layout.ranks[mode],), np.dtype(np.float32))
+        out[f"spectrum_{mode}"] = ((f"component_{mode}",), (layout.ranks[mode] + 1,), np.dtype(np.float32))
     return out
 
 

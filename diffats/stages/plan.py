@@ -20,7 +20,7 @@ from diffats.schedule import usable_levels
 from diffats.spectrum import flops, leading, transpose
 from diffats.stages import align, fit_normalisation, select_anchor
 from diffats.stages import decompose as decompose_stage
-from diffats.stages.workspace import Workspace, find_store
+from diffats.stages.workspace import Workspace, find_store, source_chunk
 from diffats.store import STATUS
 from diffats.store.location import local_path
 from diffats.tucker import multi_mode_dot
@@ -29,11 +29,11 @@ Array = npt.NDArray[Any]
 log = logging.getLogger("diffats.plan")
 
 # Peak memory of a worker process, an upper bound from measurements of both passes over the raw data: the interpreter
-# with its libraries; and bytes for each byte of a shard's raw samples, of their Tucker forms, and of one sample (its
-# mean and the squares around it, in float64).
-_PROCESS_BYTES = 512 * 2**20
+# with its libraries and the freed memory it keeps; and bytes for each byte of a shard's raw samples, of their Tucker
+# forms, and of one sample (its mean and the squares around it, in float64).
+_PROCESS_BYTES = 640 * 2**20
 _OF_RAW, _OF_FORMS, _OF_SAMPLE = 5, 8, 16
-_USABLE = 0.8  # share of its memory above which Dask gives a worker no more work, for ever if it does not shrink
+_USABLE = 0.8  # share of its memory above which Dask may pause a worker, for ever if it does not shrink
 # Rough throughput of one core, measured on a two-core machine: reading and writing, and the cost model's flops.
 _BYTES_PER_SECOND = 60e6
 _FLOPS_PER_SECOND = 2e10
@@ -110,7 +110,8 @@ def _peak_bytes(work: Workspace, shard: int) -> int:
     forms = one  # with ranks that are not known yet, which compress at least a little
     if layout is not None:
         forms = sum(stream.size for stream in layout.tucker_streams) * work.samples.dtype.itemsize
-    return _PROCESS_BYTES + shard * (_OF_RAW * one + _OF_FORMS * forms) + _OF_SAMPLE * one
+    decoded = max(0, source_chunk(work.samples) - shard) * one  # of a chunk that is read for a part of it
+    return _PROCESS_BYTES + shard * (_OF_RAW * one + _OF_FORMS * forms) + _OF_SAMPLE * one + decoded
 
 
 def _seconds(work: Workspace, layout: Layout | None) -> float:
@@ -148,10 +149,15 @@ def check(work: Workspace) -> None:
         )
     _check_steps(work)
     _check_metric(work)
-    if recipe.compute.device not in ("auto", "cpu"):
+
+
+def _check_device(work: Workspace) -> None:
+    """Refuse a device that this machine does not have; other machines' workers may have it."""
+    compute = work.recipe.compute
+    if compute.scheduler == "local" and compute.device not in ("auto", "cpu"):
         from diffats.models import resolve_device
 
-        resolve_device(recipe.compute.device)
+        resolve_device(compute.device)
 
 
 def _check_steps(work: Workspace) -> None:
@@ -192,6 +198,7 @@ def check_encoding(work: Workspace) -> None:
     _check_root(work)
     layout = planned_layout(work)
     _check_memory(work)
+    _check_device(work)
     sizes = layout.working_sizes if layout is not None else dict(samples.sizes)
     for mode in layout.aligned if layout is not None else work.recipe.aligned_modes:
         if sizes[mode] > LARGEST_MODE:
@@ -237,7 +244,7 @@ def _check_memory(work: Workspace) -> None:
     fix = f"Set compute.shard_samples to at most {fits}, or raise" if fits > 0 else f"One needs {size(least)}: raise"
     raise InputError(
         f"a shard of {work.shard} samples needs about {size(peak)} in a worker, compute.memory is "
-        f"{recipe.compute.memory}, of which {size(usable)} can be used (Dask stops a worker there). {fix} "
+        f"{recipe.compute.memory}, of which {size(usable)} can be used (Dask's own margin is the rest). {fix} "
         "compute.memory."
     )
 

@@ -147,7 +147,7 @@ def anchors(
     factors = tucker.dataset()
     data: dict[str, Any] = {}
     chosen: dict[str, list[int]] = {}
-    picks = _picks(work, scores)
+    picks = _picks(work, scores, {mode: factors[f"factor_{mode}"].dtype for mode in scores})
     for mode, shape in layout.anchor_shapes.items():
         if picks is None:
             anchor = np.stack([mean_anchor(a.P, shape[-1]) for a in sums[mode]])
@@ -162,12 +162,13 @@ def anchors(
     return xr.Dataset(data, {k: v for k, v in decompose.mode_coords(work).items() if k in layout.aligned}), chosen
 
 
-def _picks(work: Workspace, scores: dict[str, Array]) -> dict[str, list[int]] | None:
+def _picks(work: Workspace, scores: dict[str, Array], dtypes: dict[str, np.dtype[Any]]) -> dict[str, list[int]] | None:
     anchor = work.recipe.anchor
     if anchor.strategy == "mean":
         return None
     if anchor.strategy == "medoid":
-        return {mode: [first_best(column) for column in values.T] for mode, values in scores.items()}
+        units = {mode: float(np.finfo(dtype).eps) for mode, dtype in dtypes.items()}
+        return {mode: [first_best(column, units[mode]) for column in values.T] for mode, values in scores.items()}
     usable = np.flatnonzero(np.isfinite(next(iter(scores.values()))[:, 0]))
     if anchor.strategy == "random":
         index = int(np.random.default_rng(work.recipe.seed).choice(usable))

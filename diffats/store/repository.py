@@ -60,12 +60,13 @@ class Repository:
         """A session that can be committed, while no other process writes here."""
         with store_lock(self.location):
             try:
-                yield self.repo.writable_session(BRANCH)
+                session = self.repo.writable_session(BRANCH)
             except icechunk.IcechunkError as error:
                 raise StoreError(
                     f"store {self.location}: cannot be written {explain(error)} Then run the command again: what was "
                     "committed stays."
                 ) from error
+            yield session
 
     def commit(self, session: icechunk.Session, message: str, metadata: dict[str, Any]) -> str:
         """Commit a session; return the new snapshot.

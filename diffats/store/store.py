@@ -300,15 +300,19 @@ class Store(Repository):
         return sorted(entries, key=lambda entry: str(entry["written_at"]))
 
     def _numbered_tags(self, prefix: str) -> list[str]:
-        """``prefix1`` to the last before one that is not there: asking is quick where listing takes all versions."""
-        tags = []
+        """``prefix1`` to the last before two that are not there: asking is quick where listing takes all versions."""
+        tags, missing = [], 0
         for number in itertools.count(1):
             try:
                 self.repo.lookup_tag(f"{prefix}{number}")
             except icechunk.IcechunkError as error:
                 if "not found" not in str(error):
                     raise
-                break
+                missing += 1  # one may have been deleted by hand
+                if missing == 2:
+                    break
+                continue
+            missing = 0
             tags.append(f"{prefix}{number}")
         return tags
 
