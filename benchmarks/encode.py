@@ -437,7 +437,7 @@ def picture(results: dict[str, Any]) -> Figure:
             size.loglog([n**3 for n in results["sizes"]["n"]], values, "o-", label=name)
     size.set_xlabel("numbers in a sample")
     size.set_ylabel("ms a sample")
-    size.legend()
+    size.legend(loc="upper left")
     return figure
 
 
