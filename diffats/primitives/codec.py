@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from array_api_compat import array_namespace, device
-from threadpoolctl import threadpool_limits
 
 from diffats import spectrum
 from diffats.config import Recipe
@@ -44,8 +43,7 @@ def find_ranks(x: Array, recipe: Recipe) -> dict[str, int]:
         raise InputError("the recipe gives ranks, none are to be found. Set decompose.tolerance instead of ranks.")
     modes = recipe.tensor_modes
     chosen = [modes.index(mode) for mode in decomposed_modes(recipe)]
-    with threadpool_limits(1, user_api="blas"):  # many small eigenproblems: threads make them ten times slower
-        ranks = ranks_for_tolerance(x, tolerance, chosen, recipe.decompose.rank_quantile)
+    ranks = ranks_for_tolerance(x, tolerance, chosen, recipe.decompose.rank_quantile)
     return {mode: rank for mode, rank in zip(modes, ranks, strict=True) if rank is not None}
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from diffats.errors import InputError, RootMismatchError
 from diffats.medoid import LARGEST_MODE
@@ -308,13 +307,12 @@ def pilot(work: Workspace, targets: Iterable[float] = TARGETS) -> list[dict[str,
     fields = np.asarray(scaling.apply(x), dtype=x.dtype)
     layout = _pilot_layout(work, fields)
     few = _pilot_choice(len(x), layout)
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # many small problems: threads only get in their way
-        rows = [_row("recipe", layout, x[few], scaling, training_mean)]
-        anomalies = fields - np.asarray(scaling.apply(training_mean[None]))
-        for target, ranks in smallest_ranks(fields[few], anomalies[few], layout, targets):
-            smaller = dataclasses.replace(layout, ranks=ranks)
-            if smaller.numbers < layout.raw_numbers:
-                rows.append(_row(f"error <= {target:g}", smaller, x[few], scaling, training_mean))
+    rows = [_row("recipe", layout, x[few], scaling, training_mean)]
+    anomalies = fields - np.asarray(scaling.apply(training_mean[None]))
+    for target, ranks in smallest_ranks(fields[few], anomalies[few], layout, targets):
+        smaller = dataclasses.replace(layout, ranks=ranks)
+        if smaller.numbers < layout.raw_numbers:
+            rows.append(_row(f"error <= {target:g}", smaller, x[few], scaling, training_mean))
     return rows
 
 
