@@ -94,7 +94,7 @@ def test_order_is_positions_then_windows_last_dim_fastest() -> None:
 @given(st.data())
 def test_reading_equals_cutting_one_by_one(data: st.DataObject) -> None:
     sizes = {
-        "run": data.draw(st.integers(2, 4)),
+        "run": data.draw(st.integers(3, 4)),
         "y": data.draw(st.integers(5, 9)),
         "x": data.draw(st.integers(5, 9)),
         "z": 3,
