@@ -160,7 +160,9 @@ class Alone:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
+    def map(
+        self, function: Callable[[Any], Any], items: Iterable[Any], **options: Any
+    ) -> Generator[tuple[Any, Any], None, None]:
         """As ``Cluster.map``."""
         for item in items:
             started = time.perf_counter()

@@ -35,6 +35,7 @@ _WORKER_SECONDS = 60
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 _KEPT_BYTES, _OLD_LIMIT = 2**27, 2**25
 _LOOPBACK = "127.0.0.1:0"
+_MOST_IN_TASK, _TASKS_A_SLOT = 8, 16  # items of a task, at most; tasks of a worker, at least, where they have several
 _SETTINGS: dict[str, Any] = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -105,6 +106,7 @@ class Cluster:
         ordered: bool = False,
         shared: Any = None,
         in_flight: int | None = None,
+        total: int | None = None,
     ) -> Generator[tuple[Item, Result]]:
         """Run ``function`` on each item; yield ``(item, result)`` as they complete.
 
@@ -113,7 +115,7 @@ class Cluster:
         function
             Importable on the workers, which need nothing but ``diffats`` installed.
         items
-            Taken from lazily: at most ``in_flight`` are submitted and not yet yielded.
+            Taken from lazily: at most ``in_flight`` tasks are submitted and not yet yielded.
         ordered
             Yield in the order of the items, whichever completes first. A slow item then holds up the others, rather
             than let their results pile up.
@@ -122,6 +124,9 @@ class Cluster:
             process as it is, so it must not be changed.
         in_flight
             Where left out, four for each worker, and two where ``ordered``.
+        total
+            How many items there are, to be given where results are small: then a task has several items, as long as
+            there are many tasks for each worker. Dask needs milliseconds for a task, on one core for all workers.
 
         Raises
         ------
@@ -134,6 +139,7 @@ class Cluster:
         """
         self.start()
         limit = in_flight or (2 if ordered else 4) * self.slots
+        batch = min(_MOST_IN_TASK, max(1, (total or 0) // (_TASKS_A_SLOT * self.slots)))
         with contextlib.ExitStack() as stack:
             if self.in_process:
                 import torch  # takes seconds, and whoever only looks needs none
@@ -144,7 +150,7 @@ class Cluster:
                 torch.set_num_threads(1)
                 keep_memory()
             try:
-                yield from self._stream(function, items, limit, ordered, shared)
+                yield from self._stream(function, items, limit, batch, ordered, shared)
             except KilledWorker as error:
                 self._wait_for_replacements()
                 raise DiffatsError(
@@ -186,16 +192,17 @@ class Cluster:
                 self._client.wait_for_workers(self.compute.workers, timeout=_CONNECT_SECONDS)
 
     def _stream(
-        self, function: Callable[..., Result], items: Iterable[Item], limit: int, ordered: bool, shared: Any
+        self, function: Callable[..., Result], items: Iterable[Item], limit: int, batch: int, ordered: bool, shared: Any
     ) -> Generator[tuple[Item, Result]]:
-        call = function if self.in_process else _OneBlasThread(function)
+        call = _Each(function if self.in_process else _OneBlasThread(function))
         # In a list, because what is scattered is taken apart. Broadcast, so that no worker asks another for it.
         extra = {} if shared is None else {"shared": self._client.scatter([shared], broadcast=True, hash=False)[0]}
-        waiting, running = iter(items), dict[Any, Item]()
+        waiting, running = iter(items), dict[Any, list[Item]]()
+        batches = iter(lambda: list(itertools.islice(waiting, batch)), [])
         completed: Any = distributed.as_completed(loop=self._client.loop)  # type: ignore[no-untyped-call]
 
         def submit() -> None:
-            chosen = list(itertools.islice(waiting, limit - len(running)))
+            chosen = list(itertools.islice(batches, limit - len(running)))
             if chosen:
                 futures = self._client.map(call, chosen, pure=False, **extra)
                 running.update(zip(futures, chosen, strict=True))
@@ -206,14 +213,14 @@ class Cluster:
         try:
             while running:
                 future = next(iter(running)) if ordered else next(completed)
-                result = future.result()
-                item = running.pop(future)
-                del future  # the result leaves the worker now, not when the loop comes round
+                results = future.result()
+                some = running.pop(future)
+                del future  # the results leave the worker now, not when the loop comes round
                 # Several at a time: Dask needs longer for a submission than for a task in it.
                 if len(running) <= limit - max(1, limit // 4):
                     submit()
-                yield item, result
-                del result
+                for item in some:
+                    yield item, results.pop(0)
         finally:
             self._client.cancel(list(running))
 
@@ -275,6 +282,16 @@ def keep_memory() -> None:
         # glibc before 2.35 takes at most the second; to set only the other one would switch its own adapting off
         if mallopt(_MMAP_THRESHOLD, _KEPT_BYTES) or mallopt(_MMAP_THRESHOLD, _OLD_LIMIT):
             mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+class _Each:
+    """A function of one item, for all items of a task."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, items: list[Any], **shared: Any) -> list[Any]:
+        return [self.function(item, **shared) for item in items]
 
 
 class _OneBlasThread:

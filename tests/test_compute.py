@@ -258,3 +258,20 @@ def test_errors_come_from_workers_elsewhere_and_closing_leaves_them_up(scheduler
 def test_a_function_that_workers_cannot_import_is_explained(scheduler):
     with open_cluster(Compute(scheduler=scheduler)) as cluster, pytest.raises(InputError, match="install this release"):
         list(cluster.map(odd, range(4)))
+
+
+def test_many_small_items_go_several_to_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: list[int] = []
+    with open_cluster(Compute(workers=2)) as cluster:
+        cluster.start()
+        submit = cluster._client.map
+        monkeypatch.setattr(cluster._client, "map", lambda *a, **k: (tasks.append(len(a[1])), submit(*a, **k))[1])
+        n = 16 * 2 * 3
+        assert dict(cluster.map(abs, range(-n, 0), total=n)) == {-i: i for i in range(1, n + 1)}
+        assert sum(tasks) == n // 3
+        tasks.clear()
+        assert [result for _, result in cluster.map(abs, range(n), total=n, ordered=True)] == list(range(n))
+        assert sum(tasks) == n // 3
+        tasks.clear()
+        assert len(list(cluster.map(abs, range(n)))) == n  # nobody said that results are small
+        assert sum(tasks) == n

@@ -223,7 +223,7 @@ def test_a_commit_of_many_shards_writes_what_it_touches(tmp_path: Path, monkeypa
         return {"v": np.ones((stop - start, 3), "f4"), "status": np.ones(stop - start, "i1")}
 
     class Serial:
-        def map(self, function: Any, items: Any) -> Any:
+        def map(self, function: Any, items: Any, **options: Any) -> Any:
             return ((item, function(item)) for item in items)
 
     version = store.begin("tucker", template, fingerprint="f", shard=size)

@@ -57,7 +57,7 @@ def make(start: int, stop: int) -> dict[str, np.ndarray]:
 class Serial:
     """Stands for a cluster."""
 
-    def map(self, function, items):
+    def map(self, function, items, **options):
         return ((item, function(item)) for item in items)
 
 

@@ -24,7 +24,9 @@ Array = npt.NDArray[Any]
 class InProcess:
     """Runs shards one after another in this process, where the accelerator is."""
 
-    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
+    def map(
+        self, function: Callable[[Any], Any], items: Iterable[Any], **options: Any
+    ) -> Generator[tuple[Any, Any], None, None]:
         """Results of ``function``, in order."""
         for item in items:
             yield item, function(item)

@@ -125,7 +125,8 @@ def medoid_sums(
         hooks.progress(stop // 2, n, 0)
     parts: dict[str, list[Array]] = {mode: [] for mode in layout.aligned}
     bounds = shard_bounds(n, shard)
-    for (_, stop), shard_scores in cluster.map(partial(score, **common), bounds, ordered=True, shared=sums):
+    scored = cluster.map(partial(score, **common), bounds, ordered=True, shared=sums, total=len(bounds))
+    for (_, stop), shard_scores in scored:
         for mode, values in shard_scores.items():
             parts[mode].append(values)
         hooks.progress((n + stop) // 2, n, 0)

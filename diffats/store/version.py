@@ -30,8 +30,10 @@ _LONGEST_SECONDS = 300.0  # between commits
 class Mapper(Protocol):
     """What `Version.fill` needs of a cluster."""
 
-    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Generator[tuple[Any, Any]]:
-        """Run a function on items, some at a time; yield each item with its result, as they complete."""
+    def map(
+        self, function: Callable[[Any], Any], items: Iterable[Any], *, total: int | None = None
+    ) -> Generator[tuple[Any, Any]]:
+        """Run a function on ``total`` items, some at a time; yield each with its result, as they complete."""
 
 
 class Version:
@@ -226,14 +228,15 @@ class Version:
             self.move(base.snapshot_id)
             committer = _Committer(self, commit_every, commit_seconds, progress)
             stack.callback(committer.commit)
-            jobs = self._jobs(base)
-            results = stack.enter_context(contextlib.closing(cluster.map(FillShard(function), jobs)))
+            pending = self.pending()
+            made = cluster.map(FillShard(function), self._jobs(base, pending), total=len(pending))
+            results = stack.enter_context(contextlib.closing(made))
             for job, written in results:
                 committer.add(job, written)
 
-    def _jobs(self, base: icechunk.Session) -> Iterator[ShardJob]:
+    def _jobs(self, base: icechunk.Session, pending: Iterable[int]) -> Iterator[ShardJob]:
         """The pending shards, each with a fork of its own (a fork that two calls share would mix their changes)."""
-        for shard in self.pending():
+        for shard in pending:
             start, stop = self.bounds(shard)
             yield ShardJob(base.fork(), self.group, self.record.filled, shard, start, stop, self.record.shard)
 
