@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 _CONNECT_SECONDS = 30
 _WORKER_SECONDS = 60
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # of mallopt(3)
 _KEPT_BYTES, _OLD_LIMIT = 2**27, 2**25
 _LOOPBACK = "127.0.0.1:0"
 _MOST_IN_TASK, _TASKS_A_SLOT = 8, 16  # items of a task, at most; tasks of a worker, at least, where they have several
@@ -279,6 +279,7 @@ def keep_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_ARENA_MAX, 1)  # each pool of a thread would keep its own
         # glibc before 2.35 takes at most the second; to set only the other one would switch its own adapting off
         if mallopt(_MMAP_THRESHOLD, _KEPT_BYTES) or mallopt(_MMAP_THRESHOLD, _OLD_LIMIT):
             mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
