@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE := deployments/recipes/indian_pines.toml
 ROOT := runs/indian-pines
+MINUTES := 30
+FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 
 # The first Python that can run this project: tested with 3.11, and 3.12 is allowed. Another one: make demo PYTHON=/path/to/python3
 PYTHON = $(shell for p in python3.11 python3 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint types format test-slow test-faults test-install bench mlflow-ui prefect-ui clean
+.PHONY: help setup demo test lint types format test-slow test-faults test-install bench soak mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -45,8 +47,13 @@ format: $(STAMP)  ## let ruff fix what it can
 test-slow: $(STAMP)  ## tests that start servers or take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(STAMP)  ## tests that kill processes on purpose
-	$(BIN)/python -m pytest -m faults
+# The record of a run that passed becomes docs/reliability.md. DIFFATS_FAULTS_SEED sets the random moments.
+test-faults: $(STAMP)  ## kill processes, fill disks, lose servers; twenty minutes, writes docs/reliability.md
+	@mkdir -p $(dir $(FAULTS))
+	$(BIN)/python tests/faults/page.py --begin $(FAULTS)
+	DIFFATS_FAULTS_RESULTS=$(FAULTS) $(BIN)/python -m pytest -m faults
+	cp $(FAULTS) tests/faults/results.jsonl
+	$(BIN)/python tests/faults/page.py
 
 # Tests what is committed, as a newcomer gets it: neither this .venv nor files that were never added can help.
 test-install:  ## both commands in a fresh clone
@@ -59,6 +66,9 @@ bench: $(STAMP)  ## measure encoding against its bounds and other libraries, und
 	$(BIN)/python -m benchmarks.encode $(ARGS)
 	$(BIN)/python -m benchmarks.pipeline $(ARGS)
 	$(BIN)/python -m benchmarks.medoid $(ARGS)
+
+soak: $(STAMP)  ## preprocess, train and generate in a loop on growing data: memory, files, threads, disk stay flat (options: MINUTES=5)
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 mlflow-ui: $(STAMP)  ## the demo's runs and models, on http://127.0.0.1:5000
 	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from diffats.bundle import Bundle
 
 __version__ = version("diffats")
-__all__ = ["load"]
+__all__ = ["load", "open_version"]
 
 
 def load(location: str | Path) -> Bundle:
@@ -45,3 +47,37 @@ def load(location: str | Path) -> Bundle:
 
         location = registry.download(str(location))
     return bundle.load(location)
+
+
+def open_version(location: str | Path, group: str = "primitives", version: str | None = None) -> xr.Dataset:
+    """Open a stored version of a group, lazily.
+
+    Parameters
+    ----------
+    location
+        A recipe's ``root`` (or its ``store``), or a repository: ``"runs/demo/store"``, ``"s3://bucket/demo/store"``.
+    group
+        "scaling", "tucker", "anchor", "primitives", "normalisation" or "samples"; ``diffats inspect`` lists them.
+    version
+        Its id or the first characters of it, or a tag; the newest finished one where left out.
+
+    Returns
+    -------
+    xr.Dataset
+        Whose values are read when they are asked for.
+
+    Raises
+    ------
+    StoreNotFoundError
+        Where there is no such version.
+
+    Examples
+    --------
+    >>> open_version("no/such/place")
+    Traceback (most recent call last):
+    ...
+    diffats.errors.StoreNotFoundError: no/such/place: there is no store. Give a recipe's root, or a repository.
+    """
+    from diffats.store import open_version
+
+    return open_version(str(location), group, version)

@@ -6,13 +6,15 @@ the coordinates of a sample, and some training conditions to draw from.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import cftime
 import numpy as np
@@ -27,7 +29,10 @@ from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation, decode, encode, retract
 
 FORMAT = 1
-MAX_SAMPLES = 100_000
+MAX_SAMPLES, MAX_SEED, MAX_GUIDANCE = 100_000, 2**63, 1e3
+MAX_SIZE = 2**31  # points along a mode
+MAX_DESCRIPTION = 2**26  # bytes of bundle.json, most of which are coordinates
+ARRAYS, WEIGHTS = "arrays.safetensors", "weights.safetensors"
 LATEST = "LATEST"  # file beside the bundles of a root: the one that a recipe asked for last
 Array = npt.NDArray[Any]
 
@@ -62,14 +67,19 @@ def save(
     partial = destination.with_name(destination.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    shutil.copyfile(weights, partial / "weights.safetensors")
+    shutil.copyfile(weights, partial / WEIGHTS)
     arrays = {f"scaling.{name}": value for name, value in scaling.to_arrays().items()}
     arrays |= {f"anchors.{mode}": anchor for mode, anchor in anchors.items()}
     arrays |= {f"normalisation.{name}": value for name, value in normalisation.to_arrays().items()}
     arrays |= {f"examples.{name}": value for name, value in examples.items()}
-    save_file({name: np.array(value, order="C") for name, value in arrays.items()}, partial / "arrays.safetensors")
+    try:
+        save_file({name: np.array(value, order="C") for name, value in arrays.items()}, partial / ARRAYS)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{partial / ARRAYS} cannot be written ({error})") from error
     description = {
         "format": FORMAT,
+        "release": importlib.metadata.version("diffats"),
+        "files": {name: file_digest(partial / name) for name in (ARRAYS, WEIGHTS)},
         "recipe": dict(recipe),
         "layout": layout.to_dict(),
         "conditions": conditions.to_dict(),
@@ -78,7 +88,7 @@ def save(
         "condition_dims": dict(condition_dims or {}),
         "provenance": dict(provenance),
     }
-    (partial / "bundle.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+    (partial / "bundle.json").write_text(signed(description), encoding="utf-8")
     shutil.rmtree(destination, ignore_errors=True)
     os.replace(partial, destination)
     return destination
@@ -98,16 +108,33 @@ def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str)
         The portable recipe whose model this is.
     recipe_fingerprint
         Its digest, for the bundle's provenance.
+
+    Raises
+    ------
+    IntegrityError
+        Where the bundle is damaged.
     """
-    file = directory / "bundle.json"
-    description = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        description = _read_description(directory)
+    except _DAMAGE as error:
+        raise IntegrityError(f"{directory}: damaged bundle ({error}).") from error
     provenance = {**description["provenance"], "recipe_fingerprint": recipe_fingerprint}
     wanted = {**description, "recipe": dict(recipe), "provenance": provenance}
     if wanted != description:
-        _replace_text(file, json.dumps(wanted, indent=1))
+        _replace_text(directory / "bundle.json", signed(wanted))
     latest_file = directory.parent / LATEST
     if not latest_file.is_file() or latest_file.read_text(encoding="utf-8") != directory.name:
         _replace_text(latest_file, directory.name)
+
+
+def signed(description: Mapping[str, Any]) -> str:
+    """A description as it is stored: with its own digest."""
+    return json.dumps({**description, "digest": _text_digest(description)}, indent=1)
+
+
+def _text_digest(description: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(description))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _replace_text(file: Path, text: str) -> None:
@@ -140,23 +167,109 @@ def load(path: str | Path, *, device: str = "auto") -> Bundle:
     StoreNotFoundError
         Where there is no bundle.
     IntegrityError
-        Where it is not of a format that this version reads.
+        Where it is not of a format that this version reads, a file does not match its digest, or its parts do not fit
+        together: sizes are compared before anything of their size is allocated.
     """
     path = Path(path)
     directory = path if (path / "bundle.json").is_file() else latest(path)
     if directory is None:
         raise StoreNotFoundError(f"{path}: no trained model here. Train one with `diffats train RECIPE.toml`.")
     try:
-        description = json.loads((directory / "bundle.json").read_text(encoding="utf-8"))
-        arrays = load_file(directory / "arrays.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise IntegrityError(f"{directory}: damaged bundle ({error}). Copy it again, or train again.") from error
+        description = _read_description(directory)
+        model = Bundle(directory, description, load_file(directory / ARRAYS), device=device)
+        problem = next(_misfits(model), None)
+    except IntegrityError:
+        raise
+    except _DAMAGE as error:
+        raise IntegrityError(
+            f"{directory}: damaged bundle, or one of a later release ({type(error).__name__}: {error}). "
+            "Copy it again, load it with the release that wrote it, or train again."
+        ) from error
+    if problem is not None:
+        raise IntegrityError(f"{directory}: the parts of this bundle do not fit together: {problem}. Train again.")
+    return model
+
+
+# What wrong JSON, wrong shapes and wrong names in a bundle raise.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, SafetensorError)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    """``bundle.json``, if this version can read it, and it and the other files match their digests."""
+    file = directory / "bundle.json"
+    if file.stat().st_size > MAX_DESCRIPTION:
+        raise IntegrityError(f"{file}: {file.stat().st_size} bytes, at most {MAX_DESCRIPTION} are read.")
+    description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if description.get("format") != FORMAT:
         raise IntegrityError(
             f"{directory}: bundle of format {description.get('format')}, this version reads {FORMAT}. "
-            "Load it with the version that wrote it."
+            f"Load it with the version that wrote it (diffats {description.get('release', 'of another number')})."
         )
-    return Bundle(directory, description, arrays, device=device)
+    digest = description.pop("digest", None)
+    if "files" in description and digest != _text_digest(description):  # earlier bundles have neither
+        raise IntegrityError(f"{file} of this bundle does not match its digest. Copy it again, or train again.")
+    for name, expected in description.get("files", {}).items():
+        if name in (ARRAYS, WEIGHTS) and file_digest(directory / name) != expected:
+            raise IntegrityError(f"{directory / name} of this bundle does not match its digest. Copy it again.")
+    return description
+
+
+def _misfits(model: Bundle) -> Iterator[str]:
+    """What in a bundle contradicts its layout; nothing is allocated."""
+    layout, streams = model.layout, {stream.name: stream.shape for stream in model.layout.streams}
+    sizes = dict(layout.sizes)
+    numbers = [*sizes.values(), *layout.ranks.values(), *layout.patch.values()]
+    if not all(isinstance(number, int) and 0 < number <= MAX_SIZE for number in numbers):
+        yield f"sizes and ranks {numbers} are not all whole numbers from 1 to {MAX_SIZE}"
+    fields = {str(name): variable.shape for name, variable in model.template.data_vars.items()}
+    several = len(fields) > 1
+    one = tuple(sizes[mode] for mode in layout.modes[several:])
+    scaling, normal = model.scaling, model.normalisation
+    yield from _differing("modes", list(layout.modes), list(model.recipe.tensor_modes))
+    yield from _differing("kind", layout.kind, model.recipe.primitive.kind)
+    yield from _differing("variables", fields, dict.fromkeys(fields, one) or "one at least")
+    yield from _differing("components", layout.sizes.get("component", 1) if several else 1, len(fields))
+    yield from _differing("anchors", _shapes(model.anchors), layout.anchor_shapes)
+    yield from _differing("means", _shapes(normal.mean), streams)
+    yield from _differing("examples", {name: value.shape[1:] for name, value in model.examples.items()}, _given(model))
+    yield from _differing("rows of examples", len({len(value) for value in model.examples.values()}) <= 1, True)
+    yield from _differing("labels", len(model.label_names), model.conditions.n_labels)
+    codes = model.examples.get("label", np.zeros(0))
+    yield from _differing("labels that exist", bool(((codes >= 0) & (codes < len(model.label_names))).all()), True)
+    for name, value in (("mean", scaling.mean), ("scale", scaling.scale), ("mask", scaling.mask)):
+        if value is not None:
+            full = tuple(sizes.values())
+            yield from _differing(f"{name} of fields", np.broadcast_shapes(value.shape, full), full)
+    scales = np.array(list(normal.scale.values()))
+    finite = all(
+        bool(np.isfinite(x).all())
+        for x in (scaling.mean, scaling.scale, scales, *model.anchors.values(), *normal.mean.values())
+    )
+    yield from _differing("all numbers finite", finite, True)
+
+
+def _differing(what: str, got: object, expected: object) -> Iterator[str]:
+    if got != expected:
+        yield f"{what}: {got}, expected {expected}"
+
+
+def _shapes(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in arrays.items()}
+
+
+def _given(model: Bundle) -> dict[str, tuple[int, ...]]:
+    """Shape of each condition of one sample, by its stored name."""
+    conditions = model.conditions
+    shapes: dict[str, tuple[int, ...]] = {} if conditions.initial is None else {"initial": conditions.initial}
+    shapes |= {f"field_{name}": shape for name, shape in conditions.fields.items()}
+    shapes |= {f"scalar_{name}": () for name in conditions.scalars}
+    return shapes | ({"label": ()} if conditions.n_labels else {})
 
 
 class Bundle:
@@ -189,7 +302,7 @@ class Bundle:
         """The trained network, on its device."""
         from diffats.generation import load_denoiser
 
-        weights = self.directory / "weights.safetensors"
+        weights = self.directory / WEIGHTS
         return load_denoiser(weights, self.layout, self.conditions, self.recipe.model, device=self.device)
 
     def __repr__(self) -> str:
@@ -269,8 +382,7 @@ class Bundle:
         xr.Dataset
             The recipe's variables over ``sample`` and its modes, in physical units, and the conditions.
         """
-        if not 1 <= n <= MAX_SAMPLES:
-            raise InputError(f"cannot generate {n} samples at once. Ask for 1 to {MAX_SAMPLES}.")
+        _check_request(n, seed, steps, guidance)
         raw = self.condition_rows(n, seed, conditions)
         streams = self.generate(np.arange(n), seed, raw, steps=steps, guidance=guidance, sampler=sampler)
         fields = sources.decoded_dataset(self.fields(streams), self.template)
@@ -371,7 +483,7 @@ class Bundle:
             text = f"{label:g}" if isinstance(label, float | np.floating) else str(label)
             code = codes.get(text, by_number.get(text))
             if code is None:
-                raise InputError(f'label "{label}" is unknown. Known: {", ".join(self.label_names)}.')
+                raise InputError(f'label "{text[:80]}" is unknown. Known: {", ".join(self.label_names)}.')
             found.append(code)
         return np.asarray(found, dtype=np.int64).reshape(np.shape(given))
 
@@ -502,6 +614,26 @@ def finite_rows(streams: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
     """Which samples ``(k,)`` are finite in every stream."""
     rows = [np.isfinite(value).all(axis=tuple(range(1, value.ndim))) for value in streams.values()]
     return np.asarray(np.all(rows, axis=0))
+
+
+def _check_request(n: object, seed: object, steps: object, guidance: Any) -> None:
+    if not _is_whole(n) or not 1 <= n <= MAX_SAMPLES:
+        raise InputError(f"cannot generate {_brief(n)} samples at once. Ask for 1 to {MAX_SAMPLES}.")
+    if not _is_whole(seed) or not 0 <= seed < MAX_SEED:
+        raise InputError(f"seed {_brief(seed)} is no whole number from 0 to {MAX_SEED - 1}. Use another one.")
+    if steps is not None and not _is_whole(steps):
+        raise InputError(f"steps {_brief(steps)} is no whole number. Use 1 or more.")
+    number = isinstance(guidance, int | float | np.integer | np.floating)
+    if guidance is not None and not (number and 0 <= guidance <= MAX_GUIDANCE):
+        raise InputError(f"guidance {_brief(guidance)} is no number from 0 to {MAX_GUIDANCE}. 1 is none.")
+
+
+def _brief(value: object) -> str:
+    return str(value)[:40] if not isinstance(value, int) or abs(value) < 10**40 else "of more than 40 digits"
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _is_number(text: str) -> bool:

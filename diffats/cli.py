@@ -10,10 +10,14 @@ import atexit
 import json
 import logging
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -21,16 +25,17 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from diffats.config import Recipe, load_recipe, portable
-from diffats.errors import DiffatsError
+from diffats.errors import DiffatsError, Terminated, redact
 
 if TYPE_CHECKING:
     from diffats.stages import StageResult
+    from diffats.stages.versions import Compared
 
 # OpenMP threads that wait by spinning slow training tenfold where another process wants a core. Read by torch's import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 Progress = Callable[[int, int, int], None]
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
@@ -49,7 +54,7 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
         try:
-            with _shown_log(), no_lost_interrupt():
+            with _shown_log(), terminated_as_interrupted():
                 return super().invoke(ctx)
         except DiffatsError as error:
             _say(f"error: {error}")
@@ -57,18 +62,21 @@ class Verbs(TyperGroup):
         except BrokenPipeError:
             raise  # `diffats ... | head`: nothing is wrong
         except OSError as error:
-            _say(f"error: {error}. What was committed stays; run the same command to continue.")
+            _say(f"error: {redact(str(error))}. What was committed stays; run the same command to continue.")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt as error:
-            _say("interrupted; what was committed stays. Run the same command to continue.")
-            raise typer.Exit(_INTERRUPTED) from error
+        except (KeyboardInterrupt, RuntimeError, ImportError) as error:
+            stop = interrupt_behind(error)
+            if stop is None:
+                raise
+            _say(interruption(stop))
+            raise typer.Exit(interrupted_code(stop)) from error
 
 
 app = typer.Typer(
     cls=Verbs,
     help="Aligned tensor primitives of fields, and diffusion models on them. Every verb works on the same recipe; "
-    "running it again continues or finds its work done. Exit codes: 0 done, 1 failed, 2 bad input, 3 done with "
-    "failed samples, 130 interrupted.",
+    "running it again continues or finds its work done. Exit codes: 0 done, 1 failed, 2 bad input, 3 done, with "
+    "samples that failed in this verb, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -80,6 +88,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key of the recipe")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would be done")]
 Restart = Annotated[bool, typer.Option("--restart", help="make it anew even where it is there")]
 
 # Verb, stage, help.
@@ -163,6 +172,25 @@ def progress_bar(stage: str) -> Iterator[Progress | None]:
 
 
 @app.command()
+def simulate(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False, restart: Restart = False) -> None:
+    """Make the data that the recipe's section [simulate] describes."""
+    from dataclasses import asdict
+
+    from diffats.simulate import simulate as make
+    from diffats.stages import LoggedProgress
+
+    with progress_bar("simulate") as progress:
+        made = make(
+            load_recipe(recipe, overrides or []), restart=restart, progress=progress or LoggedProgress("simulate")
+        )
+    if as_json:
+        _print_json(asdict(made))
+    else:
+        state = "already there" if made.skipped else f"{made.seconds:.1f} s"
+        typer.echo(f"simulate: {made.total} samples of {made.problem} at {made.source} ({state})")
+
+
+@app.command()
 def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -184,25 +212,37 @@ def plan(
 
 
 @app.command()
-def inspect(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Say what is stored, by group and version."""
-    from diffats.stages import Workspace
+def inspect(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    history: Annotated[bool, typer.Option("--history", help="who made what, when, from which source version")] = False,
+) -> None:
+    """Say what is stored, and which of it the recipe uses (*)."""
+    from diffats.stages import Workspace, versions
 
     work = Workspace(load_recipe(recipe, overrides or []))
-    versions = [_version_entry(version) for store in work.repositories() for version in store.versions()]
-    if as_json:
-        groups = dict.fromkeys(version["group"] for version in versions)
-        by_group = {group: [version for version in versions if version["group"] == group] for group in groups}
-        _print_json({group: {**entries[-1], "versions": entries} for group, entries in by_group.items()})
+    if history:
+        rows = versions.history(work)
+        if as_json:
+            _print_json({"history": rows})
+        else:
+            typer.echo("\n".join(map(_history_line, rows)) or f"{work.root}: nothing yet.")
         return
-    if not versions:
+    entries = [_version_entry(entry) for entry in versions.entries(work)]
+    if as_json:
+        groups = dict.fromkeys(entry["group"] for entry in entries)
+        by_group = {group: [entry for entry in entries if entry["group"] == group] for group in groups}
+        _print_json({group: {**found[-1], "versions": found} for group, found in by_group.items()})
+        return
+    if not entries:
         typer.echo(f"{work.root}: nothing yet. Begin with `diffats decompose {recipe}`.")
-    for version in versions:
-        state = "finished" if version["complete"] else "begun"
-        samples = f"{version['done']}/{version['total']} samples, {version['failed']} failed, "
+    for entry in entries:
+        state = "finished" if entry["complete"] else "begun"
+        samples = f"{entry['done']}/{entry['total']} samples, {entry['failed']} failed, "
         typer.echo(
-            f"{version['group']:<14} {state:<9} {samples if version['total'] else ''}version {version['version']}, "
-            f"fingerprint {version['fingerprint'][:16]}"
+            f"{_mark(entry)} {entry['group']:<14} {state:<9} {samples if entry['total'] else ''}version "
+            f"{entry['version']}, fingerprint {entry['fingerprint'][:16]}{_tags(entry)}"
         )
 
 
@@ -211,21 +251,193 @@ def _version_entry(version: dict[str, Any]) -> dict[str, Any]:
     return {"version": version["snapshot"], **version}
 
 
+def _mark(entry: dict[str, Any]) -> str:
+    return "*" if entry.get("used") else " "
+
+
+def _tags(entry: dict[str, Any]) -> str:
+    words = [f"tag {name}" for name in entry["names"]] + (["withdrawn"] if entry["withdrawn"] else [])
+    return "".join(f", {word}" for word in words)
+
+
+def _history_line(row: dict[str, Any]) -> str:
+    at = datetime.fromisoformat(row["written_at"]).astimezone().isoformat(" ", "seconds")
+    line = f"{_mark(row)} {at}  {row['author'] or 'unknown'}  "
+    if row["event"] != "version":
+        return line + _event(row)
+    state = "finished" if row["complete"] else f"begun, {row['done']}"
+    samples = f" {row['total']} samples, {row['failed']} failed" if row["total"] else ""
+    source = f", source {row['source'][:12]}" if row["source"] else ""
+    return f"{line}{row['group']:<14} {state}{samples}{source}, version {row['snapshot']}{_tags(row)}"
+
+
+def _event(row: dict[str, Any]) -> str:
+    if row["event"] == "rollback":
+        return f"rolled back to {row['to']}: {len(row['withdrawn']) + len(row['kept'])} versions withdrawn"
+    if row["event"] == "prune":
+        return f"pruned to {row['keep']} versions a group: {len(row['removed'])} removed"
+    done = "tagged" if row["event"] == "tag" else "tag deleted"
+    return f"{done} {row['name']}" + (f": {', '.join(row['groups'])}" if "groups" in row else "")
+
+
+@app.command()
+def tag(
+    recipe: RecipeFile,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="letters, digits, dots, underscores and dashes")],
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VERSION]",
+            help="its id or the first characters of it, or another tag; if not given, the recipe's present primitives, "
+            "what they were made from and their statistics",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    delete: Annotated[bool, typer.Option("--delete", help="delete the tag; what it named may then be pruned")] = False,
+) -> None:
+    """Name a version, so that prune keeps it."""
+    from diffats.stages import Workspace, versions
+
+    work = Workspace(load_recipe(recipe, overrides or []))
+    named = {} if delete else {e["group"]: e["snapshot"] for e in versions.tag(work, name, version)}
+    if delete:
+        versions.untag(work, name)
+    if as_json:
+        _print_json({"tag": name, "deleted": delete, "versions": named})
+    else:
+        listed = ", ".join(f"{group} {snapshot}" for group, snapshot in named.items())
+        typer.echo(f"{name}: deleted" if delete else f"{name}: {listed}")
+
+
+@app.command()
+def diff(
+    recipe: RecipeFile,
+    a: Annotated[str, typer.Argument(metavar="A", help="a version's id or the first characters of it, or a tag")],
+    b: Annotated[str, typer.Argument(metavar="B", help="another version of the same group")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+    group: Annotated[
+        str | None, typer.Option("--group", help="of tags that name several; primitives if not given")
+    ] = None,
+) -> None:
+    """Compare two versions of a group."""
+    from diffats.stages import Workspace, versions
+
+    made = versions.compare(Workspace(load_recipe(recipe, overrides or [])), a, b, group)
+    if as_json:
+        _print_json({"group": made.a["group"], "a": made.a, "b": made.b, **made.difference.to_dict()})
+    else:
+        _show_difference(made)
+
+
+def _show_difference(made: Compared) -> None:
+    found = made.difference
+    for side, entry in (("A", made.a), ("B", made.b)):
+        typer.echo(side + _history_line({"event": "version", **entry})[1:])
+    for title, pairs in (("recipe", found.options), ("group", found.attributes), ("variable", found.variables)):
+        for name, (before, after) in pairs.items():
+            typer.echo(f"{title:<9} {name}: {_short(before)} -> {_short(after)}")
+    before, after = found.samples
+    if before or after:
+        counts = ", ".join(f"{count} {what}" for what, count in found.counts.items())
+        typer.echo(f"samples   {before} -> {after}: {counts}")
+    for what, numbers in (("added", found.added), ("removed", found.removed), ("changed", found.changed)):
+        if numbers:
+            more = ", ..." if found.counts[what] > len(numbers) else ""
+            typer.echo(f"{what:<9} samples {', '.join(map(str, numbers))}{more}")
+    for change, count in found.status.items():
+        typer.echo(f"status    {change}: {count}")
+    if found.values:
+        typer.echo(f"\n{'absolute difference':<24}{'changed':>10}{'largest':>13}{'mean':>13}")
+    for name, value in found.values.items():
+        typer.echo(f"{name:<24}{value.changed:>10}{value.largest:>13.4g}{value.mean:>13.4g}")
+    if found.same:
+        typer.echo("the content is the same")
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@app.command()
+def rollback(
+    recipe: RecipeFile,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="its id or the first characters of it, or a tag")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Withdraw what was committed after a version."""
+    from diffats.stages import Workspace, versions
+
+    done = versions.rollback(Workspace(load_recipe(recipe, overrides or [])), version, dry_run=dry_run)
+    if as_json:
+        _print_json({"dry_run": dry_run, "rolled_back": [asdict(each) for each in done]})
+        return
+    for each in done:
+        typer.echo(f"{'would roll' if dry_run else 'rolled'} back to {_about(each.to)}")
+        for entry in each.withdrawn:
+            typer.echo(f"  withdrawn       {_about(entry)}")
+        for entry, reason in each.kept:
+            typer.echo(f"  still readable  {_about(entry)}: {reason}")
+        if not each.withdrawn and not each.kept:
+            typer.echo("  nothing was committed after it")
+
+
+@app.command()
+def prune(
+    recipe: RecipeFile,
+    keep: Annotated[int, typer.Option("--keep", metavar="N", help="finished versions of each group that stay")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    grace_hours: Annotated[
+        float,
+        typer.Option("--grace-hours", min=0, help="on object storage, what is younger stays: it may be in the making"),
+    ] = 24.0,
+) -> None:
+    """Free disk: keep the newest versions, tagged ones, models' data."""
+    from diffats.stages import Workspace, versions
+    from diffats.stages.plan import size
+
+    work = Workspace(load_recipe(recipe, overrides or []))
+    done = versions.prune(work, keep, grace=timedelta(hours=grace_hours), dry_run=dry_run)
+    freed = sum(each.bytes for each in done)
+    if as_json:
+        _print_json({"dry_run": dry_run, "bytes": freed, "pruned": [asdict(each) for each in done]})
+        return
+    for each in done:
+        for entry, reason in each.kept:
+            typer.echo(f"  stays    {_about(entry)}: {reason}")
+        for entry in each.removed:
+            typer.echo(f"  {'would go' if dry_run else 'removed '} {_about(entry)}")
+    if dry_run:
+        typer.echo(f"{size(freed)} belong to no version already; what the versions that would go hold comes besides")
+    else:
+        typer.echo(f"freed {size(freed)}")
+
+
+def _about(entry: Mapping[str, Any]) -> str:
+    return f"{entry['group']} {entry['snapshot']} of {entry['written_at'][:19]} UTC"
+
+
 @app.command()
 def verify(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Read all that is stored and check it against its digests."""
+    """Check all that is stored, checkpoints and models too."""
     from diffats.errors import StoreNotFoundError
-    from diffats.stages import Workspace
+    from diffats.stages import Workspace, files
 
     work = Workspace(load_recipe(recipe, overrides or []))
     stores = work.repositories()
     if not stores:
         raise StoreNotFoundError(f"{work.root}: there is no store to verify. Run `diffats decompose {recipe}` first.")
-    problems = [str(problem) for store in stores for problem in store.verify()]
+    problems = [str(problem) for store in stores for problem in store.verify()] + files.problems(work)
     if as_json:
         _print_json({"problems": problems})
     else:
-        typer.echo("\n".join(problems) or "verified: every shard matches its digest")
+        typer.echo("\n".join(problems) or "verified: every shard and file matches its digest")
     if problems:
         raise typer.Exit(1)
 
@@ -273,6 +485,7 @@ def _show_plan(made: dict[str, Any]) -> None:
 
     sizes = ", ".join(f"{mode} {n}" for mode, n in made["sizes"].items())
     split = f"{made['train']} train, {made['test']} test, {made['dropped']} dropped at the split"
+    split += f"; {made['new_samples']} new" if "new_samples" in made else ""
     lines = [
         f"samples      {made['samples']} ({split})",
         f"each         {sizes}; {made['dtype']}",
@@ -352,14 +565,53 @@ def _shown_log() -> Iterator[None]:
         root.removeHandler(silence)
 
 
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The interrupt that an error comes from: Python wraps one that falls into the making of a class, in an import."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, KeyboardInterrupt):
+        link = link.__cause__ or link.__context__
+    return link
+
+
+def interruption(error: KeyboardInterrupt) -> str:
+    """What to say of a command that was interrupted."""
+    word = "terminated" if isinstance(error, Terminated) else "interrupted"
+    return f"{word}; what was committed stays. Run the same command to continue."
+
+
+def interrupted_code(error: KeyboardInterrupt) -> int:
+    """Its exit code, which tells what asked for it, as a shell's does."""
+    return _TERMINATED if isinstance(error, Terminated) else _INTERRUPTED
+
+
 @contextmanager
-def no_lost_interrupt() -> Iterator[None]:
-    """Repeat a Ctrl-C that came while Python ran a weak reference's callback, where exceptions are dropped."""
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: with its checkpoint, its last state told, and its workers stopped."""
+    if threading.current_thread() is not threading.main_thread():  # which alone can listen
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with _no_lost_interrupt():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    """Repeat a Ctrl-C or SIGTERM that came in a weak reference's callback, where exceptions are dropped."""
     before = sys.unraisablehook
 
     def repeat(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            threading.Timer(0.05, _thread.interrupt_main).start()  # not from in here, where it would be dropped again
+            number = signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT
+            # Not from in here, where it would be dropped again.
+            threading.Timer(0.05, _thread.interrupt_main, [number]).start()
         else:
             before(dropped)
 
@@ -380,12 +632,18 @@ def main(arguments: list[str] | None = None) -> None:
         raise
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, *, at_once: bool = False) -> NoReturn:
     """End the process with this exit code, without taking the interpreter down piece by piece.
+
+    ``at_once`` it does not wait for what libraries do in the end.
 
     Icechunk's threads may be inside Python at that moment, and then the process aborts (SIGABRT) after all is done.
     """
-    if code != _INTERRUPTED:  # Dask, interrupted while it started, would wait a minute for what never came up
+    zarr = sys.modules.get("zarr.core.sync")
+    if zarr is not None:  # waits a moment for its thread, and on a busy machine prints that it still runs
+        atexit.unregister(zarr.cleanup_resources)
+    # Dask, interrupted while it started, would wait a minute for what never came up.
+    if not at_once and code not in (_INTERRUPTED, _TERMINATED):
         atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

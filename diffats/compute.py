@@ -39,11 +39,15 @@ _MOST_IN_TASK, _TASKS_A_SLOT = 8, 16  # items of a task, at most; tasks of a wor
 _SETTINGS: dict[str, Any] = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
+    # Otherwise a profile of each second of the last hour is kept, some tens of MB.
+    "distributed.worker.profile.enabled": False,
     # Nothing waits on a worker that could be spilled, and one that pauses above a share of its memory, which Python
     # does not give back, would pause for ever. Its nanny still ends it at the limit.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # It drops copies of what is shared, for which the next task must ask another worker.
+    "distributed.scheduler.active-memory-manager.start": False,
 }
 
 
@@ -249,11 +253,13 @@ class Cluster:
 
     def _connect(self) -> Any:
         address = self.compute.scheduler
+        # What it prints of a scheduler that has gone, with tracebacks, is raised as our error.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         try:
             client = distributed.Client(  # type: ignore[no-untyped-call]
                 address, timeout=_CONNECT_SECONDS, set_as_default=False
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: Dask's settings ask for TLS
             raise InputError(
                 f'no Dask scheduler answers at "{address}" ({error}). Start one with "dask scheduler", '
                 'correct compute.scheduler, or set it to "local".'

@@ -14,21 +14,32 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticSerializationError
 
-from diffats.errors import RecipeError
+from diffats.errors import RecipeError, redact
 
 #: What ``generate.sampler`` may be: the names in ``diffats.diffusion.SAMPLERS`` (a test compares them).
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
 #: What may decide between candidate and champion: rows of ``diffats.evaluation`` whose smaller value is better.
 Metric = Literal["energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"]
+#: What ``diffats simulate`` makes: the modules of ``diffats.simulate`` (a test compares them).
+Problem = Literal["burgers_1d", "reaction_diffusion_1d", "burgers_2d", "karman", "moving_digits", "image_patches"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 METRICS: tuple[str, ...] = get_args(Metric)
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_SECRET = re.compile(r"secret|token|password|passwd|credential|\bkey\b|_key$|access_key", re.IGNORECASE)
+# A count that nothing could hold is a slip of the keyboard, and better told here than by what it overflows.
+_LARGEST = 2**31 - 1
+Count = Annotated[int, Field(le=_LARGEST)]
+_SECRET = re.compile(
+    r"secret|token|passw|passphrase|\bpass\b|pwd|credential|\bkey\b|_key$|access_key|api_?key|auth|bearer|cookie"
+    r"|connection_string|\bsas\b|signature",
+    re.IGNORECASE,
+)
+_LONGEST_NAME = 200  # bytes; file systems take 255, and stores put a prefix before some names
 
 
 def parse_bytes(text: str) -> int:
@@ -46,18 +57,51 @@ def parse_bytes(text: str) -> int:
     return int(size)
 
 
+def check_name(name: str) -> str:
+    """The name of a dim or variable, if an array of a store may be called by it: it must be no path.
+
+    >>> check_name("t2m")
+    't2m'
+    """
+    if name in ("", ".", "..", "zarr.json") or re.search(r"[/\\]", name) or not name.isprintable():
+        raise ValueError(
+            f"name {json.dumps(name)} cannot be stored: it is empty, a dot or zarr.json, or holds a slash, a backslash "
+            "or a character that cannot be printed. Rename it in the source."
+        )
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f'name "{name[:20]}..." has more than {_LONGEST_NAME} bytes. Rename it in the source.')
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+
+
+_HTTP_LOGIN = """FSSPEC_HTTP='{"headers": {"Authorization": "Basic ..."}}' for https://"""
+
+
+def _no_login(place: str, instead: str = _HTTP_LOGIN) -> str:
+    """A path or URL, if it holds no user or password; it is not repeated in the message."""
+    if any("@" in link.partition("://")[2].partition("/")[0] for link in place.split("::")):
+        raise ValueError(
+            f"the URL holds a user or password. Remove it, and set credentials in the environment ({instead})."
+        )
+    return place
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values never change."""
 
     # What was given is not shown: chained tracebacks would print a password.
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
 
 class Windows(Section):
     """Windows cut from long dimensions; each window is a sample."""
 
-    size: dict[str, int] = Field(default_factory=dict, description="window length by dimension, in grid points")
-    stride: dict[str, int] = Field(default_factory=dict, description="step between windows; the size where left out")
+    size: dict[str, Count] = Field(default_factory=dict, description="window length by dimension, in grid points")
+    stride: dict[str, Count] = Field(default_factory=dict, description="step between windows; the size where left out")
 
     @model_validator(mode="after")
     def _positive(self) -> Windows:
@@ -76,7 +120,7 @@ class Split(Section):
 
     test: float = Field(0.1, gt=0, lt=1, description="share held out")
     by: Literal["sample", "block", "coordinate"] = Field("sample", description="what is held out")
-    block: dict[str, int] = Field(
+    block: dict[str, Count] = Field(
         default_factory=dict, description="block length by windowed dim; twice the window where left out"
     )
     coordinate: str | None = Field(None, description="by coordinate: its name; a share of its values is held out")
@@ -93,15 +137,15 @@ class Initial(Section):
     """A slice of the sample that is given; the sample, this slice included, is generated to follow it."""
 
     dim: str
-    index: int = 0
+    index: Annotated[Count, Field(ge=-_LARGEST)] = 0
 
 
 class Condition(Section):
     """What a sample is generated from. Nothing here: unconditional."""
 
     initial: Initial | None = Field(None, description="a slice of each sample, e.g. the first time step")
-    fields: list[str] = Field(default_factory=list, description="other variables, given in full")
-    scalars: list[str] = Field(default_factory=list, description="variables or coordinates, one number a sample")
+    fields: list[Name] = Field(default_factory=list, description="other variables, given in full")
+    scalars: list[Name] = Field(default_factory=list, description="variables or coordinates, one number a sample")
     labels: str | None = Field(None, description="variable or coordinate with a class; majority class in a window")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of training samples that see no condition")
 
@@ -114,11 +158,13 @@ class Condition(Section):
 class Data(Section):
     """Where the raw fields are and what a sample is."""
 
-    source: str = Field(description='"builtin:NAME", a path, a glob, or an fsspec URL')
-    variables: list[str] = Field(
+    source: Annotated[str, AfterValidator(lambda source: _no_login(source))] = Field(
+        description='"builtin:NAME", a path, a glob, or an fsspec URL'
+    )
+    variables: list[Name] = Field(
         default_factory=list, description="several become a component mode; the only one where empty"
     )
-    modes: list[str] = Field(description="the sample's dims, in tensor order", min_length=1)
+    modes: list[Name] = Field(description="the sample's dims, in tensor order", min_length=1)
     sample_dim: str | None = Field(None, description="an existing dim of samples; none where windows cut them")
     group: str | None = Field(None, description="group inside a NetCDF, Zarr or Icechunk source")
     engine: str | None = Field(None, description="xarray engine; guessed from the source where left out")
@@ -132,6 +178,7 @@ class Data(Section):
     scale: Literal["none", "variable"] = Field("variable", description="divide by the training standard deviation of")
     missing: Literal["fail", "mask"] = Field("fail", description='"mask": a mask equal in all samples is handled')
     max_failed: float = Field(0.01, ge=0, le=1, description="share of bad samples (at least one) that is tolerated")
+    grows: bool = Field(False, description="new samples come at the end: only they are encoded, as the first ones were")
     windows: Windows = Windows()
     split: Split = Split()
     condition: Condition = Condition()
@@ -144,9 +191,11 @@ class Data(Section):
     @field_validator("storage_options")
     @classmethod
     def _no_secrets(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
-        for key in options:
+        for key, value in options.items():
             if _SECRET.search(key):
                 raise ValueError(f'"{key}" looks like a credential. Remove it and set it in the environment.')
+            if isinstance(value, str):
+                _no_login(value)
         return options
 
     @model_validator(mode="after")
@@ -169,18 +218,36 @@ class Data(Section):
         return self
 
 
+class Simulate(Section):
+    """Data of the field, which ``diffats simulate`` makes and writes to ``data.source``."""
+
+    problem: Problem = Field(description="which equation or images")
+    sizes: dict[str, Annotated[Count, Field(ge=1)]] = Field(
+        default_factory=dict, description="grid points and frames by dim, as stored; the photographs have their own"
+    )
+    count: Count = Field(1000, ge=4, description="trajectories")
+    clips: Count = Field(1, ge=1, description="karman: samples cut one after the other from a trajectory")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the data; the recipe's own seed is that of the model")
+    test: float = Field(0.1, gt=0, lt=1, description="share of the trajectories (digits, columns) that is held out")
+    held_out: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="range of a parameter, ends included, that training never sees"
+    )
+
+
 class Primitive(Section):
     """Which primitive a sample becomes."""
 
     kind: Literal["tgp", "mgp"] = Field("tgp", description="tensor (Tucker) or matrix (patch-SVD) primitive")
-    patch: dict[str, int] = Field(default_factory=dict, description="mgp: patch length by mode")
-    rank: int | None = Field(None, ge=1, description="mgp: columns kept of each patch matrix")
+    patch: dict[str, Annotated[Count, Field(ge=1)]] = Field(
+        default_factory=dict, description="mgp: patch length by mode"
+    )
+    rank: Count | None = Field(None, ge=1, description="mgp: columns kept of each patch matrix")
 
 
 class Decompose(Section):
     """Tucker decomposition (tgp only)."""
 
-    ranks: dict[str, int] = Field(default_factory=dict, description="rank by mode; a mode left out is not decomposed")
+    ranks: dict[str, Count] = Field(default_factory=dict, description="rank by mode; a mode left out is not decomposed")
     tolerance: float | None = Field(None, gt=0, lt=1, description="relative error from which ranks are found")
     rank_quantile: float = Field(1.0, gt=0, le=1, description="ranks cover this share of the pilot samples")
     method: Literal["sthosvd", "hooi"] = Field("sthosvd", description="hooi refines the ST-HOSVD start")
@@ -198,7 +265,7 @@ class Anchor(Section):
     """What each mode's factors are aligned to."""
 
     strategy: Literal["medoid", "random", "index", "mean"] = "medoid"
-    index: int | None = Field(None, ge=0, description='"index": the sample whose factors are the anchors')
+    index: Count | None = Field(None, ge=0, description='"index": the sample whose factors are the anchors')
 
 
 class Align(Section):
@@ -208,13 +275,23 @@ class Align(Section):
     min_overlap: float = Field(0.05, ge=0, le=1, description="warn where a sample's smallest overlap is below")
 
 
+class Drift(Section):
+    """Whether samples that a growing source got are still like the first ones."""
+
+    false_alarm: float = Field(0.01, gt=0, lt=1, description="chance of an alarm about new samples that are alike")
+    effect: float = Field(
+        0.65, ge=0.5, lt=1, description="alarm only above this chance that a new sample is the more unusual one"
+    )
+    action: Literal["ask", "warn"] = Field("ask", description='on an alarm: "ask" for new anchors and stop, or "warn"')
+
+
 class Model(Section):
     """The denoiser: a DiT (adaLN-Zero) over the primitive's streams."""
 
-    width: int = Field(128, ge=8)
-    depth: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    core_patch: int = Field(1, ge=1, description="slices of the core that share one token")
+    width: Count = Field(128, ge=8)
+    depth: Count = Field(4, ge=1)
+    heads: Count = Field(4, ge=1)
+    core_patch: Count = Field(1, ge=1, description="slices of the core that share one token")
 
     @model_validator(mode="after")
     def _divides(self) -> Model:
@@ -231,41 +308,41 @@ class Diffusion(Section):
 
     target: Literal["eps", "x0", "v"] = "x0"
     schedule: Literal["linear", "cosine"] = "cosine"
-    noise_steps: int = Field(1000, ge=2, description="discrete noise levels in training")
+    noise_steps: Count = Field(1000, ge=2, description="discrete noise levels in training")
 
 
 class Train(Section):
     """Optimisation. More ``steps`` continue a finished training."""
 
-    steps: int = Field(2000, ge=1)
-    batch: int = Field(32, ge=1)
+    steps: Count = Field(2000, ge=1)
+    batch: Count = Field(32, ge=1)
     lr: float = Field(1e-3, gt=0)
-    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    warmup: Count = Field(100, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0)
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(1.0, gt=0, description="gradient norm limit")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
-    checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints")
-    log_every: int = Field(25, ge=1, description="steps between logged metrics")
+    checkpoint_every: Count = Field(250, ge=1, description="steps between checkpoints")
+    log_every: Count = Field(25, ge=1, description="steps between logged metrics")
 
 
 class Generate(Section):
     """How many samples to draw, and how."""
 
-    count: int = Field(64, ge=1)
-    steps: int = Field(20, ge=1)
+    count: Count = Field(64, ge=1)
+    steps: Count = Field(20, ge=1)
     sampler: Sampler = "dpm++"
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
     retract: bool = Field(False, description="retract generated factors to orthonormal columns")
-    batch: int = Field(64, ge=1, description="samples per network call")
+    batch: Count = Field(64, ge=1, description="samples per network call")
 
 
 class Evaluate(Section):
     """What decides between candidate and champion."""
 
     metric: Metric = "energy_distance"
-    members: int = Field(8, ge=2, description="ensemble members per condition, for conditional recipes")
-    samples: int = Field(256, ge=2, description="at most this many samples of each kind are compared")
+    members: Count = Field(8, ge=2, description="ensemble members per condition, for conditional recipes")
+    samples: Count = Field(256, ge=2, description="at most this many samples of each kind are compared")
 
 
 class Tracking(Section):
@@ -273,15 +350,22 @@ class Tracking(Section):
 
     uri: str = Field("", description="MLflow tracking URI; empty: an SQLite file under root")
 
+    @field_validator("uri")
+    @classmethod
+    def _no_server_login(cls, uri: str) -> str:
+        if re.match("(postgresql|mysql|mssql|sqlite)[+:]", uri):
+            return uri  # databases have no other way; it is shown nowhere
+        return _no_login(uri, "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+
 
 class Compute(Section):
     """Where the work runs."""
 
     scheduler: str = Field("local", description='"local", or the address of a Dask scheduler, "tcp://host:8786"')
-    workers: int = Field(2, ge=1, description="local workers, one BLAS thread each")
+    workers: Count = Field(2, ge=1, description="local workers, one BLAS thread each")
     processes: bool = Field(False, description="local workers as processes instead of threads")
     memory: str = Field("4GiB", description="per worker")
-    shard_samples: int | None = Field(None, ge=1, description="samples per shard; from the sample's size if left out")
+    shard_samples: Count | None = Field(None, ge=1, description="samples per shard; from the sample's size if left out")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
     @field_validator("memory")
@@ -313,10 +397,12 @@ class Recipe(Section):
         "", description="where Icechunk repositories go: a directory or s3://, gs://, az:// URL; in root if left out"
     )
     data: Data
+    simulate: Simulate | None = Field(None, description="how to make data.source; left out where there are data")
     primitive: Primitive = Primitive()
     decompose: Decompose = Decompose()
     anchor: Anchor = Anchor()
     align: Align = Align()
+    drift: Drift = Drift()
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
     train: Train = Train()
@@ -349,6 +435,18 @@ class Recipe(Section):
         if scheme not in ("s3", "gs", "az") or not bucket:
             raise ValueError(f'"{store}" is neither a directory nor a URL such as "s3://bucket/prefix".')
         return store.rstrip("/")
+
+    @model_validator(mode="after")
+    def _simulated_place(self) -> Recipe:
+        source = self.data.source
+        if self.simulate is not None and (
+            source.startswith("builtin:") or "://" in source or re.search("[*?[]", source)
+        ):
+            raise ValueError(
+                f'data.source "{source}" is where [simulate] writes to, and must be a local path such as '
+                '"runs/data/waves.zarr". Change it, or remove the section.'
+            )
+        return self
 
     @model_validator(mode="after")
     def _modes_agree(self) -> Recipe:
@@ -444,17 +542,25 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         Where the file cannot be read, is not TOML, or breaks a rule; the message names the key and the fix.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows' editors write a byte order mark
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path that holds a null
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
         raise RecipeError(f"recipe {path}: {reason}. Give the path of a TOML file.") from error
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {path} is not TOML: {error}.") from error
+        tree = _toml(text)
+    except ValueError as error:
+        raise RecipeError(f"recipe {path} is not TOML: {str(error).rstrip('.')}. Mend this line.") from error
     for override in overrides:
         _apply(tree, override)
     return parse_recipe(tree, where=str(path))
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """The mapping that TOML text stands for; ValueError where it is none."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets are nested too deep") from error
 
 
 def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -467,10 +573,14 @@ def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     diffats.errors.RecipeError: recipe: unknown key "decompose.rank". The nearest known key is "decompose.ranks".
     """
     try:
-        return Recipe.model_validate(tree)
+        made = Recipe.model_validate(tree)
+        made.model_dump_json()  # as workers and stores get it
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors()]
         raise RecipeError(f"{where}: " + "\n  ".join(dict.fromkeys(problems))) from error
+    except PydanticSerializationError as error:  # bytes of a command line that are no text
+        raise RecipeError(f"{where}: a text in it is not UTF-8 ({str(error)[-80:]}). Write it anew.") from error
+    return made
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -478,9 +588,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise RecipeError(f'override "{override}" is not of the form section.key=value.')
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+        parsed = _toml(f"value = {text}")
+    except ValueError:
+        parsed = {}
+    value = parsed["value"] if parsed.keys() == {"value"} else text.strip()  # a second line is no part of a value
     *sections, last = key.strip().split(".")
     node = tree
     for section in sections:
@@ -493,7 +604,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _explain(problem: Any) -> str:
     """One mistake in words: the key, what is expected, what was given, the fix."""
     path = ".".join(str(part) for part in problem["loc"] if part not in _UNION_MEMBERS)
-    kind, given = problem["type"], json.dumps(problem.get("input"), default=str)[:80]
+    kind, given = problem["type"], _shown(problem.get("input"), secret="storage_options" in problem["loc"])
     if kind == "extra_forbidden":
         return f'unknown key "{path}". The nearest known key is "{_nearest(path)}".'
     if kind == "missing":
@@ -508,13 +619,24 @@ def _explain(problem: Any) -> str:
     return f'"{path}": expected {expected}, got {given}{_described(path)}.'
 
 
+def _shown(value: Any, *, secret: bool = False) -> str:
+    """A value as JSON, as far as there is room; only its type where it may be a credential."""
+    if secret:
+        return f"a {type(value).__name__}"
+    try:
+        return redact(json.dumps(value, default=str))[:80]
+    except (ValueError, RecursionError):  # a number of thousands of digits; brackets in brackets
+        return f"a {type(value).__name__} of excessive size"
+
+
 # The members of unions that pydantic adds to a place, and its names for values of a wrong type.
 _UNION_MEMBERS = ("float", "str", "int", "bool")
 _SECTION_ERRORS = ("model_type", "model_attributes_type", "dict_type")
 _WHOLE = "a whole number"
 _EXPECTED = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), _WHOLE),
-    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    "finite_number": "a finite number",
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     "string_type": "text in quotes",
     "list_type": "a list in brackets",
@@ -574,6 +696,8 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     The source loses what ``portable_place`` takes away, and so do places among the storage options.
     """
     tree = recipe.model_dump(mode="json", exclude={"root", "store", "tracking", "compute"})
+    if recipe.simulate is None:
+        del tree["simulate"]  # recipes of data that were not simulated stay what they were
     data = tree["data"]
     data["source"] = portable_place(recipe.data.source)
     data["storage_options"] = {

@@ -5,11 +5,31 @@ Input errors (the user's recipe, data or arguments) end a command with exit code
 
 from __future__ import annotations
 
+import re
+
+# Not only up to the next slash: a database's password may hold one.
+_USER = re.compile(r"""://(?:[^\s:/@]*:[^\s"'<>]*|[^\s/?#]*)@""")
+_SIGNED = re.compile(
+    r"([?&][^=&\s]*(?:token|sig|key|secret|password|credential|auth)[^=&\s]*=)[^&\s\"'>)]+", re.IGNORECASE
+)
+
+
+def redact(text: str) -> str:
+    """A text without the users, passwords and signatures of the URLs in it, for messages, logs and pages.
+
+    >>> redact("postgresql://ann:pw@host/db: away"), redact("no https://host/u.zarr?sig=ab12&v=1")
+    ('postgresql://***@host/db: away', 'no https://host/u.zarr?sig=***&v=1')
+    """
+    return _SIGNED.sub(r"\1***", _USER.sub("://***@", text))
+
 
 class DiffatsError(Exception):
-    """Base of every error that diffats raises on purpose."""
+    """Base of every error that diffats raises on purpose. Its message holds no URL's password."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class InputError(DiffatsError, ValueError):
@@ -24,6 +44,14 @@ class RecipeError(InputError):
 
 class SourceError(InputError):
     """The data are missing, unreadable, or do not have what the recipe names."""
+
+
+class SourceChangedError(SourceError):
+    """Samples that were encoded from a growing source are not in it any more, or not the same."""
+
+
+class NonFiniteError(InputError):
+    """A sample holds NaN, infinite or excessive values, which no decomposition can take."""
 
 
 class RankError(InputError):
@@ -54,5 +82,17 @@ class TooManyFailedError(DiffatsError):
     """More samples failed than ``data.max_failed`` allows."""
 
 
+class SimulationError(DiffatsError):
+    """A solver gave numbers that are not finite."""
+
+
 class TrainingDivergedError(DiffatsError):
     """The training loss is NaN or infinite."""
+
+
+class DriftError(DiffatsError):
+    """The new samples of a growing source are too unlike the first ones for their anchors and statistics."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asked the process to end, which it then does as after Ctrl-C."""

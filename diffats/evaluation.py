@@ -6,6 +6,7 @@ of these data are), and a Gaussian fitted to the same primitives (what a model w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,7 +173,7 @@ def gaussian_pca(z_train: Array, count: int, *, seed: int = 0, components: int |
         weights = rng.standard_normal((count, len(z_train)))
         deviations = weights @ z_train - weights.sum(axis=1, keepdims=True) * mean
         return np.asarray(mean + deviations / np.sqrt(len(z_train) - 1), dtype=z_train.dtype)
-    from sklearn.decomposition import PCA  # type: ignore[import-untyped]
+    from sklearn.decomposition import PCA
 
     fit = PCA(components, random_state=seed).fit(z_train)
     scores = rng.standard_normal((count, components)) * np.sqrt(fit.explained_variance_)
@@ -306,17 +307,23 @@ def _codec_rows(fields: Fields) -> dict[str, _Row]:
             "Reconstruction, anomaly error",
             "Error of compressing a test sample, relative to its deviation from the training mean: the share of the "
             "variability that is lost. Mean over test samples. The training mean itself scores 1.",
-            values={"value": float(np.nanmean(anomaly)), "training_mean": 1.0},
+            values={"value": _mean_of(anomaly), "training_mean": _mean_of(np.where(np.isnan(anomaly), np.nan, 1.0))},
         ),
         "reconstruction_error": _Row(
             "Reconstruction, relative error",
             "The same error relative to the sample itself. Flattering where the data are far from zero.",
             values={
-                "value": float(np.nanmean(relative)),
-                "training_mean": float(np.nanmean(_mean_forecast_error(fields, fields.test))),
+                "value": _mean_of(relative),
+                "training_mean": _mean_of(_mean_forecast_error(fields, fields.test)),
             },
         ),
     }
+
+
+def _mean_of(values: Array) -> float:
+    """The mean of the numbers there are: equal samples have no error relative to their deviation. NaN without any."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _mean_forecast_error(fields: Fields, truth: Array) -> Array:
@@ -418,8 +425,8 @@ def _profile_rows(fields: Fields) -> dict[str, _Row]:
     means, levels = {}, {}
     for name, x in fields.sets_and_codec.items():
         own_mean, own_level = metrics.band_statistics(_scaled(fields, x), axis, QUANTILES)
-        means[name] = float(np.sqrt(np.nanmean((own_mean - mean) ** 2))) / deviation
-        levels[name] = float(np.nanmean(np.abs(own_level - level))) / deviation
+        means[name] = math.sqrt(_mean_of((own_mean - mean) ** 2)) / deviation
+        levels[name] = _mean_of(np.abs(own_level - level)) / deviation
     return {
         "profile_mean_error": _Row(
             f"Mean along {mode}",
@@ -462,15 +469,15 @@ def _forecast_rows(fields: Fields) -> dict[str, _Row]:
         return {}
     truth, mean = fields.truth, np.broadcast_to(np.asarray(fields.mean), fields.truth.shape)
     l2 = {
-        "value": float(np.nanmean(metrics.relative_l2(fields.ensemble.mean(axis=1), truth))),
-        "training_mean": float(np.nanmean(_mean_forecast_error(fields, truth))),
+        "value": _mean_of(metrics.relative_l2(fields.ensemble.mean(axis=1), truth)),
+        "training_mean": _mean_of(_mean_forecast_error(fields, truth)),
     }
     score = {
         "value": _scaled_crps(fields, fields.ensemble),
         "training_mean": _scaled_crps(fields, mean[:, None]),
     }
     if fields.persistence is not None:
-        l2["persistence"] = float(np.nanmean(metrics.relative_l2(fields.persistence, truth)))
+        l2["persistence"] = _mean_of(metrics.relative_l2(fields.persistence, truth))
         score["persistence"] = _scaled_crps(fields, fields.persistence[:, None])
     return {
         "relative_l2": _Row(

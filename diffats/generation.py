@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,16 +41,30 @@ def load_denoiser(
     if not path.is_file():
         raise StoreNotFoundError(f"no weights at {path}. Run the train stage first.")
     target = resolve_device(device)
-    denoiser = Denoiser(layout, conditions, model)
     try:
+        _check_shapes(path, layout, conditions, model)
+        denoiser = Denoiser(layout, conditions, model)
         denoiser.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
         reason = str(error).strip().splitlines()
         raise IntegrityError(
             f"weights {path} do not fit this recipe's network: {' '.join(reason[:2])}. "
             "Use the recipe that they were trained with, or train again."
         ) from error
     return denoiser.to(target).eval().requires_grad_(False)
+
+
+def _check_shapes(path: Path, layout: Layout, conditions: ConditionLayout, model: config.Model) -> None:
+    """Compare a file's header with the network, before memory is taken for what a layout claims; else ValueError."""
+    with safe_open(path, framework="pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if model.depth > len(stored):
+        raise ValueError(f"{model.depth} blocks, the file has {len(stored)} arrays")
+    with torch.device("meta"):
+        wanted = {name: tuple(x.shape) for name, x in Denoiser(layout, conditions, model).state_dict().items()}
+    for name in sorted(wanted.keys() | stored.keys()):
+        if wanted.get(name) != stored.get(name):
+            raise ValueError(f"{name} has shape {stored.get(name)}, expected {wanted.get(name)}")
 
 
 def generate(

@@ -165,7 +165,7 @@ def two_sample_accuracy(a: Array, b: Array) -> float:
     >>> two_sample_accuracy(a, a + 100)
     1.0
     """
-    from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
+    from sklearn.neighbors import NearestNeighbors
 
     _check_pair(a, b)
     points = np.concatenate([a, b])

@@ -318,7 +318,7 @@ class Denoiser(nn.Module):
         self.modulation = nn.Linear(width, 2 * width + self.n_tokens)
         self.head = nn.ModuleList(nn.Linear(width, stream.features) for stream in self.streams)
         self._initialise()
-        if self.n_tokens > MANY_TOKENS:
+        if self.n_tokens > MANY_TOKENS and not self.position.is_meta:
             core = next(stream for stream in self.streams if stream.name == "core")
             logger.warning(
                 "the denoiser has %d tokens (%d of the core): training will be slow. Set model.core_patch above %d.",

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from diffats import metrics
 from diffats.errors import InputError
@@ -74,9 +75,19 @@ def _styled(draw: Callable[P, R]) -> Callable[P, R]:
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> R:
         with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
+            drawn = draw(*args, **kwargs)
+        if isinstance(drawn, Figure):
+            _take_literally(drawn)
+        return drawn
 
     return styled
+
+
+def _take_literally(figure: Figure) -> None:
+    """Have names and units with dollar signs be no mathematics, which might not even parse; ticks have theirs later."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text():
+            text.set_parse_math(False)
 
 
 @_styled
@@ -590,6 +601,28 @@ def overlap_histograms(overlaps: Mapping[str, Array], *, minimum: float | None =
         last = row == len(overlaps) - 1
         title = f"{mode}: median {np.median(smallest):.2f}, smallest {smallest.min():.2g}"
         _finish(ax, title, "smallest overlap with the anchor (1: same space)" if last else "", "samples")
+    return figure
+
+
+@_styled
+def drift(before: Mapping[str, Array], new: Mapping[str, Array], *, columns: int = 2) -> Figure:
+    """Distributions of earlier and new samples: the share of samples below each value.
+
+    Parameters
+    ----------
+    before, new
+        ``(m,)`` and ``(k,)`` of each statistic.
+    """
+    rows = -(-len(new) // columns)
+    figure = _figure(1.05 * rows + 0.4)
+    grid = _axes(figure, rows, columns)
+    for ax, name in zip(grid.flat, new, strict=False):
+        for values, label, colour in ((before[name], "first", COLOURS["test"]), (new[name], "new", _SEQUENCE[1])):
+            ax.ecdf(values, label=label, color=colour, linewidth=1.2)
+        _finish(ax, name.replace("_", " "), "", "")
+    for ax in list(grid.flat)[len(new) :]:
+        ax.set_visible(False)
+    _legend(grid[0, 0], loc="lower right")
     return figure
 
 

@@ -51,6 +51,9 @@ class ReportContent:
     alignment
         ``strategy``, ``sample`` (the anchor's number), ``overlap_sigma_min`` {mode: {``min``, ``median``}},
         ``low_share`` (of samples whose overlap is below ``min_overlap`` in some mode).
+    drift
+        For each growth of the data: ``first`` and ``stop`` (sample numbers), ``samples`` (count), ``reference`` (text:
+        what they are compared with), ``statistics`` {name: as of `drift.compare`}, ``alarms`` (names).
     training
         ``steps``, ``parameters``, ``heldout_loss``, ``best_heldout_loss``, ``device``, and further numbers by label.
     generation
@@ -83,6 +86,7 @@ class ReportContent:
     compression: Numbers = field(default_factory=dict)
     errors: Numbers = field(default_factory=dict)
     alignment: Numbers = field(default_factory=dict)
+    drift: Sequence[Numbers] = ()
     training: Numbers = field(default_factory=dict)
     generation: Numbers = field(default_factory=dict)
     metrics: Mapping[str, Numbers] = field(default_factory=dict)
@@ -135,6 +139,11 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "samples against theirs.",
     ),
     "anchors": ("alignment", "The anchor's factors", "The first columns of each aligned mode."),
+    "drift": (
+        "drift",
+        "New samples against the first ones",
+        "Share of samples below each value. Curves that lie on each other are samples that are alike.",
+    ),
     "training": (
         "training",
         "Training curves",
@@ -163,7 +172,7 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "samples come.",
     ),
 }
-_SECTIONS = ("top", "compression", "alignment", "training", "generated", "more")
+_SECTIONS = ("top", "compression", "alignment", "drift", "training", "generated", "more")
 
 
 def render(content: ReportContent) -> str:
@@ -342,7 +351,7 @@ def _better(metric: Numbers) -> str:
 
 def cautions(content: ReportContent) -> list[str]:
     """What a reader should not overlook: those given, and those that the numbers show."""
-    found = [*content.cautions, *_codec_cautions(content), *_model_cautions(content)]
+    found = [*content.cautions, *_codec_cautions(content), *_drift_cautions(content), *_model_cautions(content)]
     return list(dict.fromkeys(found))
 
 
@@ -374,6 +383,16 @@ def _codec_cautions(content: ReportContent) -> list[str]:
                 f"{number(sigma['median'])} with the anchor. A lower rank helps."
             )
     return found
+
+
+def _drift_cautions(content: ReportContent) -> list[str]:
+    alarming = [f"{growth['first']} to {growth['stop'] - 1}" for growth in content.drift if growth["alarms"]]
+    if not alarming:
+        return []
+    return [
+        f"Samples {', '.join(alarming)} came later and are unlike the first ones, from which anchors and statistics "
+        "are. New ones would serve them better."
+    ]
 
 
 def _model_cautions(content: ReportContent) -> list[str]:
@@ -493,6 +512,7 @@ def _facts(content: ReportContent) -> dict[str, dict[str, str]]:
         "data": _data_facts(content.data),
         "compression": _compression_facts(content),
         "alignment": _alignment_facts(content),
+        "drift": _drift_facts(content.drift),
         "training": _plain(
             content.training, {"heldout_loss": "held-out loss", "best_heldout_loss": "best held-out loss"}
         ),
@@ -552,6 +572,25 @@ def _alignment_facts(content: ReportContent) -> dict[str, str]:
     for mode, sigma in alignment.get("overlap_sigma_min", {}).items():
         parts = [f"{kind} {number(value)}" for kind, value in sigma.items() if value is not None]
         facts[f"smallest overlap, {mode}"] = ", ".join(parts)
+    return facts
+
+
+def _drift_facts(growths: Sequence[Numbers]) -> dict[str, str]:
+    """The newest growth, and how many there were."""
+    if not growths:
+        return {}
+    newest, alarming = growths[-1], [growth for growth in growths if growth["alarms"]]
+    facts = {
+        "growths": f"{len(growths)}, {len(alarming)} with an alarm",
+        "newest": f"samples {newest['first']} to {newest['stop'] - 1}",
+        "compared": f"{newest['samples']} against {newest['reference']} of the first version",
+    }
+    for name, row in newest["statistics"].items():
+        facts[name.replace("_", " ")] = (
+            f"median {number(row['before'])} before, {number(row['new'])} now; a new sample is the more unusual one "
+            f"with probability {row['effect']:.2f} (p = {number(row['p'])})"
+            f"{': alarm' if name in newest['alarms'] else ''}"
+        )
     return facts
 
 

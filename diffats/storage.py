@@ -27,6 +27,7 @@ _ANSWER_SECONDS = 5
 _answering: set[str] = set()
 # Words of a failure, and the fix; the first match counts.
 _FIXES = (
+    ("No space left", "Free space on this disk"),
     ("does not answer", "Start the server, or correct AWS_ENDPOINT_URL"),
     ("NoSuchBucket", "Make the bucket, or correct its name"),
     ("credential", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"),

@@ -34,7 +34,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffats import config
 from diffats.diffusion import Diffusion, Draw, element_weights, random_source
-from diffats.errors import InputError, TrainingDivergedError
+from diffats.errors import InputError, Terminated, TrainingDivergedError
 from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser, resolve_device
 
@@ -103,17 +103,18 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoint-<step>`` so that it is there whole or not at all, and remove all but the last two."""
     final = directory / f"checkpoint-{checkpoint.step}"
     scratch = directory / f".{final.name}.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
+    for begun in directory.glob(".checkpoint-*.partial"):  # also of another step, by a process that was killed
+        shutil.rmtree(begun, ignore_errors=True)
     scratch.mkdir(parents=True)
     digests = {}
     for name, tensors in checkpoint.tensors.items():
         path = scratch / f"{name}.safetensors"
-        save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, path)
+        _save_tensors(path, tensors)
         digests[path.name] = _sha256(path)
         _sync(path)
     state = {"step": checkpoint.step, "files": digests, **checkpoint.state}
     path = scratch / "state.json"
-    path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    path.write_text(json.dumps({**state, "digest": _state_digest(state)}, indent=1), encoding="utf-8")
     _sync(path)
     if final.exists():  # a damaged one of the same step
         shutil.rmtree(final)
@@ -129,9 +130,20 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
     for step, path in _checkpoints(directory):
         try:
             return _load_checkpoint(path, step)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except _DAMAGE as error:
             logger.warning("%s is damaged (%s): trying the one before.", path, error)
     return None
+
+
+def damaged_checkpoints(directory: Path) -> list[str]:
+    """What is wrong with the checkpoints of a training, a line each."""
+    found = []
+    for step, path in _checkpoints(directory):
+        try:
+            _load_checkpoint(path, step)
+        except _DAMAGE as error:
+            found.append(f"{path} is damaged ({error}). Training that goes on uses the one before; remove this one.")
+    return found
 
 
 def _checkpoints(directory: Path) -> list[tuple[int, Path]]:  # newest first
@@ -143,8 +155,14 @@ def _checkpoints(directory: Path) -> list[tuple[int, Path]]:  # newest first
     return sorted(found, reverse=True)
 
 
+# What a lost, cut or changed file of a checkpoint raises.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
+
+
 def _load_checkpoint(path: Path, step: int) -> Checkpoint:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state.pop("digest", None) != _state_digest(state):
+        raise ValueError("state.json does not match its digest")
     tensors = {}
     for name, digest in state.pop("files").items():
         if _sha256(path / name) != digest:
@@ -153,6 +171,11 @@ def _load_checkpoint(path: Path, step: int) -> Checkpoint:
     if state.pop("step") != step:
         raise ValueError("state.json is of another step")
     return Checkpoint(step, tensors, state)
+
+
+def _state_digest(state: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(state))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -174,6 +197,13 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     _sync(scratch)
     scratch.replace(path)
     _sync(path.parent)
+
+
+def _save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    try:
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, path, metadata=metadata)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{path} cannot be written ({error})") from error
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
@@ -219,10 +249,20 @@ def _write_history(directory: Path, rows: list[dict[str, float]]) -> None:
 # The training itself
 
 
+class _Stop:
+    """Whether Ctrl-C or SIGTERM has asked to stop, and which."""
+
+    number: int | None = None
+
+    def error(self, text: str) -> KeyboardInterrupt:
+        """What the training then ends with."""
+        return Terminated(text) if self.number == signal.SIGTERM else KeyboardInterrupt(text)
+
+
 @contextlib.contextmanager
-def _stop_request() -> Iterator[threading.Event]:
-    """An event that is set by Ctrl-C or SIGTERM; a second signal acts at once. Only the main thread can listen."""
-    asked = threading.Event()
+def _stop_request() -> Iterator[_Stop]:
+    """Notes Ctrl-C or SIGTERM; a second signal acts at once. Only the main thread can listen."""
+    asked = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -231,7 +271,7 @@ def _stop_request() -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         logger.warning("%s: saving a checkpoint, then stopping.", signal.Signals(number).name)
-        asked.set()
+        asked.number = number
         restore()
 
     def restore() -> None:
@@ -426,16 +466,18 @@ class _Training:
 
     def _check_finite(self) -> None:
         sums: Tensor = self.accelerator.reduce(self._sums, reduction="sum")  # all processes must agree to stop
-        if not bool(sums.isfinite().all()):
+        # A last step may have thrown the weights out of range before any loss has seen them.
+        finite = [sums.isfinite().all(), *(x.isfinite().all() for x in self.denoiser.state_dict().values())]
+        if not bool(torch.stack(finite).all()):
             raise self._diverged()
 
     def _diverged(self) -> TrainingDivergedError:
         good = _checkpoints(self.directory)
         where = f"The last good checkpoint is {good[0][1]}" if good else "There is no checkpoint yet"
         return TrainingDivergedError(
-            f"training of {self.recipe.name}: loss or gradient is not finite between steps {self._window[0] + 1} and "
-            f"{self.step}. {where}. Lower train.lr (now {self.train.lr:g}) or train.clip (now {self.train.clip:g}), or "
-            "lengthen train.warmup."
+            f"training of {self.recipe.name}: loss, gradient or weights are not finite between steps "
+            f"{self._window[0] + 1} and {self.step}. {where}. Lower train.lr (now {self.train.lr:g}) or train.clip "
+            f"(now {self.train.clip:g}), or lengthen train.warmup."
         )
 
     def _report(self) -> None:
@@ -494,7 +536,7 @@ class _Training:
             for batch in batches:
                 self._update(batch)
                 last = self.step == self.train.steps
-                stopping = self._agree(stop.is_set())
+                stopping = self._agree(stop.number is not None)
                 report = last or self.step % self.train.log_every == 0
                 save = last or stopping or self.step % self.train.checkpoint_every == 0
                 if report or save:
@@ -506,7 +548,7 @@ class _Training:
                 if self.progress is not None and self.accelerator.is_main_process:
                     self.progress(self.step, self.train.steps)
                 if stopping and not last:
-                    raise KeyboardInterrupt(f"training stopped at step {self.step}; run again to continue")
+                    raise stop.error(f"training stopped at step {self.step}; run again to continue")
         self.seconds = time.perf_counter() - started
 
     def _agree(self, stop: bool) -> bool:
@@ -519,8 +561,8 @@ class _Training:
         """Write the averaged weights and say what was done."""
         weights = self.directory / WEIGHTS
         if self.accelerator.is_main_process:
-            tensors = {name: x.cpu().contiguous() for name, x in self.ema.module.state_dict().items()}
-            _replace(weights, lambda path: save_file(tensors, path, metadata={"step": str(self.step)}))
+            tensors, metadata = self.ema.module.state_dict(), {"step": str(self.step)}
+            _replace(weights, lambda path: _save_tensors(path, tensors, metadata))
         self.accelerator.wait_for_everyone()
         return TrainResult(weights, self.step, self.seconds, self.heldout_loss, self.history)
 
@@ -565,7 +607,7 @@ def train(
     TrainingDivergedError
         Where the loss or a gradient is NaN or infinite; nothing of it is saved.
     KeyboardInterrupt
-        After Ctrl-C or SIGTERM, once a checkpoint is written.
+        After Ctrl-C or SIGTERM (then `Terminated`), once a checkpoint is written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from array_api_compat import array_namespace, device
 
-from diffats.errors import InputError, RankError
+from diffats.errors import InputError, NonFiniteError, RankError
 from diffats.spectrum import (
     Array,
     Truncation,
@@ -486,12 +486,12 @@ def _check_finite(x: torch.Tensor) -> None:
     peak = torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))  # carries every NaN and Inf
     bad = as_numpy(~torch.isfinite(peak))
     if bad.any():
-        raise InputError(
+        raise NonFiniteError(
             f"sample {int(bad.argmax())} of {bad.size} holds NaN or infinite values ({int(bad.sum())} such samples). "
             'Remove or fill them before the decomposition (data.missing = "mask").'
         )
     if float(peak.max()) > 1e150:
-        raise InputError('values above 1e150 overflow when squared. Scale the data (data.scale = "variable").')
+        raise NonFiniteError('values above 1e150 overflow when squared. Scale the data (data.scale = "variable").')
 
 
 def ratio(residual2: Array, total2: Array) -> Array:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_markdown_artifact
 
@@ -43,6 +44,40 @@ def publish(recipe: Recipe, results: Sequence[StageResult], parent_run: str) -> 
     create_markdown_artifact(text, artifact_key("report", recipe.name), f"What was made of {recipe.name}")
 
 
+def publish_drift(recipe: Recipe) -> None:
+    """Put on the flow run's page whether new samples are like the first ones; nothing where there are none."""
+    if not recipe.data.grows:
+        return
+    from diffats.stages import Workspace, report
+
+    growths, drawn = report.newest_drift(Workspace(recipe))
+    if not growths:
+        return
+    shown = [drift_section(recipe, growths[-1]), *images(drawn.items())]
+    earlier = [growth for growth in growths[:-1] if growth["alarms"]]
+    if earlier:
+        shown.append("Earlier alarms: samples " + ", ".join(f"{g['first']} to {g['stop'] - 1}" for g in earlier) + ".")
+    text = "\n\n".join([f"# New samples of {recipe.name}", *shown])
+    create_markdown_artifact(text, artifact_key("drift", recipe.name), "Whether new samples are like the first ones")
+
+
+def drift_section(recipe: Recipe, growth: dict[str, Any]) -> str:
+    """One growth: what was compared, each statistic, and what the recipe makes of it."""
+    limits, alarms = recipe.drift, growth["alarms"]
+    rows = ["| statistic | median before | median now | effect | p | |", "|---|---:|---:|---:|---:|---|"]
+    for name, row in growth["statistics"].items():
+        cells = [number(row[column]) for column in ("before", "new", "effect", "p")]
+        rows.append(f"| {cell(name)} | {' | '.join(cells)} | {'**alarm**' if name in alarms else ''} |")
+    verdict = "New anchors are needed: `diffats decompose RECIPE.toml --restart`." if alarms else "They are alike."
+    test = (
+        f"Samples {growth['first']} to {growth['stop'] - 1} ({growth['samples']} against {growth['reference']} of the "
+        "first version) by the test of Mann and Whitney with Holm's correction. The effect is the probability that a "
+        f"new sample is the more unusual one. An alarm needs an effect of {limits.effect:g} and comes with a chance of "
+        f"at most {limits.false_alarm:g} about a growth whose samples are alike."
+    )
+    return "\n\n".join([verdict, test, "\n".join(rows)])
+
+
 def stage_table(results: Sequence[StageResult]) -> str:
     """One row a stage."""
     rows = ["| stage | result | failed | seconds |", "|---|---|---:|---:|"]
@@ -68,45 +103,56 @@ def metric_table(metrics: dict[str, dict[str, object]]) -> str:
 
 def links(made: dict[str, object], parent_run: str | None) -> list[str]:
     """Where the things are: store version, report, model, MLflow run."""
-    version = f"version `{made['version']}`" if "version" in made else "which this flow does not change"
-    lines = [f"- Store: `{made['store']}`, {version}"]
+    version = f"version {code(made['version'])}" if "version" in made else "which this flow does not change"
+    lines = [f"- Store: {code(made['store'])}, {version}"]
     if "report" in made:
-        lines.append(f"- Report: `{made['report']}`")
+        lines.append(f"- Report: {code(made['report'])}")
     model = made.get("model")
     if isinstance(model, dict):
-        lines.append(f"- Model: `{model['uri']}`, version {model['version']}")
+        lines.append(f"- Model: {code(model['uri'])}, version {model['version']}")
     tracker = str(made.get("tracking_uri", ""))
     if parent_run is None:
         lines.append("- MLflow: no new run, everything was there")
     elif tracker.startswith("http"):
         lines.append(f"- MLflow: [run {parent_run}]({tracker.rstrip('/')}/#/runs/{parent_run})")
     else:
-        lines.append(
-            f"- MLflow: run `{parent_run}`, kept in `{tracker}`" if tracker else f"- MLflow: run `{parent_run}`"
-        )
+        place = f", kept in {code(tracker)}" if tracker else ""
+        lines.append(f"- MLflow: run `{parent_run}`{place}")
     return ["\n".join(lines)]
 
 
 def pictures(results: Sequence[StageResult]) -> list[str]:
-    """The stages' small pictures as data URIs: Prefect's image artifacts take addresses only."""
+    """The stages' small pictures."""
+    return images(picture for result in results for picture in result.pictures.items())
+
+
+def images(named: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Small pictures as data URIs: Prefect's image artifacts take addresses only."""
     sections, size = [], 0
-    for result in results:
-        for title, png in result.pictures.items():
-            if len(png) <= MAX_PICTURE and size + len(png) <= MAX_PICTURES:
-                size += len(png)
-                sections.append(
-                    f"![{title}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})\n\n*{title}*"
-                )
+    for title, png in named:
+        if len(png) <= MAX_PICTURE and size + len(png) <= MAX_PICTURES:
+            size += len(png)
+            uri = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+            sections.append(f"![{cell(title)}]({uri})\n\n*{cell(title)}*")
     return sections
 
 
 def cell(text: str) -> str:
-    """Text that stays inside a cell of a table.
+    """Text that stays inside a cell of a table, and is neither HTML nor a link, whatever names from data are in it.
 
-    >>> cell("a | b")
-    'a \\\\| b'
+    >>> cell("a | <b> [c](d)")
+    'a \\\\| &lt;b&gt; \\\\[c\\\\](d)'
     """
-    return " ".join(text.split()).replace("|", "\\|")
+    return re.sub(r"([|\[\]`])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def code(text: object) -> str:
+    """Text as code, which ends where it ends.
+
+    >>> code("a`b")
+    "`a'b`"
+    """
+    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
 
 
 def number(value: object) -> str:

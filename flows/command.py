@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import NoReturn
 
+import httpx
 from prefect import Flow
 from rich.logging import RichHandler
 
-from diffats.cli import errors, no_lost_interrupt
+from diffats.cli import errors, interrupt_behind, interrupted_code, interruption, leave, terminated_as_interrupted
 from diffats.config import load_recipe
-from diffats.errors import DiffatsError
+from diffats.errors import DiffatsError, redact
 from flows import server
 from flows.pipeline import Outcome
 
@@ -30,23 +28,58 @@ def main(flow: Flow[..., Outcome], arguments: Sequence[str] | None = None) -> in
     Returns
     -------
     int
-        0 done, 1 failed, 2 bad input, 3 done with failed samples, 130 interrupted.
+        0 done, 1 failed, 2 bad input, 3 done with failed samples, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
     given = parser(flow).parse_args(arguments)
     show_log()
     try:
-        with terminated_as_interrupted(), no_lost_interrupt():
+        with terminated_as_interrupted():
             load_recipe(given.recipe, given.overrides)  # tells a mistake now, not after the server has started
             prepare()
             outcome = flow(given.recipe, given.overrides)
     except (DiffatsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, DiffatsError) else 1
-    except KeyboardInterrupt:
-        print("interrupted; what was committed stays. Run the same command to continue.", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, RuntimeError, ImportError, httpx.HTTPError) as error:
+        stop, cause = interrupt_behind(error), behind(error)
+        if stop is not None:
+            return say_interrupted(stop)
+        if not isinstance(error, httpx.HTTPError):
+            raise
+        if cause is not None:
+            print(f"error: {cause}", file=sys.stderr)
+        print(
+            f"error: the Prefect server at {server.address()} went away ({error}). What the stages made stays; run "
+            "the same command when it is back: it finds that, and does the rest.",
+            file=sys.stderr,
+        )
+        return 1
     print(json.dumps(outcome.summary, default=str) if given.json else outcome.description)
     return 3 if outcome.failed else 0
+
+
+def end(flow: Flow[..., Outcome]) -> NoReturn:
+    """Run a flow as this process's command, and end the process."""
+    # Else Prefect writes about a server that has gone for every message that it could not deliver.
+    logging.raiseExceptions = False
+    logging.getLogger("prefect._internal").setLevel(logging.CRITICAL)
+    code = main(flow)
+    # Prefect would try for minutes to deliver its last messages to a server that has gone.
+    leave(code, at_once=code in (1, 2) and server.silence() is not None)
+
+
+def say_interrupted(error: KeyboardInterrupt) -> int:
+    """Tell that it was interrupted; the exit code."""
+    print(interruption(error), file=sys.stderr)
+    return interrupted_code(error)
+
+
+def behind(error: BaseException) -> DiffatsError | None:
+    """The error of ours that Prefect could not tell its server of."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, DiffatsError):
+        link = link.__context__
+    return link
 
 
 def parser(flow: Flow[..., Outcome]) -> argparse.ArgumentParser:
@@ -91,17 +124,3 @@ def prepare() -> None:
 
     if started is not None:
         started.ready()
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends the flow as Ctrl-C does: with its last state told to Prefect and MLflow."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

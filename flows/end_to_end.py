@@ -22,7 +22,6 @@ def end_to_end(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
 
 
 if __name__ == "__main__":
-    from diffats.cli import leave
-    from flows.command import main
+    from flows.command import end
 
-    leave(main(end_to_end))
+    end(end_to_end)

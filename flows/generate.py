@@ -22,7 +22,6 @@ def generate(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
 
 
 if __name__ == "__main__":
-    from diffats.cli import leave
-    from flows.command import main
+    from flows.command import end
 
-    leave(main(generate))
+    end(generate)

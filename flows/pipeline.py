@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
+import httpx
 from prefect import Flow, Task, flow, runtime
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
 
-from diffats.config import load_recipe
-from diffats.errors import InputError
-from flows.artifact import artifact_key, publish
+from diffats.config import Recipe, load_recipe
+from diffats.errors import DriftError, InputError
+from flows.artifact import artifact_key, publish, publish_drift
 
 if TYPE_CHECKING:
     from diffats.stages import StageResult
@@ -77,11 +82,71 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., 
     resolved = load_recipe(recipe, overrides)
     results = []
     with stages.tracked(resolved) as parent_run:
-        progress = cast(UUID, create_progress_artifact(0.0, artifact_key("progress", resolved.name), "Stages done"))
+        page = RunPage(resolved)
         for number, step in enumerate(steps, 1):
             log.info("[%d/%d] %s", number, len(steps), step.name)
-            results.append(step(resolved, parent_run))
-            update_progress_artifact(progress, 100 * number / len(steps), f"Stages done, last {step.name}")
-        publish(resolved, results, parent_run)
+            try:
+                results.append(step(resolved, parent_run))
+            except DriftError:
+                page.tell(lambda: publish_drift(resolved))
+                raise
+            page.tell_progress(100 * number / len(steps), f"Stages done, last {step.name}")
+        page.tell(lambda: publish(resolved, results, parent_run))
+        page.tell(lambda: publish_drift(resolved))
     failed = sum(result.failed for result in results)
     return Outcome(stages.summary(resolved, results), stages.describe(resolved, results), failed)
+
+
+class RunPage:
+    """What Prefect shows of a flow run. It stops no stage: a server that is away is waited for once, for a minute."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.there = True
+        self.progress: UUID | None = None
+        self.tell(lambda: self._begin(recipe))
+
+    def tell_progress(self, percent: float, text: str) -> None:
+        """Show how far it is."""
+        if self.progress is not None:
+            progress = self.progress
+            self.tell(lambda: update_progress_artifact(progress, percent, text))
+
+    def tell(self, send: Callable[[], object]) -> None:
+        """Send something to the server."""
+        if not self.there:
+            return
+        try:
+            send()
+        except httpx.HTTPError as error:
+            self.there = False
+            log.warning("the Prefect server does not answer (%s). The stages go on, its page stays as it is", error)
+
+    def _begin(self, recipe: Recipe) -> None:
+        follow_predecessor(Path(recipe.location))
+        made = create_progress_artifact(0.0, artifact_key("progress", recipe.name), "Stages done")
+        self.progress = cast(UUID, made)
+
+
+def follow_predecessor(root: Path) -> None:
+    """Note that this flow run works on a root, and tell Prefect of one before it that could not tell its own end.
+
+    After kill -9 or a power failure a flow run would stay "Running" for ever. Called with the root's lock held, so
+    nobody else is at work on it.
+    """
+    note, own = root / ".flow_run", str(runtime.flow_run.id)
+    before = note.read_text(encoding="utf-8") if note.is_file() else own
+    if before != own:
+        with get_client(sync_client=True) as client:
+            _tell_crash(client, before, own)
+    with suppress(OSError):  # of a full disk, which the stages tell
+        note.write_text(own, encoding="utf-8")
+
+
+def _tell_crash(client: SyncPrefectClient, before: str, own: str) -> None:
+    try:
+        state = client.read_flow_run(UUID(before)).state
+    except (ObjectNotFound, ValueError):  # of another server, or half written
+        return
+    if state is not None and state.is_running():
+        text = f"Its process ended without a word; flow run {own} continues its work."
+        client.set_flow_run_state(UUID(before), Crashed(message=text), force=True)

@@ -25,7 +25,6 @@ def preprocess(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
 
 
 if __name__ == "__main__":
-    from diffats.cli import leave
-    from flows.command import main
+    from flows.command import end
 
-    leave(main(preprocess))
+    end(preprocess)

@@ -88,17 +88,30 @@ def check_answers() -> None:
     InputError
         Which names the server and what to do.
     """
-    import httpx
-    from prefect.settings import get_current_settings
-
-    url = str(get_current_settings().api.url)
-    try:
-        httpx.get(f"{url.rstrip('/')}/health", timeout=30)
-    except httpx.HTTPError as error:
+    error = silence(timeout=30)
+    if error is not None:
         raise InputError(
-            f"no Prefect server answers at {url} ({error}). Start it with `prefect server start`, or unset "
+            f"no Prefect server answers at {address()} ({error}). Start it with `prefect server start`, or unset "
             "PREFECT_API_URL (or the profile's api.url) to use a private one."
         ) from error
+
+
+def address() -> str:
+    """The server of this process."""
+    from prefect.settings import get_current_settings
+
+    return str(get_current_settings().api.url).rstrip("/")
+
+
+def silence(timeout: float = STOP_WITHIN) -> Exception | None:
+    """Why the server of this process does not answer; None where it does."""
+    import httpx
+
+    try:
+        httpx.get(f"{address()}/health", timeout=timeout)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return error
+    return None
 
 
 def serve(descriptor: int) -> None:

@@ -27,7 +27,6 @@ def train(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
 
 
 if __name__ == "__main__":
-    from diffats.cli import leave
-    from flows.command import main
+    from flows.command import end
 
-    leave(main(train))
+    end(train)

@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 from diffats import cli, stages
 from diffats.config import load_recipe
-from diffats.errors import DiffatsError
+from diffats.errors import DiffatsError, Terminated
 from diffats.registry import StageRun, Tracker, TrackingError
 
 VERBS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ Made = tuple[Path, dict[str, dict[str, Any]]]
 
 def test_help_names_every_verb_whole() -> None:
     text = ended(run("--help"), 0).stdout
-    for verb in ("plan", *STAGE_VERBS, "inspect", "verify", "export", "config"):
+    for verb in ("plan", *STAGE_VERBS, "inspect", "tag", "diff", "rollback", "prune", "verify", "export", "config"):
         assert re.search(rf"^  {verb} ", text, re.MULTILINE), verb
     assert "..." not in text.partition("Commands:")[2]  # no help that is cut off
     assert "130 interrupted" in " ".join(text.split())
@@ -249,9 +249,9 @@ def test_inspect_gives_each_group(made: Made) -> None:
         assert [version["version"] for version in entry["versions"]] == [entry["version"]]
     lines = ended(run("inspect", made[0]), 0).stdout.splitlines()
     assert any(
-        re.match(r"tucker +finished +24/24 samples, 0 failed, version \w+, fingerprint \w{16}$", x) for x in lines
+        re.match(r"\* tucker +finished +24/24 samples, 0 failed, version \w+, fingerprint \w{16}$", x) for x in lines
     )
-    assert any(re.match(r"anchor +finished +version \w+, fingerprint \w{16}$", line) for line in lines)
+    assert any(re.match(r"\* anchor +finished +version \w+, fingerprint \w{16}$", line) for line in lines)
 
 
 def test_where_nothing_is(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_export_opens_as_a_tree(made: Made, tmp_path: Path) -> None:
 def test_verify_finds_a_changed_byte(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, waves(40))
     ended(run("decompose", recipe), 0)
-    assert ended(run("verify", recipe), 0).stdout == "verified: every shard matches its digest\n"
+    assert ended(run("verify", recipe), 0).stdout == "verified: every shard and file matches its digest\n"
     chunk = max((tmp_path / "root" / "store" / "chunks").iterdir(), key=lambda path: path.stat().st_size)
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
@@ -295,6 +295,7 @@ def test_verify_finds_a_changed_byte(tmp_path: Path) -> None:
         (DiffatsError("the store [red]is[/red] :cross_mark:"), 1, "error: the store [red]is[/red] :cross_mark:\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "error: [Errno 28] No space left on device. What was"),
         (KeyboardInterrupt(), 130, "interrupted; what was committed stays. Run the same command to continue.\n"),
+        (Terminated(), 143, "terminated; what was committed stays. Run the same command to continue.\n"),
     ],
 )
 def test_errors_are_one_message(
@@ -345,17 +346,22 @@ def test_a_mistake_in_a_real_process(tmp_path: Path) -> None:
     )
 
 
-def test_ctrl_c_ends_with_130_and_the_next_call_finishes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_it_with_its_code_and_the_next_call_finishes(
+    tmp_path: Path, number: int, code: int, word: str
+) -> None:
     recipe = write_recipe(tmp_path, waves(600))
     command = [*COMMAND, "decompose", str(recipe), "--set", "compute.shard_samples=1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("reading the training samples")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert out == ""
-    assert err.endswith("interrupted; what was committed stays. Run the same command to continue.\n")
+    assert err.endswith(f"{word}; what was committed stays. Run the same command to continue.\n")
     assert "Traceback" not in err
     result = ended(run("decompose", recipe, "--set", "compute.shard_samples=100"), 0)
     assert "600 of 600 samples" in result.stdout

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from moto.server import ThreadedMotoServer
 from tiny_runs import MODEL, PRIMITIVES, changed, run, small_recipe, waves
 from typer.testing import CliRunner
 
+import diffats
 from diffats import cli, storage
 from diffats.config import Data, Recipe, parse_recipe, portable
 from diffats.errors import DiffatsError, InputError, RecipeError, RootMismatchError, SourceError, StoreError
 from diffats.sources import open_samples
 from diffats.sources.opening import open_source
-from diffats.stages import Workspace, align, decompose, train
+from diffats.stages import Workspace, align, decompose, train, versions
 from diffats.stages.plan import plan
 from diffats.store import Store
 from diffats.store.repository import Repository
@@ -309,6 +311,27 @@ def test_verify_finds_a_damaged_object(s3: Any, recipe_file: str, tmp_path: Path
     code, found = command("verify", recipe_file, "--set", f"store=s3://bucket/{harm}")
     assert code == 1
     assert "unreadable" in " ".join(found["problems"])
+
+
+def test_versions_are_named_rolled_back_and_pruned(s3: Any, local: Recipe, tmp_path: Path) -> None:
+    recipe = on_s3(local, tmp_path / "root", "versions")
+    run(recipe, PRIMITIVES)
+    work = Workspace(recipe)
+    versions.tag(work, "first")
+    for rank in (5, 4):
+        run(changed(recipe, decompose={"ranks": {"t": rank, "x": rank}}), PRIMITIVES)
+    assert [done.bytes for done in versions.prune(work, 1)] == [0]  # younger than a day: may be in the making
+    before = len(keys(s3, "versions/store/chunks/"))
+    (done,) = versions.prune(Workspace(recipe), 1, grace=timedelta(0))
+    assert done.bytes > 0
+    assert 0 < len(keys(s3, "versions/store/chunks/")) < before
+    assert done.removed == ()  # by the first prune already
+    first = Workspace(recipe)
+    assert set(versions.present(first)) == {"scaling", *GROUPS}
+    (rolled,) = versions.rollback(first, "first")
+    assert [entry["group"] for entry in rolled.withdrawn] == list(GROUPS)
+    assert [store.verify() for store in Workspace(recipe).repositories()] == [[]]
+    assert diffats.open_version("s3://bucket/versions", version="first").sizes["rank_x"] == 6
 
 
 def test_an_icechunk_source(remote: Recipe) -> None:

@@ -303,3 +303,21 @@ def test_large_samples_make_a_small_pilot(tmp_path: Path) -> None:
     assert len(planning._pilot_choice(256, layout)) == 2
     small = Workspace(load_recipe(write_recipe(tmp_path)))
     assert len(planning._pilot_choice(256, planning.planned_layout(small) or layout)) == 256
+
+
+# --- what would fail later --------------------------------------------------------------------------------------
+
+
+def test_plan_refuses_a_root_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    refused = run("plan", recipe)
+    assert refused.exit_code == 2
+    assert "is read-only, or belongs to somebody else. Change that, or use another root" in refused.stderr
+
+
+def test_plan_refuses_a_scheduler_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffats.compute._CONNECT_SECONDS", 0.5)
+    refused = run("plan", write_recipe(tmp_path), overrides=("compute.scheduler=tcp://127.0.0.1:9",))
+    assert refused.exit_code == 2
+    assert 'no Dask scheduler answers at "tcp://127.0.0.1:9"' in refused.stderr

@@ -122,6 +122,12 @@ def test_database_and_artifacts_lie_under_the_root(tracker: Tracker, root: Path)
     assert Path(experiment.artifact_location) == root / "mlartifacts"
 
 
+def test_a_database_that_was_begun_and_not_finished_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db.partial").write_bytes(b"half")
+    Tracker(f"sqlite:///{tmp_path}/mlflow.db", "begun").start("begun")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
 def test_global_state_stays_untouched_and_nothing_is_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = mlflow.get_tracking_uri()
     tracker = Tracker(f"sqlite:///{root}/quiet.db", "quiet")
@@ -382,7 +388,13 @@ def test_a_data_set_without_digest_says_so() -> None:
 def test_a_version_says_what_it_was_made_from(tracker: Tracker, registered: str) -> None:
     version = tracker.client.get_model_version("tiny.fields", registered)
     assert version.description == "A *tiny* model."
-    assert version.tags == {"diffats.data_version": "ab12", "diffats.metric": "0.25"}
+    files = json.loads(version.tags["diffats.files"])
+    assert {"MLmodel", "pyfunc.py", "artifacts/bundle/bundle.json"} <= files.keys()
+    assert version.tags == {
+        "diffats.data_version": "ab12",
+        "diffats.metric": "0.25",
+        "diffats.files": json.dumps(files),
+    }
     assert tracker.alias("tiny.fields", "candidate") == registered
     assert tracker.alias("tiny.fields", "champion") is None
     assert tracker.alias("nothing", "champion") is None

@@ -1,12 +1,11 @@
-"""Interrupted anywhere and run again: the same bits, and nothing that was committed is computed twice."""
+"""Interrupted anywhere and run again: the same bits, and nothing that was committed is computed twice.
+
+``faults/`` does the same to real processes, by kill -9.
+"""
 
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,45 +166,6 @@ def test_a_bundle_that_was_half_written_is_written_again(
     run(recipe, ["generate"])
     assert content(recipe) == content(unbroken)
     assert not list(Path(recipe.root).glob("bundles/*.partial"))
-
-
-# Killed ----------------------------------------------------------------------------------------------------------
-
-_CHILD = """
-    import os, signal, sys
-    sys.path.insert(0, {tests!r})
-    from tiny_runs import run
-    from diffats.config import parse_recipe
-
-    recipe = parse_recipe({tree!r})
-    seen = []
-
-    def progress(done, total, failed):
-        if done:
-            seen.append(done)
-        if len(seen) == {count}:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    run(recipe, [{stage!r}], progress=progress)
-"""
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize(
-    ("stage", "count"),
-    [("decompose", 2), ("decompose", 8), ("align", 3), ("fit_normalisation", 2), ("train", 5), ("generate", 1)],
-)
-def test_a_killed_process_loses_no_committed_shard(
-    after: Callable[[str], Recipe], unbroken: Recipe, tmp_path: Path, stage: str, count: int
-) -> None:
-    recipe = after(before(stage)[-1]) if before(stage) else changed(unbroken, root=str(tmp_path / "root"))
-    tests, tree = str(Path(__file__).parent), recipe.model_dump(mode="json")
-    code = textwrap.dedent(_CHILD).format(tests=tests, tree=tree, count=count, stage=stage)
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
-    assert made.returncode == -signal.SIGKILL, made.stderr
-    results = run(recipe, MODEL)
-    assert {each for each, result in results.items() if result.skipped} == set(before(stage))
-    assert content(recipe) == content(unbroken)
 
 
 def test_nothing_of_a_stage_is_left_in_the_way(unbroken: Recipe) -> None:

@@ -364,7 +364,7 @@ def test_asked_to_stop_it_leaves_a_checkpoint(unbroken: TrainResult, tmp_path: P
     child.send_signal(number)
     _, errors = child.communicate(timeout=60)
     assert child.returncode != 0
-    assert "KeyboardInterrupt: training stopped at step" in errors
+    assert f"{'Terminated' if number == signal.SIGTERM else 'KeyboardInterrupt'}: training stopped at step" in errors
     checkpoint = read_checkpoint(directory)
     assert checkpoint is not None
     assert checkpoint.step in (5, 6, 7)

@@ -181,7 +181,8 @@ def reconstruction_errors(
     Returns
     -------
     ``(k,)`` float64 each: the error relative to the field, and to its difference from the training mean (both in
-    physical units, where it is not masked), and that of the centred and scaled samples.
+    physical units, where it is not masked), and that of the centred and scaled samples. A difference below the
+    field's own rounding counts as that.
     """
     n_modes, known = x.ndim - 1, None if scaling.mask is None else ~as_torch(scaling.mask).to(x.device)
 
@@ -196,7 +197,10 @@ def reconstruction_errors(
         residual *= like(scaling.scale, residual)
         lost = total(residual)
     torch.sub(x, like(training_mean, x), out=residual)  # the memory is there already
-    return ratio(lost, total(x)), ratio(lost, total(residual)), truncation
+    size = total(x)
+    # A sample that differs from the mean by its own rounding only has no anomaly that an error could be relative to.
+    anomaly = total(residual).clamp(min=spectrum.rounding_unit(x) ** 2 * size)
+    return ratio(lost, size), ratio(lost, anomaly), truncation
 
 
 def relative_error(x: Array, xhat: Array, reference: Array | None = None) -> Array:

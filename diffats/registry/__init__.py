@@ -20,11 +20,12 @@ with warnings.catch_warnings():
 
 from diffats.registry.connection import TrackingError, ui_command
 from diffats.registry.datasets import StoreDataset, StoreSource
-from diffats.registry.models import download
-from diffats.registry.runs import StageRun
-from diffats.registry.tracker import RECIPE_TAG, STAGE_TAG, Tracker
+from diffats.registry.models import data_digests, download
+from diffats.registry.runs import StageRun, soon
+from diffats.registry.tracker import RECIPE_TAG, STAGE_TAG, Tracker, tracking_uri
 
-logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # each new database is announced otherwise
+# Otherwise each new database is announced, and each error that is raised is printed too, with its traceback.
+logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
 
 __all__ = [
     "RECIPE_TAG",
@@ -34,6 +35,9 @@ __all__ = [
     "StoreSource",
     "Tracker",
     "TrackingError",
+    "data_digests",
     "download",
+    "soon",
+    "tracking_uri",
     "ui_command",
 ]

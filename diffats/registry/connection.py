@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 import shlex
 import shutil
 import sys
@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.utils import _initialize_tables
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
-from diffats.errors import DiffatsError
+from diffats.errors import DiffatsError, redact
 
 PORT = 5000
-AWAY = (MlflowException, OSError)  # what a tracker that is away raises; requests' errors are OSErrors
+# What a tracker that is away raises; requests' errors are OSErrors.
+AWAY = (MlflowException, SQLAlchemyError, OSError)
 
 
 class TrackingError(DiffatsError):
@@ -29,13 +33,13 @@ def ui_command(uri: str) -> str:
     'python -m webbrowser -t https://mlflow.example.org'
     """
     if is_server(uri):
-        return f"python -m webbrowser -t {shlex.quote(uri)}"
+        return f"python -m webbrowser -t {shlex.quote(redact(uri))}"
     beside = Path(sys.prefix, "bin", "mlflow")
     found = shutil.which("mlflow")
     command = "mlflow" if found and Path(found).samefile(beside) else str(beside)
     # Without job execution the server starts faster and takes a fraction of the memory.
     settings = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
-    options = ["server", "--backend-store-uri", shown(absolute(uri)), "--host", "127.0.0.1", "--port", str(PORT)]
+    options = ["server", "--backend-store-uri", redact(absolute(uri)), "--host", "127.0.0.1", "--port", str(PORT)]
     return f"{settings} {shlex.join([command, *options, '--workers', '1'])}"
 
 
@@ -44,11 +48,24 @@ def asking(uri: str, action: str) -> Iterator[None]:
     """MLflow's errors as ours, with what was asked of which tracker."""
     try:
         yield
-    except MlflowException as error:
-        raise TrackingError(
-            f"MLflow at {shown(uri)} could not {action}: {shown(str(error))}. "
-            "Check that tracking.uri is right and the server is up."
-        ) from error
+    except (MlflowException, SQLAlchemyError) as error:
+        text = plain(error)
+        fix = (
+            "Check that tracking.uri is right and the server is up"
+            if database_of(uri) is None
+            else "Check that the disk has space and can be written, then run the command again"
+        )
+        raise TrackingError(f"MLflow at {uri} could not {action}: {text}. {fix}.") from error
+
+
+def plain(error: Exception) -> str:
+    """What went wrong, without the statement and the hints that a database's errors come with.
+
+    >>> plain(ValueError("(raised by a flush)\\n(sqlite3.OperationalError) database is full\\n[SQL: UPDATE]"))
+    '(sqlite3.OperationalError) database is full'
+    """
+    text = str(error).partition("[SQL:")[0].partition("(Background on this error")[0].strip()
+    return text[text.find("(sqlite3.") :] if "(sqlite3." in text else text.removesuffix(".")
 
 
 def absolute(uri: str) -> str:
@@ -67,10 +84,21 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def shown(uri: str) -> str:
-    """A URI without its password.
+def make_database(database: Path) -> None:
+    """Make an SQLite file with MLflow's tables where there is none; it is there whole or not at all.
 
-    >>> shown("postgresql://user:secret@host/db")
-    'postgresql://***@host/db'
+    MLflow makes its tables in hundreds of steps that are not one transaction: of a database that was begun and not
+    finished it says "table already exists" or "out-of-date", for ever.
     """
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+    if database.exists():
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    partial = database.with_name(f"{database.name}.partial")
+    for file in (partial, partial.with_name(f"{partial.name}-journal")):
+        file.unlink(missing_ok=True)
+    engine = create_engine(f"sqlite:///{partial}")
+    try:
+        _initialize_tables(engine)  # type: ignore[no-untyped-call]
+    finally:
+        engine.dispose()
+    os.replace(partial, database)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import warnings
 from collections.abc import Mapping
@@ -16,12 +18,21 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
-from diffats.errors import InputError, StoreNotFoundError
-from diffats.registry.connection import absolute, asking, database_of, shown
+from diffats.bundle import file_digest
+from diffats.errors import InputError, IntegrityError, StoreNotFoundError
+from diffats.registry.connection import absolute, asking, database_of
 
+logger = logging.getLogger("diffats.registry")
+
+FILES_TAG = "diffats.files"
+MLFLOW_META = "registered_model_meta"  # written by MLflow where it downloads a model
 MODEL_CODE = Path(__file__).with_name("pyfunc.py")
 PINNED = ("diffats", "torch", "numpy", "xarray", "safetensors", "diffusers", "mlflow")
-MAX_COUNT = 1024  # samples a call; a caller may raise it when loading the model
+DIGEST_TAG = "diffats.data_digest"
+MAX_COUNT, MAX_BYTES = (
+    1024,
+    2**31,
+)  # samples a call, and bytes of theirs; a caller may raise them when loading the model
 SIGNATURE = ModelSignature(
     params=ParamSchema(
         [
@@ -47,7 +58,7 @@ def save_pyfunc(
             artifacts={"bundle": str(bundle)},
             signature=SIGNATURE,
             pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in PINNED],
-            model_config={"max_count": MAX_COUNT},
+            model_config={"max_count": MAX_COUNT, "max_bytes": MAX_BYTES},
             metadata=dict(metadata or {}),
             mlflow_model=description,
         )
@@ -71,6 +82,8 @@ def download(uri: str, tracking_uri: str = "", destination: Path | None = None) 
         Where the URI is of another form.
     StoreNotFoundError
         Where there is no such tracker, model, alias or version.
+    IntegrityError
+        Where the files are not those that were registered.
     TrackingError
         Where the tracker cannot be reached.
     """
@@ -83,6 +96,23 @@ def download(uri: str, tracking_uri: str = "", destination: Path | None = None) 
         )
     with asking(tracking, f"read {uri}"):
         return fetch(MlflowClient(tracking, tracking), tracking, uri, destination)
+
+
+def data_digests(name: str, tracking_uri: str) -> set[str]:
+    """Digests of the primitives that the registered versions of a model were trained on; none without a tracker.
+
+    Raises
+    ------
+    TrackingError
+        Where the tracker cannot be reached.
+    """
+    tracking = absolute(tracking_uri)
+    database = database_of(tracking)
+    if database is not None and not database.is_file():  # a look must not create one
+        return set()
+    with asking(tracking, f'look for versions of model "{name}"'):
+        versions = MlflowClient(tracking, tracking).search_model_versions(f"name = '{name}'", max_results=10000)
+    return {str(version.tags[DIGEST_TAG]) for version in versions if DIGEST_TAG in version.tags}
 
 
 def fetch(client: MlflowClient, tracking: str, uri: str, destination: Path | None) -> Path:
@@ -98,16 +128,63 @@ def fetch(client: MlflowClient, tracking: str, uri: str, destination: Path | Non
             known = ", ".join(sorted(registered.aliases)) or "none"
             raise StoreNotFoundError(f'{uri}: model "{name}" has no alias "{alias}". Its aliases: {known}.')
         source = client.get_model_version_download_uri(name, str(version))
+        expected = client.get_model_version(name, str(version)).tags.get(FILES_TAG)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         known = ", ".join(model.name for model in client.search_registered_models(max_results=20)) or "none"
-        raise StoreNotFoundError(f"{uri}: not registered at {shown(tracking)}. Models there: {known}.") from error
+        raise StoreNotFoundError(f"{uri}: not registered at {tracking}. Models there: {known}.") from error
     local = mlflow.artifacts.download_artifacts(
         artifact_uri=source,
         dst_path=None if destination is None else str(destination),
         tracking_uri=tracking,
         registry_uri=tracking,
     )
-    flavour = Model.load(local).flavors["python_function"]
-    return Path(local, flavour["artifacts"]["bundle"]["path"])
+    check_files(Path(local), expected, uri)
+    return bundle_of(Path(local), uri)
+
+
+def bundle_of(folder: Path, uri: str) -> Path:
+    """The bundle in the folder of a model."""
+    try:
+        path = Path(folder, Model.load(folder).flavors["python_function"]["artifacts"]["bundle"]["path"]).resolve()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise IntegrityError(f"{uri}: {folder} is no model of diffats ({error!r}). Register one.") from error
+    if not path.is_relative_to(folder.resolve()):
+        raise IntegrityError(f"{uri}: its bundle lies outside of it, at {path}. Register the model again.")
+    return path
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def check_files(folder: Path, expected: str | None, uri: str) -> None:
+    """Refuse a model whose files are not those that were registered.
+
+    Parameters
+    ----------
+    folder
+        Of the model.
+    expected
+        The digests that its version was registered with, as JSON; earlier versions have none.
+    uri
+        For messages.
+
+    Raises
+    ------
+    IntegrityError
+        Which names the file.
+    """
+    if expected is None:
+        logger.warning("%s was registered without digests, by an earlier release: its files are not compared.", uri)
+        return
+    wanted, found = json.loads(expected), file_digests(folder)
+    for name in sorted(wanted.keys() | found.keys() - {MLFLOW_META}):
+        if wanted.get(name) != found.get(name):
+            what = "is missing" if name not in found else "was not registered" if name not in wanted else "has changed"
+            raise IntegrityError(
+                f"{uri}: file {name} {what} since this version was registered. Restore {folder}, or register again."
+            )

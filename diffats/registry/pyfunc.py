@@ -19,6 +19,7 @@ from diffats import bundle
 from diffats.errors import InputError
 
 Columns = dict[str, npt.NDArray[Any]]
+ITEM_BYTES = 8  # of a number of a decoded field, at most
 
 
 class GenerativeModel(PythonModel):
@@ -40,6 +41,7 @@ class GenerativeModel(PythonModel):
         """Open the bundle that lies beside this file."""
         self.bundle = bundle.load(context.artifacts["bundle"])
         self.max_count = int(context.model_config["max_count"])
+        self.max_bytes = int(context.model_config["max_bytes"])
 
     # MLflow checks the hint and knows no unions; what is accepted is in the docstring.
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
@@ -65,24 +67,29 @@ class GenerativeModel(PythonModel):
         Raises
         ------
         InputError
-            For a table that cannot be read, an unknown condition, or more samples than the model's limit.
+            For a table that cannot be read, an unknown condition or setting, or more samples or bytes than the model's
+            limits ``max_count`` and ``max_bytes``, which are in its ``model_config``.
         """
         settings = dict(params or {})
         output = settings.pop("output", "xarray")
         if output not in ("xarray", "arrays"):
             raise InputError(f'output "{output}" is unknown. Use "xarray" or "arrays".')
-        count, conditions = requested(model_input)
-        if count > self.max_count:
+        unknown = settings.keys() - {"seed", "steps", "guidance"}
+        if unknown:
+            raise InputError(f'parameter "{min(unknown)}" is unknown. Use seed, steps, guidance or output.')
+        count, conditions = requested(model_input, self.max_count)
+        size = count * self.bundle.layout.raw_numbers * ITEM_BYTES
+        if size > self.max_bytes:
             raise InputError(
-                f"{count} samples asked for, at most {self.max_count} a call. Ask in parts with other seeds, "
-                f'or load the model with model_config={{"max_count": {count}}}.'
+                f"{count} samples take {size} bytes, at most {self.max_bytes} a call. Ask in parts with other seeds, "
+                f'or load the model with model_config={{"max_bytes": {size}}}.'
             )
         fields = self.bundle.sample(count, settings.pop("seed", 0), conditions=conditions or None, **settings)
         return fields if output == "xarray" else as_arrays(fields)
 
 
-def requested(model_input: object) -> tuple[int, Columns]:
-    """How many samples, and the conditions of each, in what a caller passed.
+def requested(model_input: object, limit: int = 1024) -> tuple[int, Columns]:
+    """How many samples, at most ``limit``, and the conditions of each, in what a caller passed.
 
     >>> requested(3)
     (3, {})
@@ -90,18 +97,29 @@ def requested(model_input: object) -> tuple[int, Columns]:
     (3, {'label': array(['Corn', 'Corn', 'Woods'], dtype=object)})
     """
     if isinstance(model_input, pd.DataFrame | Mapping):
-        return _from_table({str(name): _column(model_input[name]) for name in model_input})
-    values = np.asarray(model_input)
+        return _from_table({str(name): _column(str(name), model_input[name]) for name in model_input}, limit)
+    values = _column("count", model_input)
     if values.size != 1:
         raise InputError(
             f"expected a count, a data frame or a mapping of columns, got {type(model_input).__name__} of {values.size}"
             " values. "
             'Use predict(8) or predict(pd.DataFrame({"count": [8]})).'
         )
-    return _whole(values.ravel()[0]), {}
+    return _within(_whole(values.ravel()[0]), limit), {}
 
 
-def _from_table(columns: Columns) -> tuple[int, Columns]:
+def _within(count: int, limit: int) -> int:
+    """A count that is not above the limit."""
+    if count > limit:
+        told = count if count < 10**12 else "over 10^12"
+        raise InputError(
+            f"{told} samples asked for, at most {limit} a call. Ask in parts with other seeds, "
+            f'or load the model with model_config={{"max_count": {told}}}.'
+        )
+    return count
+
+
+def _from_table(columns: Columns, limit: int) -> tuple[int, Columns]:
     lengths = {name: len(column) for name, column in columns.items()}
     rows = max(lengths.values(), default=0)
     for name, length in lengths.items():
@@ -109,14 +127,18 @@ def _from_table(columns: Columns) -> tuple[int, Columns]:
             raise InputError(f'column "{name}" has {length} rows, others {rows}. Give one row per sample.')
     if not rows:
         raise InputError('the table has no rows. Give one row per sample, or a column "count".')
-    whole = {name: np.repeat(column, rows // len(column), axis=0) for name, column in columns.items()}
+    _within(rows, limit)  # before anything is repeated
+    texts = {name: column.astype(object) if column.dtype.kind in "UT" else column for name, column in columns.items()}
+    whole = {name: np.repeat(column, rows // len(column), axis=0) for name, column in texts.items()}
     counts = [_whole(value) for value in whole.pop("count", np.ones(rows, int))]
-    return sum(counts), {name: np.repeat(column, counts, axis=0) for name, column in whole.items()}
+    return _within(sum(counts), limit), {name: np.repeat(column, counts, axis=0) for name, column in whole.items()}
 
 
-def _column(values: Any) -> npt.NDArray[Any]:
-    column = np.atleast_1d(np.asarray(values))
-    return column.astype(object) if column.dtype.kind in "UT" else column
+def _column(name: str, values: Any) -> npt.NDArray[Any]:
+    try:
+        return np.atleast_1d(np.asarray(values))
+    except ValueError as error:
+        raise InputError(f'column "{name}" is no array: {error}. Give arrays of one shape.') from error
 
 
 def _whole(value: Any) -> int:

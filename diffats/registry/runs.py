@@ -18,8 +18,8 @@ from typing import Any, Self
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
-from diffats.errors import StoreNotFoundError
-from diffats.registry.connection import AWAY, shown
+from diffats.errors import StoreNotFoundError, redact
+from diffats.registry.connection import AWAY
 from diffats.registry.datasets import StoreDataset, StoreSource
 
 logger = logging.getLogger("diffats.registry")
@@ -30,7 +30,7 @@ CONTEXT_TAG = "mlflow.data.context"
 FLUSH_SECONDS = 2.0
 FLUSH_METRICS = 100
 CLOSE_SECONDS = 60.0  # how long the end of a stage waits for a tracker that is away
-KILL_SECONDS = 5.0  # and after Ctrl-C
+KILL_SECONDS = 3.0  # and after Ctrl-C or SIGTERM, for the stage's run and for its parent
 MAX_METRICS = 1000  # MLflow's limits of one request
 MAX_PARAMS = 100
 MAX_VALUE = 6000
@@ -51,7 +51,7 @@ class StageRun:
         self._client = client
         self._uri = uri
         self._stage = stage
-        self._outbox = Outbox(lambda batch: client.log_batch(run_id, metrics=batch), shown(uri))
+        self._outbox = Outbox(lambda batch: client.log_batch(run_id, metrics=batch), redact(uri))
         self._unsent: list[tuple[str, Callable[[], object]]] = []
 
     def __enter__(self) -> Self:
@@ -62,18 +62,27 @@ class StageRun:
     ) -> None:
         if kind is None:
             return self.close("FINISHED")
-        self._send("error", lambda: self._client.set_tag(self.run_id, ERROR_TAG, f"{kind.__name__}: {error}"[:MAX_TAG]))
-        self.close("FAILED" if issubclass(kind, Exception) else "KILLED")
+        text = redact(f"{kind.__name__}: {error}")[:MAX_TAG]
+        status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+
+        def end() -> None:
+            self._send("error", lambda: self._client.set_tag(self.run_id, ERROR_TAG, text))
+            self.close(status)
+
+        if status == "FAILED":
+            end()
+        else:
+            soon(end, f'the end of stage "{self._stage}"')
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers; a thread sends them every two seconds or hundred numbers."""
         now = time.time_ns() // 1_000_000
-        self._outbox.put([Metric(_metric_name(name), float(value), now, step) for name, value in metrics.items()])
+        self._outbox.put([Metric(_plain_name(name), float(value), now, step) for name, value in metrics.items()])
 
     def headline(self, metrics: Mapping[str, float]) -> None:
         """Record numbers on the parent run, where runs are compared."""
         now = time.time_ns() // 1_000_000
-        batch = [Metric(_metric_name(name), float(value), now, 0) for name, value in metrics.items()]
+        batch = [Metric(_plain_name(name), float(value), now, 0) for name, value in metrics.items()]
         self._send("headline metrics", lambda: self._client.log_batch(self.parent_id, metrics=batch))
 
     def params(self, params: Mapping[str, Any]) -> None:
@@ -154,7 +163,7 @@ class StageRun:
                 undelivered,
                 len(self._unsent),
                 ", ".join(what for what, _ in self._unsent) or "none",
-                shown(self._uri),
+                redact(self._uri),
             )
         finish_run(self._client, self._uri, self.run_id, status)
 
@@ -162,8 +171,19 @@ class StageRun:
         try:
             send()
         except AWAY as error:
-            logger.warning('stage "%s": %s not recorded, tried again at the end: %s', self._stage, what, error)
+            logger.warning(
+                'stage "%s": %s not recorded, tried again at the end: %s', self._stage, what, redact(str(error))
+            )
             self._unsent.append((what, send))
+
+
+def soon(action: Callable[[], object], what: str) -> None:
+    """Do something that is to be recorded before the process ends, but do not wait long for a tracker that is away."""
+    thread = threading.Thread(target=action, name="mlflow-end", daemon=True)
+    thread.start()
+    thread.join(KILL_SECONDS)
+    if thread.is_alive():
+        logger.warning("MLflow does not answer: %s is not recorded", what)
 
 
 class Outbox:
@@ -227,7 +247,9 @@ class Outbox:
                 self._deliver(batch)
             except AWAY as error:
                 if not self._away:
-                    logger.warning("MLflow at %s is away, metrics are kept and sent later: %s", self._where, error)
+                    logger.warning(
+                        "MLflow at %s is away, metrics are kept and sent later: %s", self._where, redact(str(error))
+                    )
                 self._away = True
                 return
             with self._lock:
@@ -242,7 +264,9 @@ def finish_run(client: MlflowClient, uri: str, run_id: str, status: str) -> None
     try:
         client.set_terminated(run_id, status)
     except AWAY as error:
-        logger.error("MLflow at %s is away; run %s could not be marked %s: %s", shown(uri), run_id, status, error)
+        logger.error(
+            "MLflow at %s is away; run %s could not be marked %s: %s", redact(uri), run_id, status, redact(str(error))
+        )
 
 
 def dataset_input(
@@ -263,10 +287,10 @@ def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> 
         client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
 
 
-def _metric_name(name: str) -> str:
-    """A name that MLflow takes.
+def _plain_name(name: str) -> str:
+    """A name that MLflow takes for a metric or a parameter.
 
-    >>> _metric_name("overlap[y]")
+    >>> _plain_name("overlap[y]")
     'overlap_y_'
     """
     return re.sub(r"[^\w\-./ ]", "_", name)
@@ -289,5 +313,5 @@ def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             out |= flat(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            out[prefix + key] = text[:MAX_VALUE]
+            out[_plain_name(prefix + key)] = text[:MAX_VALUE]
     return out

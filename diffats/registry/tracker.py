@@ -17,9 +17,9 @@ from mlflow.models import Model
 
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError
-from diffats.registry.connection import absolute, asking, database_of, ui_command
+from diffats.registry.connection import absolute, asking, database_of, make_database, ui_command
 from diffats.registry.datasets import StoreSource
-from diffats.registry.models import fetch, save_pyfunc
+from diffats.registry.models import FILES_TAG, fetch, file_digests, save_pyfunc
 from diffats.registry.runs import ERROR_TAG, StageRun, dataset_input, finish_run, log_params, texts
 
 logger = logging.getLogger("diffats.registry")
@@ -28,6 +28,21 @@ RECIPE_TAG = "diffats.recipe_fingerprint"
 STAGE_TAG = "diffats.stage"
 PARENT_TAG = "mlflow.parentRunId"
 VERSIONS_TAG = "mlflow.modelVersions"
+
+
+def tracking_uri(recipe: Recipe) -> str:
+    """MLflow's tracking URI of a recipe: an SQLite file under its root where ``tracking.uri`` is empty.
+
+    Raises
+    ------
+    InputError
+        Where the root is a URL, which holds no database.
+    """
+    if recipe.tracking.uri:
+        return recipe.tracking.uri
+    if "://" in recipe.location:
+        raise InputError(f'root "{recipe.location}" is a URL and holds no run database. Set tracking.uri.')
+    return f"sqlite:///{Path(recipe.location).absolute() / 'mlflow.db'}"
 
 
 class Tracker:
@@ -63,9 +78,10 @@ class Tracker:
         self.experiment = experiment
         database = database_of(self.uri)
         if database is not None:
-            database.parent.mkdir(parents=True, exist_ok=True)
             artifacts = artifacts or str(database.parent / "mlartifacts")
         with asking(self.uri, f'open experiment "{experiment}"'):
+            if database is not None:
+                make_database(database)
             self.client = MlflowClient(self.uri, self.uri)
             self.experiment_id = _open_experiment(self.client, experiment, artifacts)
 
@@ -78,11 +94,7 @@ class Tracker:
         InputError
             Where the root is a URL, which holds no database.
         """
-        if recipe.tracking.uri:
-            return cls(recipe.tracking.uri, recipe.name)
-        if "://" in recipe.location:
-            raise InputError(f'root "{recipe.location}" is a URL and holds no run database. Set tracking.uri.')
-        return cls(f"sqlite:///{Path(recipe.location).absolute() / 'mlflow.db'}", recipe.name)
+        return cls(tracking_uri(recipe), recipe.name)
 
     @property
     def ui_command(self) -> str:
@@ -213,18 +225,18 @@ class Tracker:
             raise StoreNotFoundError(f"{bundle}: no bundle.json here. Train a model first.")
         given = texts(tags or {})
         with asking(self.uri, f'register model "{name}"'):
-            model_id, source = self._log_model(bundle, name, run_id, given)
+            model_id, source, files = self._log_model(bundle, name, run_id, given)
             self._ensure_model(name)
             made = self.client.create_model_version(
-                name, source, run_id, given, description=summary or None, model_id=model_id
+                name, source, run_id, given | {FILES_TAG: files}, description=summary or None, model_id=model_id
             )
             versions = json.dumps([{"name": name, "version": str(made.version)}])
             self.client.set_logged_model_tags(model_id, {VERSIONS_TAG: versions})  # the pages link the two by it
             self.client.set_registered_model_alias(name, "candidate", made.version)
         return str(made.version)
 
-    def _log_model(self, bundle: Path, name: str, run_id: str, tags: Mapping[str, str]) -> tuple[str, str]:
-        """Keep the model's files; its id and location."""
+    def _log_model(self, bundle: Path, name: str, run_id: str, tags: Mapping[str, str]) -> tuple[str, str, str]:
+        """Keep the model's files; its id, location and the files' digests."""
         plain = re.sub(r"[/:.%\"']", "-", name)  # not allowed in a logged model's name
         model = self.client.create_logged_model(self.experiment_id, plain, run_id, dict(tags), model_type="generative")
         status = LoggedModelStatus.FAILED
@@ -237,12 +249,13 @@ class Tracker:
                     model_uuid=model.model_id,
                 )
                 save_pyfunc(bundle, Path(directory) / "model", metadata=tags, description=description)
+                files = json.dumps(file_digests(Path(directory) / "model"))
                 self.client.log_model_artifacts(model.model_id, str(Path(directory) / "model"))
             status = LoggedModelStatus.READY
         finally:
             self.client.finalize_logged_model(model.model_id, status)
         self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        return str(model.model_id), str(model.artifact_location)
+        return str(model.model_id), str(model.artifact_location), files
 
     def _ensure_model(self, name: str) -> None:
         about = f'Generative model of fields, by diffats. Load it: `diffats.load("models:/{name}@champion").sample(8)`.'

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 import numpy as np
@@ -20,6 +21,7 @@ from xarray.core import indexing
 from diffats.config import Data
 from diffats.errors import SourceError
 from diffats.sources.naming import unknown_name
+from diffats.sources.safety import check_member
 
 _SMALL = 2**20  # bytes: below this, reading a little too much is cheaper than another seek
 
@@ -33,9 +35,17 @@ class _Plain:
     dtype: np.dtype[Any]
     fortran: bool
 
+    @property
+    def nbytes(self) -> int:
+        """Length of the array in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
-class RemoteArray(BackendArray):
-    """An uncompressed array in a file that cannot be memory-mapped: slices become range reads."""
+
+class PlainArray(BackendArray):
+    """An uncompressed array in a file: slices become range reads.
+
+    Nothing is memory-mapped: a file that is cut while it is read would end the process (SIGBUS), and a URL has no map.
+    """
 
     def __init__(self, opener: Callable[[], IO[bytes]], place: _Plain) -> None:
         self.opener, self.place = opener, place
@@ -49,7 +59,10 @@ class RemoteArray(BackendArray):
 
             def span(start: int, count: int) -> np.ndarray[Any, Any]:
                 file.seek(self.place.offset + start * self.dtype.itemsize)
-                return np.frombuffer(file.read(count * self.dtype.itemsize), dtype=self.dtype)
+                read = np.empty(count, self.dtype)
+                if cast(Any, file).readinto(read.view(np.uint8)) < read.nbytes:
+                    raise EOFError("the file ends before its array does")
+                return read
 
             if self.place.fortran:  # the same bytes, read as the transposed array in C order
                 return np.asarray(_pick(span, self.shape[::-1], key[::-1], 0, self.dtype.itemsize)).T
@@ -74,10 +87,11 @@ def _pick(
     if whole or inner * size <= _SMALL // len(rows):
         low, high = min(rows), max(rows)
         block = span(start + low * inner, (high - low + 1) * inner).reshape(-1, *shape[1:])
-        picked = block[np.array(rows) - low][(slice(None), *key[1:])]
+        step = rows[1] - rows[0] if len(rows) > 1 else 1
+        picked = block[::step][(slice(None), *key[1:])]
     else:
         picked = np.stack([_pick(span, shape[1:], key[1:], start + row * inner, size) for row in rows])
-    return picked[0] if single else picked  # type: ignore[no-any-return]
+    return picked[0] if single else picked
 
 
 @dataclass
@@ -113,9 +127,8 @@ def open_arrays(path: str, data: Data) -> xr.Dataset:
     SourceError
         Where an array is missing, the number of dims does not fit the recipe, or an array holds Python objects.
     """
-    local = "://" not in path
     opener = _opener(path, data)
-    arrays = _npz_arrays(path, opener, local) if path.lower().endswith(".npz") else _npy_array(path, opener, local)
+    arrays = (_npz_arrays if path.lower().endswith(".npz") else _npy_array)(path, opener)
     if not path.lower().endswith(".npz") and len(data.variables) == 1:
         arrays = dict(zip(data.variables, arrays.values(), strict=True))  # a lone array has no name of its own
     for name in data.variables:
@@ -130,6 +143,13 @@ def open_arrays(path: str, data: Data) -> xr.Dataset:
             "Name one mode for each array axis, in array order (data.sample_dim comes first)."
         )
     sizes = dict(zip(dims, arrays[main[0]].shape, strict=True))
+    for name, size in sizes.items():
+        if name in arrays and arrays[name].shape != (size,):
+            raise SourceError(
+                f'data.source {path}: array "{name}" has shape {tuple(arrays[name].shape)}, but dim "{name}" has '
+                f"{size} points in {main[0]} {tuple(arrays[main[0]].shape)}. Name the modes in array order, or rename "
+                "this array."
+            )
     variables = {name: (_dims_of(name, tuple(array.shape), sizes), array) for name, array in arrays.items()}
     coords = {name: variables.pop(name) for name in list(variables) if name in sizes}
     return xr.Dataset(variables, coords=coords)
@@ -150,27 +170,35 @@ def _dims_of(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> tuple[
     return tuple(f"{name}_dim{axis}" for axis in range(len(shape)))
 
 
-def _npy_array(path: str, opener: Callable[[], IO[bytes]], local: bool) -> dict[str, Any]:
+def _npy_array(path: str, opener: Callable[[], IO[bytes]]) -> dict[str, Any]:
     with opener() as file:
         place = _header(file, path)
-    return {Path(path).stem: _lazy(path, opener, place, local)}
+        missing = place.offset + place.nbytes - file.seek(0, os.SEEK_END)
+    if missing > 0:
+        raise SourceError(f"data.source {path}: the file ends {missing} bytes before its array does. Copy it anew.")
+    return {Path(path).stem: indexing.LazilyIndexedArray(PlainArray(opener, place))}
 
 
-def _npz_arrays(path: str, opener: Callable[[], IO[bytes]], local: bool) -> dict[str, Any]:
+def _npz_arrays(path: str, opener: Callable[[], IO[bytes]]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     with opener() as file, zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
+            where = f"{path}, {name}"
             if info.compress_type == zipfile.ZIP_STORED:
                 file.seek(
                     info.header_offset + 26
                 )  # the lengths of the name and of the extra field, in the local header
                 lengths = np.frombuffer(file.read(4), dtype="<u2")
-                file.seek(info.header_offset + 30 + int(lengths.sum(dtype=np.int64)))
-                arrays[name] = _lazy(path, opener, _header(file, f"{path}, {name}"), local)
+                start = info.header_offset + 30 + int(lengths.sum(dtype=np.int64))
+                file.seek(start)
+                place = _header(file, where)
+                check_member(place.offset - start + place.nbytes, info.file_size, where)
+                arrays[name] = indexing.LazilyIndexedArray(PlainArray(opener, place))
             else:
                 with archive.open(info) as stream:
-                    place = _header(stream, f"{path}, {name}")
+                    place = _header(stream, where)
+                check_member(place.offset + place.nbytes, info.file_size, where, deflated=True)
                 packed = CompressedArray(opener, info.filename, place.shape, place.dtype)
                 arrays[name] = indexing.LazilyIndexedArray(packed)
     return arrays
@@ -182,13 +210,8 @@ def _header(file: IO[bytes], where: str) -> _Plain:
         raise SourceError(f"data.source {where}: .npy format {version} has field names. Save a plain array.")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
+    if min(shape, default=0) < 0:
+        raise SourceError(f"data.source {where}: shape {shape} is negative. The file is damaged.")
     if dtype.hasobject or dtype.names:
         raise SourceError(f"data.source {where}: dtype {dtype} holds objects or records. Save an array of numbers.")
     return _Plain(file.tell(), shape, dtype, fortran)
-
-
-def _lazy(path: str, opener: Callable[[], IO[bytes]], place: _Plain, local: bool) -> Any:
-    if local and np.prod(place.shape):
-        order: Any = "F" if place.fortran else "C"
-        return np.memmap(path, dtype=place.dtype, mode="r", offset=place.offset, shape=place.shape, order=order)
-    return indexing.LazilyIndexedArray(RemoteArray(opener, place))

@@ -14,6 +14,7 @@ from diffats.config import Data
 from diffats.errors import SourceError
 from diffats.sources.cuts import Cuts
 from diffats.sources.reading import read_windows
+from diffats.sources.unreadable import values_of
 
 Array = np.ndarray[Any, Any]
 _PIECE_BYTES = 64 * 2**20
@@ -83,12 +84,12 @@ def find_labels(array: xr.DataArray) -> Labels:
 
 def _pieces(array: xr.DataArray) -> Iterator[Array]:
     if not array.ndim:
-        yield array.values.reshape(1)
+        yield values_of(array).reshape(1)
         return
     row = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
     step = max(1, _PIECE_BYTES // row)
     for start in range(0, array.shape[0], step):
-        yield array[start : start + step].values
+        yield values_of(array[start : start + step])
 
 
 def _plain(values: Array) -> tuple[Array, Any]:
@@ -122,7 +123,7 @@ def read_labels(array: xr.DataArray, labels: Labels, cuts: Cuts, sample_dim: str
     """The majority class of each sample, the lowest code on ties. ``(k,)`` int64."""
     dims = [str(dim) for dim in array.dims if dim != sample_dim]
     codes = read_windows(array, cuts, sample_dim=sample_dim, dims=dims, dtype=np.int64, convert=labels.codes)
-    flat = codes.reshape(cuts.n, -1)
+    flat = codes.reshape(cuts.n, math.prod(codes.shape[1:]))  # of a shard without training samples, too
     counts = np.stack([(flat == code).sum(axis=1) for code in range(len(labels.names))], axis=1)
     return np.asarray(counts.argmax(axis=1), dtype=np.int64)
 
@@ -131,7 +132,7 @@ def read_scalar(array: xr.DataArray, cuts: Cuts, sample_dim: str | None) -> Arra
     """One number a sample, float64 ``(k,)``: its own, the constant, or the mean over its window."""
     dims = [str(dim) for dim in array.dims if dim != sample_dim]
     values = read_windows(array, cuts, sample_dim=sample_dim, dims=dims, dtype=np.float64)
-    return np.asarray(values.reshape(cuts.n, -1).mean(axis=1))
+    return np.asarray(values.reshape(cuts.n, math.prod(values.shape[1:])).mean(axis=1))
 
 
 def check_conditions(dataset: xr.Dataset, data: Data, cut: tuple[str, ...]) -> None:
@@ -153,7 +154,7 @@ def check_conditions(dataset: xr.Dataset, data: Data, cut: tuple[str, ...]) -> N
                 "but a scalar is one number a sample. Name it in data.condition.fields."
             )
         if array.dims in ((), (data.sample_dim,)) and array.dtype.kind == "f":
-            missing = int(np.isnan(array.values).sum())
+            missing = int(np.isnan(values_of(array)).sum())
             if missing:
                 raise SourceError(
                     f'data.condition.scalars: "{name}" is missing for {missing} of {array.size} samples. '

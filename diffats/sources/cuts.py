@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from diffats.errors import SourceError
+
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+_MOST = 10**8  # places that are listed take some bytes each
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,21 @@ class Grid:
     def cuts(self) -> Cuts:
         """The places of all candidates.
 
+        Raises
+        ------
+        SourceError
+            Where there are more than can be listed.
+
         >>> cuts = Grid(None, {"x": 10}, {"x": 4}, {"x": 3}).cuts()
         >>> cuts.n, cuts.starts["x"].tolist()
         (3, [0, 3, 6])
         """
         n = math.prod(self.shape)
+        if n > _MOST:
+            raise SourceError(
+                f"data: {n} samples would be cut, at most {_MOST} can be. Raise data.windows.stride, or take a part of "
+                "the source."
+            )
         places = np.unravel_index(np.arange(n), self.shape)
         starts = {dim: places[axis].astype(np.int64) * self.stride[dim] for axis, dim in enumerate(self.size, start=1)}
         position = None if self.positions is None else places[0].astype(np.int64)

@@ -115,7 +115,9 @@ def _join_group(datasets: list[xr.Dataset], names: list[str], dim: str | None, s
         for name, var in first.variables.items()
     }
     coords = {name: variables[name] for name in first.coords}
-    return xr.Dataset({name: variables[name] for name in first.data_vars}, coords=coords, attrs=first.attrs)
+    joined = xr.Dataset({name: variables[name] for name in first.data_vars}, coords=coords, attrs=first.attrs)
+    joined.encoding["parts"] = [(names[i], dim, int(datasets[i].sizes[dim])) for i in order]
+    return joined
 
 
 def _join_variable(parts: list[xr.Variable], dim: str) -> xr.Variable:
@@ -135,13 +137,16 @@ def _stack(datasets: list[xr.Dataset], names: list[str], dim: str) -> xr.Dataset
                 f"data.source: {path} has dims {dict(dataset.sizes)}, but {names[0]} has {dict(first.sizes)}, so they "
                 f'cannot be stacked along the new dim "{dim}". Give files of one shape, or another data.concat_dim.'
             )
+        _check_alike(first, dataset, names[0], path, dim)
     variables: dict[Any, xr.Variable] = {}
     for name, var in first.data_vars.items():
         parts = [dataset.variables[name] for dataset in datasets]
         variables[name] = xr.Variable(
             (dim, *var.dims), indexing.LazilyIndexedArray(StackedArray(parts)), var.attrs, var.encoding
         )
-    return xr.Dataset(variables, coords=first.coords, attrs=first.attrs)
+    joined = xr.Dataset(variables, coords=first.coords, attrs=first.attrs)
+    joined.encoding["parts"] = [(name, dim, 1) for name in names]
+    return joined
 
 
 def _differing_dim(datasets: list[xr.Dataset], names: list[str], sample_dim: str | None) -> str:
@@ -176,12 +181,46 @@ def _check_fits(first: xr.Dataset, other: xr.Dataset, first_name: str, name: str
                 f'data.source: dim "{other_dim}" has {size} points in {first_name} but {got} in {name}; only "{dim}", '
                 "along which files are joined, may differ. Narrow the glob, or set data.concat_dim."
             )
-    for var in first.data_vars:
-        if other[var].dims != first[var].dims:
+    _check_alike(first, other, first_name, name, dim)
+
+
+def _check_alike(first: xr.Dataset, other: xr.Dataset, first_name: str, name: str, dim: str) -> None:
+    """Refuse a file whose numbers mean something else than the first one's, or lie elsewhere."""
+    for var, here in first.variables.items():
+        if var not in other.variables:
             raise SourceError(
-                f'data.source: variable "{var}" has dims {first[var].dims} in {first_name} but {other[var].dims} '
-                f"in {name}. Narrow the glob to files of one kind."
+                f'data.source: "{var}" is in {first_name} but not in {name}. Narrow the glob to files of one kind.'
             )
+        there = other.variables[var]
+        for what, a, b in (
+            ("dims", here.dims, there.dims),
+            ("values that are", _kind(here), _kind(there)),
+            ("units", here.attrs.get("units"), there.attrs.get("units")),
+        ):
+            if a != b and None not in (a, b):
+                raise SourceError(
+                    f'data.source: variable "{var}" has {what} {a} in {first_name} but {b} in {name}. '
+                    "Narrow the glob to files of one kind, or convert them."
+                )
+        if var in first.indexes and dim not in here.dims and not _same_points(here, there):
+            raise SourceError(
+                f'data.source: coordinate "{var}" has other values in {name} than in {first_name}, and only those of '
+                f'"{dim}", along which files are joined, may differ. Narrow the glob, or bring them onto one grid.'
+            )
+
+
+def _kind(variable: xr.Variable) -> str:
+    """What decides whether values of two files can stand in one array: kinds of numbers do, calendars do not."""
+    if variable.dtype.kind in "fiub":
+        return "real numbers"
+    calendar = getattr(variable.to_index(), "calendar", None) if variable.ndim == 1 else None
+    return f"dates of calendar {calendar}" if calendar else str(variable.dtype.type.__name__)
+
+
+def _same_points(a: xr.Variable, b: xr.Variable) -> bool:
+    if a.dtype.kind in "fiub":  # files differ in their last digits where one of them was float32
+        return bool(np.allclose(a.values, b.values, rtol=1e-5, atol=1e-8, equal_nan=True))
+    return bool((a.values == b.values).all())
 
 
 def _order(datasets: list[xr.Dataset], dim: str) -> list[int]:

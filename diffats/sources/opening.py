@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import h5py
 import icechunk
 import numpy as np
 import xarray as xr
@@ -27,13 +27,13 @@ from diffats.sources.arrays import open_arrays
 from diffats.sources.builtin import open_builtin
 from diffats.sources.joining import join
 from diffats.sources.naming import unknown_name
+from diffats.sources.safety import check_hdf5, check_url, check_zarr, without_odd_names
+from diffats.sources.unreadable import reason, unreadable
 from diffats.storage import SCHEMES, check_endpoint, explain, object_storage
 
 logger = logging.getLogger("diffats.sources")
 
 _ZARR_FILES = {"zarr.json", ".zgroup", ".zmetadata", ".zarray"}
-# What xarray's engines, zarr, h5py, fsspec and icechunk raise for content they cannot read.
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, EOFError, icechunk.IcechunkError)
 _MANY_FILES, _MANY_LISTINGS = 100_000, 200
 _BRANCH = "refs/branch.main/ref.json"  # in every Icechunk repository, and rewritten by each commit
 
@@ -48,8 +48,9 @@ def open_source(data: Data) -> xr.Dataset:
     """
     if data.source.startswith("builtin:"):
         return open_builtin(data.source.removeprefix("builtin:"))
+    check_url(data.source, data.engine)
     paths = locate(data)
-    datasets = [_open_one(path, data) for path in paths]
+    datasets = [without_odd_names(_open_one(path, data)) for path in paths]
     if len(datasets) == 1:
         return datasets[0]
     return join(datasets, paths, dim=data.concat_dim, sample_dim=data.sample_dim)
@@ -72,22 +73,36 @@ def locate(data: Data) -> list[str]:
     source = absolute(data.source)
     if "://" in source:
         return _locate_url(source, data)
-    if _is_glob(source) and not Path(source).exists():
+    if _is_glob(source) and not _exists(source):
         found = sorted(glob.glob(source, recursive=True))
         if not found:
             raise SourceError(f'data.source "{source}" matches no file. Check the pattern.')
         return found
-    if not Path(source).exists():
+    if not _exists(source):
         raise _missing(source)
     return [source]
 
 
+def _exists(source: str) -> bool:
+    try:
+        os.stat(source)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, a null in it
+        raise SourceError(
+            f'data.source "{source[:200]}" cannot be looked for: {getattr(error, "strerror", None) or error}. '
+            "Check the path and its permissions."
+        ) from error
+    return True
+
+
 def _missing(source: str) -> SourceError:
     path = Path(source)
-    if path.parent.is_dir():
-        known = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
-        return unknown_name("data.source", path.name, known, where=f"the folder {path.parent}")
-    return SourceError(f'data.source "{source}" does not exist. Check the path, or give an fsspec URL.')
+    try:
+        known = sorted(name for name in os.listdir(path.parent) if not name.startswith("."))
+    except OSError:
+        return SourceError(f'data.source "{source}" does not exist. Check the path, or give an fsspec URL.')
+    return unknown_name("data.source", path.name, known, where=f"the folder {path.parent}")
 
 
 def _locate_url(source: str, data: Data) -> list[str]:
@@ -100,19 +115,13 @@ def _locate_url(source: str, data: Data) -> list[str]:
             found = [system.unstrip_protocol(entry) for entry in sorted(system.glob(path))]
         else:
             found = [source] if system.exists(path) else []
-    except _unreadable() as error:
+    except unreadable() as error:
         raise SourceError(
-            f'data.source "{source}" cannot be reached: {_reason(error)}. {_fix(error, source)}'
+            f'data.source "{source}" cannot be reached: {reason(error)}. {_fix(error, source)}'
         ) from error
     if not found:
         raise SourceError(f'data.source "{source}" does not exist. Check the URL.')
     return found
-
-
-def _unreadable() -> tuple[type[Exception], ...]:
-    """Those, and botocore's own errors where s3fs has loaded it: missing credentials are no OSError."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return _UNREADABLE if botocore is None else (*_UNREADABLE, botocore.BotoCoreError)
 
 
 def _fix(error: BaseException, url: str) -> str:
@@ -129,23 +138,18 @@ def _is_glob(source: str) -> bool:
 
 
 def _open_one(path: str, data: Data) -> xr.Dataset:
-    name = data.engine or _recognise(path, data)
-    opens = next((kind.opens for kind in KINDS if kind.name == name), partial(_open_with, name))
+    name = data.engine or "any known format"
     try:
-        return opens(path, data)
+        name = data.engine or _recognise(path, data)
+        return next((kind.opens for kind in KINDS if kind.name == name), partial(_open_with, name))(path, data)
     except SourceError:
         raise
-    except _UNREADABLE as error:
+    except unreadable() as error:
         group = f', group "{data.group}",' if data.group else ""
         raise SourceError(
-            f'data.source "{path}"{group} cannot be read as {name}: {_reason(error)}. '
+            f'data.source "{path}"{group} cannot be read as {name}: {reason(error)}. '
             "Check the file and data.group, or set data.engine."
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0][:300] if text else type(error).__name__).rstrip(".")
 
 
 def _recognise(path: str, data: Data) -> str:
@@ -210,15 +214,23 @@ def _open_with(engine: str, path: str, data: Data) -> xr.Dataset:
     options: dict[str, Any] = {"group": data.group} if data.group else {}
     if "://" in path and engine in ("h5netcdf", "scipy"):
         target = fsspec.open(path, "rb", **data.storage_options).open()
+    if engine == "h5netcdf" or (os.path.isfile(path) and h5py.is_hdf5(path)):
+        check_hdf5(target, path)
     return _open_xarray(target, engine=None if engine == _GUESSED else engine, **options)
 
 
 def _open_zarr(path: str, data: Data) -> xr.Dataset:
     options: dict[str, Any] = {"storage_options": data.storage_options or None} if "://" in path else {}
     root = zarr.open_group(path, mode="r", path=data.group or "", **options)
+    check_zarr(root, path)
     # consolidated is passed explicitly: otherwise a store without it is probed for, and warned about
     consolidated = root.metadata.consolidated_metadata is not None
     return _open_xarray(path, engine="zarr", group=data.group, consolidated=consolidated, **options)
+
+
+def is_zarr_folder(path: Path) -> bool:
+    """Whether a local folder is a Zarr store."""
+    return path.is_dir() and bool(_ZARR_FILES.intersection(os.listdir(path)))
 
 
 def _open_icechunk(path: str, data: Data) -> xr.Dataset:
@@ -243,8 +255,12 @@ def _open_xarray(target: Any, **options: Any) -> xr.Dataset:
     except ValueError as error:
         if "decode time units" not in str(error):  # xarray's words for units it does not know, e.g. months since
             raise
-        logger.warning("data.source: times stay numbers, because %s.", _reason(error))
-        return xr.open_dataset(target, decode_times=False, **settings)
+        logger.warning("data.source: times stay numbers, because %s.", reason(error))
+        dataset = xr.open_dataset(target, decode_times=False, **settings)
+        for variable in dataset.variables.values():  # under this name nothing that reads the stores tries again
+            if " since " in str(variable.attrs.get("units", "")):
+                variable.attrs["undecoded_units"] = variable.attrs.pop("units")
+        return dataset
 
 
 @dataclass(frozen=True)
@@ -284,9 +300,13 @@ def stamp(data: Data, *, deep: bool = False) -> list[Any]:
         return [data.source]
     entries: list[Any] = []
     for path in locate(data):
-        found = _url_stamp(path, data, deep) if "://" in path else _path_stamp(Path(path), deep)
-        entries.append([Path(path).name, *found])
+        entries.append(stamp_of(path, data, deep=deep))
     return entries
+
+
+def stamp_of(path: str, data: Data, *, deep: bool) -> list[Any]:
+    """The same of one path or URL: its name, size and time."""
+    return [Path(path).name, *(_url_stamp(path, data, deep) if "://" in path else _path_stamp(Path(path), deep))]
 
 
 def _url_stamp(path: str, data: Data, deep: bool) -> list[Any]:
@@ -295,7 +315,7 @@ def _url_stamp(path: str, data: Data, deep: bool) -> list[Any]:
         system.invalidate_cache(inner)  # listings may be kept for as long as the process lives
         info = system.info(f"{inner}/{_BRANCH}" if _is_repository(path, system, inner) else inner)
         return _folder_stamp(system, inner, deep) if info.get("type") == "directory" else _seen(info)
-    except _UNREADABLE:
+    except unreadable():
         return []  # an engine's own protocol: there is nothing to look at
 
 

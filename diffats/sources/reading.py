@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from diffats.sources.cuts import Cuts
+from diffats.sources.unreadable import values_of
 
 _SLAB_BYTES = 128 * 2**20  # a slab held in memory beside the samples it is cut into
 _WASTE = 2  # a slab may cost at most this many times what its windows cost one by one
@@ -53,7 +54,7 @@ def read_windows(
     item = out.dtype.itemsize * math.prod(array.sizes[dim] for dim in order[len(moving) :])
     for members, start, stop in slabs(low, extent, chunk, limit=max(1, _SLAB_BYTES // max(1, item))):
         where = {dim: slice(int(a), int(b)) for dim, a, b in zip(moving, start, stop, strict=True)}
-        block = convert(array.isel(where).transpose(*order).values)
+        block = convert(values_of(array.isel(where).transpose(*order)))
         for i in members:
             out[i] = block[
                 tuple(_inside(dim, a, n, sample_dim) for dim, a, n in zip(moving, low[i] - start, extent, strict=True))

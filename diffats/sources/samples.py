@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from diffats.config import Data
 from diffats.errors import SourceError
-from diffats.sources import opening, splits
+from diffats.sources import opening, parts, splits
 from diffats.sources.conditions import Labels, check_conditions, find_labels, read_labels, read_scalar
 from diffats.sources.cuts import Cuts, Grid
 from diffats.sources.naming import unknown_name
 from diffats.sources.reading import read_windows
-from diffats.sources.templates import make_template, variable_text
+from diffats.sources.templates import json_attrs, make_template, variable_text
+from diffats.sources.unreadable import values_of
 
 Array = np.ndarray[Any, Any]
 
 _SMALL = 1024  # bytes for each sample
-_STAMP_SECONDS = 10
-_RESERVED = ("sample", "split", "status")  # names the stores use
+_REST = 20  # times as long as a look takes
+_looks: dict[str, tuple[str, float]] = {}  # by data section: what was seen, and until when that serves
+_RESERVED = ("sample", "split", "status", "core", "decomposed_mode", "aligned_mode")  # names the stores use
+_PREFIXES = ("rank", "factor", "component", "spectrum", "batch", "anchor", "score")  # and these, of modes
 
 
-def open_samples(data: Data, seed: int = 0, *, fresh: bool = True) -> Samples:
+def open_samples(data: Data, seed: int = 0, boundary: int | None = None, *, fresh: bool = True) -> Samples:
     """The samples that a recipe's ``[data]`` section describes; lazy, and shared within a process.
 
     Parameters
@@ -36,8 +41,10 @@ def open_samples(data: Data, seed: int = 0, *, fresh: bool = True) -> Samples:
         The section.
     seed
         The recipe's seed; it chooses the test samples.
+    boundary
+        Where the held-out end began when a growing source was first encoded: `Samples.boundary` of then.
     fresh
-        Look whether the source has changed; else, for a URL, only every ten seconds, since each look is a request.
+        Look now whether the source has changed; else only now and then (`look`).
 
     Raises
     ------
@@ -56,19 +63,28 @@ def open_samples(data: Data, seed: int = 0, *, fresh: bool = True) -> Samples:
     # the stamp: a source that was rewritten is opened anew
     resolved = data.model_copy(update={"source": opening.absolute(data.source)})  # workers run in other directories
     text = resolved.model_dump_json()
-    if "://" in resolved.source and not fresh:
-        return _open(text, seed, _stamp(text, int(time.monotonic() // _STAMP_SECONDS)))
-    return _open(text, seed, repr(opening.stamp(resolved)))
+    return _open(text, seed, boundary, look(resolved, fresh=fresh))
+
+
+def look(data: Data, *, fresh: bool = True) -> str:
+    """What tells cheaply that the source has changed.
+
+    Without ``fresh`` it may be from a moment ago: to look at a URL is a request, and at 10^5 files takes a second, so
+    this process looks again only after twenty times as long as it took.
+    """
+    text, now = data.model_dump_json(), time.monotonic()
+    known = _looks.get(text)
+    if known is not None and not fresh and now < known[1]:
+        return known[0]
+    stamp = repr(opening.stamp(data))
+    end = time.monotonic()
+    _looks[text] = stamp, end + _REST * (end - now)
+    return stamp
 
 
 @lru_cache(maxsize=8)
-def _stamp(text: str, _moment: int) -> str:
-    return repr(opening.stamp(Data.model_validate_json(text)))
-
-
-@lru_cache(maxsize=8)
-def _open(text: str, seed: int, stamp: str) -> Samples:
-    return Samples(Data.model_validate_json(text), seed)
+def _open(text: str, seed: int, boundary: int | None, stamp: str) -> Samples:
+    return Samples(Data.model_validate_json(text), seed, boundary)
 
 
 class Samples:
@@ -88,12 +104,14 @@ class Samples:
         Samples, and windows left out because they touch both sides of the split.
     is_test
         ``(n,)`` bool.
+    boundary
+        Of a growing source whose end is held out: the entry of the split coordinate where that began; else None.
     starts, position
         ``{windowed dim: (n,)}`` and ``(n,)`` along the dim of samples (None without one).
     """
 
-    def __init__(self, data: Data, seed: int = 0) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: Data, seed: int = 0, boundary: int | None = None) -> None:
+        self.data, self.seed, self.boundary = data, seed, boundary
         self.dataset = opening.open_source(data)
         self.variables = _find_variables(self.dataset, data)
         self._check_names()
@@ -109,8 +127,8 @@ class Samples:
         self._cuts, self.is_test, self.dropped = self._cut(lengths)
         self.n, self.starts, self.position = self._cuts.n, dict(self._cuts.starts), self._cuts.position
 
-    def __reduce__(self) -> tuple[Callable[[Data, int], Samples], tuple[Data, int]]:
-        return open_samples, (self.data, self.seed)
+    def __reduce__(self) -> tuple[Callable[..., Samples], tuple[Data, int, int | None]]:
+        return open_samples, (self.data, self.seed, self.boundary)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{mode}={n}" for mode, n in self.sizes.items())
@@ -127,7 +145,7 @@ class Samples:
             if name not in self.dataset.variables:
                 raise unknown_name(key, name, self.dataset.variables, where="the source")
         for mode in data.modes:
-            if mode in _RESERVED or (mode == "component" and len(self.variables) > 1):
+            if mode in _reserved(self.variables, data.modes):
                 raise SourceError(
                     f'data.modes names "{mode}", a name that the stores use. Rename the dim in the source.'
                 )
@@ -200,16 +218,20 @@ class Samples:
         return cuts.take(keep), is_test[keep], int((~keep).sum())
 
     def _split(self, cuts: Cuts, grid: Grid) -> tuple[Array, Array]:
-        split = self.data.split
+        split, grows = self.data.split, self.data.grows
         if split.by == "sample":
-            is_test = splits.by_sample(grid, split, self.seed)
+            is_test = splits.by_sample(grid, split, self.seed, grows=grows)
             return np.ones_like(is_test), is_test
         if split.by == "block":
-            return splits.by_block(cuts, grid, split, self.seed)
+            return splits.by_block(cuts, grid, split, self.seed, grows=grows)
         dim, values, ordered = self._split_coordinate(str(split.coordinate))
         # a held-out end of a windowed dim is long enough for its last window
         least = int(grid.length[dim] - cuts.starts[dim].max()) if dim in grid.size else 1
-        held = splits.held_values(values, split, self.seed, ordered=ordered, least=least)
+        if grows and ordered and not split.values and self.boundary is None:
+            self.boundary = splits.first_held(values, split, least=least)
+        held = splits.held_values(
+            values, split, self.seed, ordered=ordered, least=least, boundary=self.boundary, grows=grows
+        )
         return splits.by_marks(cuts, dim, held, sample_dim=self.data.sample_dim)
 
     def _split_coordinate(self, name: str) -> tuple[str, Array, bool]:
@@ -219,7 +241,13 @@ class Samples:
             values: Array = np.arange(self._fields[0].sizes[name])
             dims: tuple[Any, ...] = (name,)
         elif name in self.dataset.variables:
-            values, dims = self.dataset[name].values, self.dataset[name].dims
+            values, dims = values_of(self.dataset[name]), self.dataset[name].dims
+            lost = int(pd.isnull(values).sum())
+            if lost:
+                raise SourceError(
+                    f'data.split.coordinate "{name}" is missing for {lost} of {values.size} points. Fill it, or split '
+                    "by another one."
+                )
         else:
             raise unknown_name("data.split.coordinate", name, self.dataset.variables, where="the source")
         if len(dims) != 1 or dims[0] not in cut:
@@ -290,6 +318,32 @@ class Samples:
         """Names of the classes, by code; none without labels."""
         return self._labels.names if self.data.condition.labels else ()
 
+    # -- growing -------------------------------------------------------------------------------------------------
+
+    @property
+    def growing_dim(self) -> str:
+        """The dim along which new samples come at the end."""
+        return self.data.sample_dim or next(iter(self._windows))
+
+    def stamps(self, bounds: Sequence[tuple[int, int]]) -> Array:
+        """What changes where something that runs of samples are read from is written anew: ``(k, 16)`` uint8.
+
+        Files of a glob and chunks of a local Zarr store are told apart. Of other sources, such as a single NetCDF file
+        or a Zarr store at a URL, any change is one of all samples.
+
+        Parameters
+        ----------
+        bounds
+            First sample of each run and the one after its last.
+        """
+        condition, dim = self.data.condition, self.growing_dim
+        used = [*self.variables, *condition.fields, *condition.scalars, *filter(None, [condition.labels])]
+        first = self.position if dim == self.data.sample_dim else self.starts[dim]
+        assert first is not None
+        length = self._windows.get(dim, 1)
+        ranges = [(int(first[start:stop].min()), int(first[start:stop].max()) + length) for start, stop in bounds]
+        return parts.stamps(parts.find_parts(self.dataset, self.data, used, dim), ranges)
+
     # -- describing ----------------------------------------------------------------------------------------------
 
     @property
@@ -354,6 +408,28 @@ class Samples:
         return coords
 
 
+def content_digests(x: Array, conditions: Mapping[str, Array]) -> Array:
+    """A digest ``(k, 16)`` uint8 of each sample ``x`` ``(k, ...)`` and its conditions, as they were read.
+
+    >>> content_digests(np.zeros((2, 3)), {"label": np.array([0, 1])}).shape
+    (2, 16)
+    """
+    arrays = [np.ascontiguousarray(array) for array in (x, *(conditions[name] for name in sorted(conditions)))]
+    out = np.empty((len(x), parts.DIGEST_BYTES), np.uint8)
+    for i in range(len(x)):
+        found = hashlib.sha256()  # processors have instructions for it: about 10 ms for 16 MiB
+        for array in arrays:
+            found.update(array[i : i + 1].reshape(-1).view(np.uint8).data)
+        out[i] = np.frombuffer(found.digest(), np.uint8)[: parts.DIGEST_BYTES]
+    return out
+
+
+def _reserved(variables: Sequence[str], modes: Sequence[str]) -> set[str]:
+    """Names of modes that would meet dims and variables of the stores."""
+    own = {f"{prefix}_{mode}" for prefix in _PREFIXES for mode in modes}
+    return {*_RESERVED, *own, *(f"{mode}_one" for mode in modes), *(["component"] if len(variables) > 1 else [])}
+
+
 def _is_small(coord: xr.DataArray, sample_dim: str) -> bool:
     """Whether a coordinate along the dim of samples is one value for each, or at most 1 KiB."""
     return coord.ndim == 1 or coord.nbytes <= _SMALL * coord.sizes[sample_dim]
@@ -364,8 +440,8 @@ def _moved(variable: xr.Variable, dim: str, places: Array) -> xr.Variable:
     base = variable.to_base_variable()
     kept = {key: base.encoding[key] for key in ("units", "calendar") if key in base.encoding}
     dims = tuple("sample" if d == dim else d for d in base.dims)
-    attrs = {key: value for key, value in base.attrs.items() if key not in ("axis", "bounds")}
-    values = np.take(variable_text(base.values), places, axis=base.dims.index(dim))
+    attrs = {key: value for key, value in json_attrs(base.attrs).items() if key not in ("axis", "bounds")}
+    values = np.take(variable_text(values_of(base)), places, axis=base.dims.index(dim))
     return xr.Variable(dims, values, attrs, kept if base.dtype.kind in "MmO" else {})
 
 

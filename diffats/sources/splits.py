@@ -1,4 +1,8 @@
-"""Training and test samples: by sample, by block, or by coordinate; seeded."""
+"""Training and test samples: by sample, by block, or by coordinate; seeded.
+
+Of a source that grows, what is held out follows from the seed and a number alone (of the sample, of the block, or of a
+coordinate's value in order of appearance), or from a boundary that stays: a sample never changes sides.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,29 @@ logger = logging.getLogger("diffats.sources")
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def by_sample(grid: Grid, split: Split, seed: int) -> Mask:
+def by_sample(grid: Grid, split: Split, seed: int, *, grows: bool = False) -> Mask:
     """A seeded share of the samples; warns where a test window overlaps a training window. Returns is-test ``(n,)``."""
     n = int(np.prod(grid.shape))
-    is_test = np.zeros(n, dtype=bool)
-    is_test[np.random.default_rng([seed, 1]).permutation(n)[: _count(n, split.test)]] = True
+    is_test = lasting_choice(n, split.test, [seed, 1]) if grows else np.zeros(n, dtype=bool)
+    if not grows:
+        is_test[np.random.default_rng([seed, 1]).permutation(n)[: _count(n, split.test)]] = True
     _warn_overlap(is_test.reshape(grid.shape), grid)
+    return is_test
+
+
+def lasting_choice(n: int, share: float, seed: list[int]) -> Mask:
+    """One of every ``1 / share`` consecutive numbers below ``n``, which one is random: more numbers change none before.
+
+    >>> short, long = lasting_choice(30, 0.3, [0]), lasting_choice(100, 0.3, [0])
+    >>> int(long.sum()), bool((long[:30] == short).all())
+    (30, True)
+    """
+    strata = int(n * share) + 2
+    bounds = np.floor(np.arange(strata + 1) / share).astype(np.int64)
+    within = np.random.default_rng(seed).random(strata)
+    chosen = bounds[:-1] + np.floor(within * np.diff(bounds)).astype(np.int64)
+    is_test = np.zeros(n, dtype=bool)
+    is_test[chosen[chosen < n]] = True
     return is_test
 
 
@@ -52,8 +73,11 @@ def _along(axis: int, part: slice) -> tuple[slice, ...]:
     return (*(slice(None),) * axis, part)
 
 
-def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int) -> tuple[Mask, Mask]:
+def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int, *, grows: bool = False) -> tuple[Mask, Mask]:
     """A seeded choice of blocks; windows that touch both sides are dropped.
+
+    In a source that grows every block counts, also a last one that is not full yet, and its share is of the blocks
+    rather than of the windows.
 
     Returns
     -------
@@ -66,7 +90,8 @@ def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int) -> tuple[Mask, Mas
         Where blocks are smaller than windows, or too few to hold one out.
     """
     blocks = {dim: _block_length(dim, grid, split) for dim in grid.size}
-    counts = {dim: max(1, _rounded_blocks(grid.length[dim], blocks[dim], grid.size[dim])) for dim in grid.size}
+    number = _started_blocks if grows else _rounded_blocks
+    counts = {dim: max(1, number(grid.length[dim], blocks[dim], grid.size[dim])) for dim in grid.size}
     total = int(np.prod(list(counts.values())))
     if total < 2:
         raise SourceError(
@@ -80,11 +105,11 @@ def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int) -> tuple[Mask, Mas
 
     def sides(chosen: int) -> tuple[Mask, Mask]:
         held = np.zeros(total, dtype=np.int64)
-        held[order[:chosen]] = 1
+        held[np.flatnonzero(lasting_choice(total, split.test, [seed, 2])) if grows else order[:chosen]] = 1
         inside = _box_sums(held.reshape(tuple(counts.values())), list(low.values()), list(high.values()))
         return inside == 0, inside == volume
 
-    train, test = sides(_blocks_needed(sides, total, split.test))
+    train, test = sides(0 if grows else _blocks_needed(sides, total, split.test))
     if not test.any() or not train.any():
         raise SourceError(
             f"data.split: with {total} blocks of {_shown(blocks)} in a field of {_shown(grid.length)} no choice leaves "
@@ -124,6 +149,11 @@ def _rounded_blocks(length: int, block: int, size: int) -> int:
     return whole + (rest >= size)
 
 
+def _started_blocks(length: int, block: int, size: int) -> int:
+    """Blocks along a dim, whole or begun."""
+    return -(-length // block)
+
+
 def _box_sums(values: Any, low: list[Any], high: list[Any]) -> Any:
     """Sums of ``values`` over boxes ``low..high`` (inclusive), by the summed-area table."""
     table = np.pad(values, [(1, 0)] * values.ndim)
@@ -149,11 +179,21 @@ def by_marks(cuts: Cuts, dim: str, held: Mask, *, sample_dim: str | None) -> tup
     return is_test | (inside == 0), is_test
 
 
-def held_values(values: Any, split: Split, seed: int, *, ordered: bool, least: int = 1) -> Mask:
+def held_values(
+    values: Any,
+    split: Split,
+    seed: int,
+    *,
+    ordered: bool,
+    least: int = 1,
+    boundary: int | None = None,
+    grows: bool = False,
+) -> Mask:
     """Which entries of a coordinate are held out.
 
     The explicit ``split.values``; else the last share where the coordinate is ``ordered`` (a dim's own), so that the
-    test lies after the training, and at least ``least`` entries; else a seeded share of the distinct values.
+    test lies after the training, and at least ``least`` entries; else a seeded share of the distinct values. With a
+    ``boundary``, the entry where an earlier held-out share began, all that is not before it in order is held out.
 
     Raises
     ------
@@ -163,14 +203,28 @@ def held_values(values: Any, split: Split, seed: int, *, ordered: bool, least: i
     if split.values:
         same = [_equal(values, value, str(split.coordinate)) for value in split.values]
         return np.asarray(np.logical_or.reduce(same))
+    if boundary is not None:
+        return np.asarray(values >= values[boundary])
     if ordered:
-        order = np.argsort(values, kind="stable")
         held = np.zeros(len(values), dtype=bool)
-        held[order[-max(least, _count(len(values), split.test)) :]] = True
+        held[_last_share(values, split, least)] = True
         return held
-    distinct = np.unique(values)
+    distinct, first = np.unique(values, return_index=True)
+    if grows:
+        known = distinct[np.argsort(first, kind="stable")]  # in order of appearance
+        return np.isin(values, known[lasting_choice(len(known), split.test, [seed, 3])])
     chosen = np.random.default_rng([seed, 3]).permutation(len(distinct))[: _count(len(distinct), split.test)]
     return np.isin(values, distinct[chosen])
+
+
+def first_held(values: Any, split: Split, *, least: int) -> int:
+    """The entry at which the held-out end of an ordered coordinate begins."""
+    return int(_last_share(values, split, least)[0])
+
+
+def _last_share(values: Any, split: Split, least: int) -> Any:
+    """Entries of the last share, in order of their values."""
+    return np.argsort(values, kind="stable")[-max(least, _count(len(values), split.test)) :]
 
 
 def _equal(values: Any, value: float | str, name: str) -> Mask:

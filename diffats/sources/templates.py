@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +12,13 @@ import numpy as np
 import xarray as xr
 
 from diffats.errors import InputError
+from diffats.sources import spacing
 
 Array = np.ndarray[Any, Any]
 
 # Attributes that describe stored numbers or a whole axis, and are wrong for decoded values or offsets.
 _STORED_ONLY = ("valid_min", "valid_max", "valid_range", "actual_range", "_FillValue", "missing_value")
 _ABSOLUTE_ONLY = ("standard_name", "bounds", "calendar", "climatology", *_STORED_ONLY)
-_EVEN = 1e-3  # spacing may vary by this share: longitudes are often stored as float32
 
 
 def make_template(
@@ -54,7 +54,7 @@ def make_template(
         )
         for name in variables
     }
-    return xr.Dataset(data, coords=coords, attrs=_attrs(dataset.attrs))
+    return xr.Dataset(data, coords=coords, attrs=json_attrs(dataset.attrs))
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -69,7 +69,7 @@ def _belongs(coord: xr.DataArray, modes: Sequence[str], dataset: xr.Dataset) -> 
 
 def _field_attrs(variable: xr.Variable, coords: Mapping[Hashable, xr.Variable]) -> dict[str, Any]:
     packed = {"scale_factor", "add_offset", "_FillValue", "missing_value"}.intersection(variable.encoding)
-    attrs = {key: value for key, value in _attrs(variable.attrs).items() if not (packed and key in _STORED_ONLY)}
+    attrs = {key: value for key, value in json_attrs(variable.attrs).items() if not (packed and key in _STORED_ONLY)}
     mapping = variable.encoding.get("grid_mapping", attrs.pop("grid_mapping", None))
     if mapping is not None and mapping in coords:
         attrs["grid_mapping"] = mapping
@@ -78,7 +78,7 @@ def _field_attrs(variable: xr.Variable, coords: Mapping[Hashable, xr.Variable]) 
 
 def _plain_coordinate(variable: xr.Variable) -> xr.Variable:
     """A loaded coordinate with its CF description as attributes and its time units kept."""
-    attrs = _attrs(variable.attrs)
+    attrs = json_attrs(variable.attrs)
     if "bounds" in variable.encoding:
         attrs["bounds"] = variable.encoding["bounds"]
     kept = {key: variable.encoding[key] for key in ("units", "calendar") if key in variable.encoding}
@@ -94,38 +94,23 @@ def variable_text(values: Array) -> Array:
 def _offset(coord: xr.DataArray, size: int) -> xr.Variable | None:
     """The coordinate from a window's start: numbers, or time differences (also of cftime dates)."""
     values = coord.values
-    if coord.ndim != 1 or values.dtype.kind in "USTbc":
+    if coord.ndim != 1:
         return None
-    differences = _differences(values)
-    if differences is None or not _even(differences):
+    steps = spacing.differences(values)
+    if steps is None or not spacing.even(steps):
         return None
-    step = differences[0] if len(differences) else differences.dtype.type(0)
+    step = steps[0] if len(steps) else steps.dtype.type(0)
     numeric = values.dtype.kind in "fiu"
-    steps = np.arange(size)
-    offset = (steps * step).astype(values.dtype if values.dtype.kind != "u" else np.int64) if numeric else steps * step
-    attrs = {key: value for key, value in _attrs(coord.attrs).items() if key not in _ABSOLUTE_ONLY}
+    places = np.arange(size)
+    offset = places * step
+    if numeric:
+        offset = offset.astype(values.dtype if values.dtype.kind != "u" else np.int64)
+    attrs = {key: value for key, value in json_attrs(coord.attrs).items() if key not in _ABSOLUTE_ONLY}
     attrs["long_name"] = f"{coord.attrs.get('long_name', coord.name)}, from the window's start"
     return xr.Variable(coord.dims, offset, attrs)
 
 
-def _differences(values: Array) -> Array | None:
-    if values.dtype.kind == "O":  # cftime dates differ by datetime.timedelta
-        if not all(hasattr(value, "calendar") for value in values):
-            return None
-        return np.array([b - a for a, b in itertools.pairwise(values)], dtype="timedelta64[us]")
-    if values.dtype.kind == "u":
-        values = values.astype(np.int64)
-    return np.diff(values)
-
-
-def _even(differences: Array) -> bool:
-    if not len(differences):
-        return True
-    steps = differences.astype(np.float64)
-    return bool(np.isfinite(steps).all() and steps[0] != 0 and np.ptp(steps) <= _EVEN * abs(steps[0]))
-
-
-def _attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+def json_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     """Attributes as JSON has them."""
     return {str(key): _plain(value) for key, value in attrs.items()}
 
@@ -135,7 +120,8 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return value if isinstance(value, str | int | float | bool) else str(value)
+    plain = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)  # JSON has neither NaN nor infinity
 
 
 def decoded_dataset(x: Array, template: xr.Dataset, coords: Mapping[str, xr.Variable] | None = None) -> xr.Dataset:
@@ -185,11 +171,11 @@ def template_to_json(template: xr.Dataset) -> str:
     (dtype('float32'), array([0.1, 0.2]))
     """
     data = {
-        str(name): {"dims": list(v.dims), "shape": list(v.shape), "dtype": str(v.dtype), "attrs": _attrs(v.attrs)}
+        str(name): {"dims": list(v.dims), "shape": list(v.shape), "dtype": str(v.dtype), "attrs": json_attrs(v.attrs)}
         for name, v in template.data_vars.items()
     }
     coords = {str(name): _coordinate_json(coord.variable, str(name)) for name, coord in template.coords.items()}
-    return json.dumps({"data": data, "coords": coords, "attrs": _attrs(template.attrs)})
+    return json.dumps({"data": data, "coords": coords, "attrs": json_attrs(template.attrs)})
 
 
 def _coordinate_json(variable: xr.Variable, name: str) -> dict[str, Any]:
@@ -201,7 +187,7 @@ def _coordinate_json(variable: xr.Variable, name: str) -> dict[str, Any]:
     encoded = (
         base if base.dtype.kind in "USTO" and not _is_time(base) else xr.conventions.encode_cf_variable(base, name=name)
     )
-    entry["attrs"] = {key: value for key, value in _attrs(encoded.attrs).items() if key != "_FillValue"}
+    entry["attrs"] = {key: value for key, value in json_attrs(encoded.attrs).items() if key != "_FillValue"}
     values = np.asarray(encoded.values)
     if values.dtype.kind in "USTO":
         return {**entry, "text": [str(value) for value in values.ravel()]}

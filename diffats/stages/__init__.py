@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from diffats.config import Recipe
-from diffats.errors import InputError, StoreNotFoundError
+from diffats.errors import InputError, StoreNotFoundError, redact
 from diffats.stages import processes
 from diffats.stages.workspace import Hooks, Progress, StageResult, Workspace, find_store
 from diffats.store import Version, writer_lock
@@ -190,7 +190,7 @@ class _Records:
 
     def _warn(self, then: str, error: Exception) -> None:
         if not self._away:
-            log.warning('stage "%s" goes on without MLflow; %s: %s', self.stage, then, error)
+            log.warning('stage "%s" goes on without MLflow; %s: %s', self.stage, then, redact(str(error)))
         self._away = True
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -351,15 +351,21 @@ def finish_tracking(recipe: Recipe, parent_run: str, status: str = "FINISHED") -
 
     A tracker that is away is logged, not raised: the work is done.
     """
-    from diffats.registry import TrackingError
+    from diffats import registry
 
-    try:
-        tracker = _tracker(recipe)
-        tracker.finish(parent_run, status)
-        if status == "FINISHED":
-            tracker.discard_if_empty(parent_run)
-    except (TrackingError, OSError) as error:
-        log.warning("run %s could not be marked %s: %s", parent_run, status, error)
+    def finish() -> None:
+        try:
+            tracker = _tracker(recipe)
+            tracker.finish(parent_run, status)
+            if status == "FINISHED":
+                tracker.discard_if_empty(parent_run)
+        except (registry.TrackingError, OSError) as error:
+            log.warning("run %s could not be marked %s: %s", parent_run, status, redact(str(error)))
+
+    if status == "KILLED":
+        registry.soon(finish, f"the end of run {parent_run}")
+    else:
+        finish()
 
 
 def summary(recipe: Recipe, results: Iterable[StageResult]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import xarray as xr
 
 from diffats.compute import open_cluster
 from diffats.primitives import Layout, align
-from diffats.stages import decompose, select_anchor
+from diffats.stages import decompose, growth, select_anchor
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, open_group, read_group
 from diffats.store import STATUS, Version
 
@@ -21,7 +22,7 @@ Array = npt.NDArray[Any]
 log = logging.getLogger("diffats.align")
 
 
-def primitives_fingerprint(anchor: Version, tucker: Version) -> str:
+def primitives_fingerprint(anchor: Version, tucker: Version | growth.Base) -> str:
     """Identity of the primitives."""
     return fingerprint("primitives", {}, tucker.fingerprint, tucker.digest, anchor.fingerprint, anchor.digest)
 
@@ -87,11 +88,36 @@ def template(tucker: Version, layout: Layout) -> xr.Dataset:
     data["status"] = ("sample", decompose.lazy_zeros((n,), np.int8))
     dims = {dim for stream in layout.streams for dim in stream.dims}
     coords = {
-        str(name): coord.variable
+        f"source_{name}" if name in (*data, "aligned_mode") else str(name): coord.variable
         for name, coord in source.coords.items()
         if coord.dims == ("sample",) or (name in dims and coord.dims == (name,))
     }
     return xr.Dataset(data, coords=coords).assign_coords(aligned_mode=list(layout.aligned))
+
+
+def begin(work: Workspace, tucker: Version, anchor: Version, layout: Layout, hooks: Hooks) -> Version:
+    """A version to be filled: new, or grown from the one of the Tucker forms that these have grown from."""
+    identity = primitives_fingerprint(anchor, tucker)
+    attrs = {key: tucker.attrs[key] for key in ("template", "label_names", "condition_dims")}
+    attrs |= {"layout": layout.to_dict(), "tucker": tucker.snapshot, "anchor": anchor.snapshot}
+    previous, filled = None, template(tucker, layout)
+    if work.recipe.data.grows:
+        first, known = growth.base_of(tucker), tucker.attrs.get("grown_from")
+        attrs["base"] = asdict(growth.Base(primitives_fingerprint(anchor, first), "", first.n))
+        earlier = primitives_fingerprint(anchor, growth.Base(**known)) if known else identity
+        previous = None if hooks.restart else work.find("primitives", earlier)
+    if previous is not None and previous.complete:
+        attrs |= {"grown_from": growth.grown_attrs(previous)["grown_from"]}
+        return work.store.grow(previous, filled, fingerprint=identity, attrs=work.attrs(**attrs))
+    return work.store.begin(
+        "primitives",
+        filled,
+        fingerprint=identity,
+        shard=tucker.record.shard,
+        attrs=work.attrs(**attrs),
+        restart=hooks.restart,
+        grows=work.recipe.data.grows,
+    )
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:
@@ -105,15 +131,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         return result(work, version, started, skipped=True)
     layout = decompose.current_layout(work, tucker)
     if version is None:
-        kept = {key: tucker.attrs[key] for key in ("template", "label_names", "condition_dims")}
-        version = work.store.begin(
-            "primitives",
-            template(tucker, layout),
-            fingerprint=identity,
-            shard=tucker.record.shard,
-            attrs=work.attrs(**kept, layout=layout.to_dict(), tucker=tucker.snapshot, anchor=anchor.snapshot),
-            restart=hooks.restart,
-        )
+        version = begin(work, tucker, anchor, layout, hooks)
     decompose.say_resumed(version)
     n = tucker.record.n
     function = partial(
@@ -124,7 +142,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         layout=layout,
     )
     with open_cluster(work.recipe.compute) as cluster:
-        version.fill(function, cluster, progress=lambda done, failed: hooks.progress(done, n, failed))
+        fill = growth.only_new(function, version, work.store_location)
+        version.fill(fill, cluster, progress=lambda done, failed: hooks.progress(done, n, failed))
     return result(work, work.keep(version.finish()), started)
 
 

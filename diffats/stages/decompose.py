@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -19,17 +22,18 @@ import xarray as xr
 from diffats import sources
 from diffats.compute import Cluster, open_cluster
 from diffats.config import Data
-from diffats.errors import SourceError, TooManyFailedError
+from diffats.errors import DiffatsError, NonFiniteError, SourceError, TooManyFailedError
 from diffats.primitives import (
     FieldScaling,
     Layout,
     Moments,
     decompose,
-    decomposed_modes,
     find_ranks,
     reconstruction_errors,
 )
+from diffats.sources import spacing
 from diffats.spectrum import as_numpy, as_torch, encoding_device, norm2
+from diffats.stages import growth
 from diffats.stages.workspace import (
     Hooks,
     StageResult,
@@ -47,9 +51,10 @@ PILOT_SAMPLES = 256
 # a tolerance limits).
 ERRORS = ("relative_error", "anomaly_error", "truncation_error")
 MASK_SAMPLES = 64
+# Squares of numbers between these, and sums of them, are float64 numbers that have all their digits.
+SMALLEST, LARGEST = 1e-100, 1e100
+DEFAULT_FILL = 9.969209968386869e36  # what the netCDF library leaves where nothing was written
 PILOT_BYTES = 2**28
-# Where the source is and how it is opened: its digest tells what it holds. The condition belongs to the next group.
-_NOT_CONTENT = ("source", "engine", "storage_options", "condition", "max_failed")
 Array = npt.NDArray[Any]
 Spec = tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]  # dims, shape, dtype
 log = logging.getLogger("diffats.decompose")
@@ -58,29 +63,32 @@ log = logging.getLogger("diffats.decompose")
 # --- identity ---------------------------------------------------------------------------------------------------
 
 
-def scaling_fingerprint(work: Workspace) -> str:
-    """Identity of the training mean, scale and mask."""
-    config = {key: value for key, value in work.portable["data"].items() if key not in _NOT_CONTENT}
-    return fingerprint("scaling", {"data": config, "seed": work.recipe.seed}, work.source_digest)
+def tucker_fingerprint(work: Workspace) -> str | None:
+    """Identity of the Tucker forms; of a growing source, None before it has a mean and a scale.
 
-
-def tucker_fingerprint(work: Workspace) -> str:
-    """Identity of the Tucker forms."""
-    recipe = work.recipe
-    condition = {k: v for k, v in work.portable["data"]["condition"].items() if k != "dropout"}
-    config = {
-        "primitive": work.portable["primitive"],
-        "decompose": work.portable["decompose"],
-        "decomposed": decomposed_modes(recipe) if recipe.primitive.kind == "tgp" else (),
-        "condition": condition,
-        "shard": recipe.compute.shard_samples,
-    }
-    return fingerprint("tucker", config, scaling_fingerprint(work))
+    Of a growing source, the first half is the same whatever samples it has: that of its lineage, which begins anew
+    with another mean and scale.
+    """
+    if not work.recipe.data.grows:
+        return fingerprint("tucker", work.encoding, work.scaling_fingerprint)
+    scaling = work.find("scaling", work.scaling_fingerprint)
+    if scaling is None:
+        return None
+    half = len(scaling.fingerprint) // 2
+    lineage = fingerprint("tucker", work.encoding, work.scaling_fingerprint, scaling.digest)
+    return lineage[:half] + hashlib.sha256(work.source_digest.encode()).hexdigest()[:half]
 
 
 def tucker_version(work: Workspace) -> Version | None:
     """The stored Tucker forms of this recipe, finished or not."""
-    return work.find("tucker", tucker_fingerprint(work))
+    identity = tucker_fingerprint(work)
+    return None if identity is None else work.find("tucker", identity)
+
+
+def grown_from(work: Workspace) -> Version | None:
+    """Of a growing source, the newest finished Tucker forms, of whatever samples it had then."""
+    identity = tucker_fingerprint(work) if work.recipe.data.grows else None
+    return None if identity is None else work.store.newest("tucker", identity[: len(identity) // 2])
 
 
 def layout_of(version: Version) -> Layout:
@@ -112,17 +120,25 @@ def find_mask(work: Workspace) -> Array | None:
 
 
 def run_moments(
-    bounds: tuple[int, int], *, data: Data, seed: int, shard: int, shared: Array | None = None
+    bounds: tuple[int, int],
+    *,
+    data: Data,
+    seed: int,
+    shard: int,
+    boundary: int | None = None,
+    pass_name: str = "",
+    shared: Array | None = None,
 ) -> tuple[Moments, Counter[str]]:
     """Moments of the good training samples of a run of shards, and how much is missing beside the mask ``shared``."""
     mask = shared
-    samples = sources.open_samples(data, seed, fresh=False)
     moments, counts = Moments(), Counter[str]()
     for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
-        indices = np.arange(bounds[0] + start, bounds[0] + stop)
-        indices = indices[~samples.is_test[indices]]
-        x = samples.read(indices)
-        status, _ = checked(samples, indices, x, mask)
+        with steady(data, pass_name):
+            samples = sources.open_samples(data, seed, boundary, fresh=False)
+            indices = np.arange(bounds[0] + start, bounds[0] + stop)
+            indices = indices[~samples.is_test[indices]]
+            x = samples.read(indices)
+            status, _ = checked(samples, indices, x, mask)
         good = status == STATUS["ok"]
         counts.update(values=x.size)
         if mask is None and good.all():
@@ -131,7 +147,7 @@ def run_moments(
         moments.add(x[good])  # NaN where masked
         nan = np.isnan(x)
         other = (nan if mask is None else nan != mask).any(axis=tuple(range(1, x.ndim)))
-        counts.update(other=int(other.sum()), missing=int((~np.isfinite(x)).sum()))
+        counts.update(other=int(other.sum()), missing=int((~usable(x)).sum()))
     return moments, counts
 
 
@@ -139,7 +155,14 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
     """Scaling and training mean, in one pass over the raw data."""
     samples = work.samples
     moments, counts = Moments(), Counter[str]()
-    function = partial(run_moments, data=work.data, seed=work.recipe.seed, shard=shard)
+    function = partial(
+        run_moments,
+        data=work.data,
+        seed=work.recipe.seed,
+        shard=shard,
+        boundary=samples.boundary,
+        pass_name=uuid.uuid4().hex,
+    )
     one = samples.bytes_per_sample
     # Of each number, its mean and its sum of squares come back, in float64.
     runs = shard_runs(samples.n, shard, sample_bytes=one, result_bytes=16 * one // samples.dtype.itemsize)
@@ -156,8 +179,8 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
         )
     if moments.count == 0:
         raise SourceError(
-            f"{work.recipe.data.source}: no training sample is usable ({share:.1%} of the values are missing or "
-            'infinite, the others zero). Set data.missing = "mask" if the same points are missing in every sample.'
+            f"{work.recipe.data.source}: no training sample is usable ({share:.1%} of the values are missing, infinite "
+            'or excessive, the others zero). Set data.missing = "mask" if the same points are missing in every sample.'
         )
     return fitted_scaling(work, moments)
 
@@ -166,22 +189,50 @@ def fitted_scaling(work: Workspace, moments: Moments) -> tuple[FieldScaling, Arr
     """What ``data.center`` and ``data.scale`` ask for, and the training mean with masked points filled."""
     data, component = work.recipe.data, "component" in work.recipe.tensor_modes
     scaling = FieldScaling.fit(moments, data.center, data.scale, component=component)
-    by_variable = FieldScaling.fit(moments, "variable", "none", component=component)
+    by_variable = FieldScaling.fit(moments, "variable", "variable", component=component)
+    check_range(work, by_variable)
     return scaling, np.where(np.isnan(moments.mean), by_variable.mean, moments.mean)
+
+
+def check_range(work: Workspace, by_variable: FieldScaling) -> None:
+    """Refuse magnitudes that float32, in which models compute and samples are stored, does not have."""
+    mean, deviation = np.abs(by_variable.mean.ravel()), by_variable.scale.ravel()
+    with np.errstate(over="ignore"):
+        lost = ~np.isclose(deviation.astype(np.float32), deviation, rtol=1e-3, atol=0) | np.isinf(
+            mean.astype(np.float32)
+        )
+    if lost.any():
+        worst = int(lost.argmax())
+        raise SourceError(
+            f"{work.recipe.data.source}: values of mean {mean[worst]:.3g} and deviation {deviation[worst]:.3g} are "
+            "beyond float32 (1e-38 to 3e38), in which samples are generated. Convert them to other units."
+        )
 
 
 def put_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> Version:
     """The ``scaling`` group of this recipe, fitted where it is not there yet."""
-    identity = scaling_fingerprint(work)
+    identity = work.scaling_fingerprint
     version = None if hooks.restart else work.find("scaling", identity)
-    if version is not None and version.complete:
+    if version is not None and version.complete and not outdated(work, version):
         return version
     log.info("reading the training samples once for their mean and scale")
     scaling, training_mean = fit_scaling(work, cluster, shard, hooks)
+    check_steady(work)
     modes = work.recipe.tensor_modes
     arrays = dict(scaling.to_arrays(), training_mean=training_mean)
     dataset = xr.Dataset({name: (_dims(name, array, modes), array) for name, array in arrays.items()})
-    return work.keep(work.store.put("scaling", dataset, fingerprint=identity, attrs=work.attrs()))
+    attrs = work.attrs()
+    if work.recipe.data.grows:
+        attrs |= {"source": work.source_digest, "boundary": work.samples.boundary}
+    return work.keep(work.store.put("scaling", dataset, fingerprint=identity, attrs=attrs))
+
+
+def outdated(work: Workspace, scaling: Version) -> bool:
+    """Whether a growing source has changed since its mean and scale were fitted, and nothing was encoded with them."""
+    if not work.recipe.data.grows or scaling.attrs["source"] == work.source_digest or grown_from(work) is not None:
+        return False
+    work.rebase()
+    return True
 
 
 def _dims(name: str, array: Array, modes: Sequence[str]) -> tuple[str, ...]:
@@ -212,26 +263,33 @@ def scaling_in(dtype: np.dtype[Any], location: str, snapshot: str) -> tuple[Fiel
 
 def scaling_version(work: Workspace) -> Version:
     """The stored scaling of this recipe."""
-    return work.require(work.find("scaling", scaling_fingerprint(work)), "scaling", "decompose")
+    return work.require(work.find("scaling", work.scaling_fingerprint), "scaling", "decompose")
 
 
 def status_of(x: Array, mask: npt.NDArray[Any] | None) -> npt.NDArray[np.int8]:
     """Status flag of each sample of ``x`` ``(k, *sizes)``: ok, non_finite or all_zero.
 
-    Where there is a mask, a good sample is NaN there and nowhere else.
+    Where there is a mask, a good sample is NaN there and nowhere else. Values too large to be squared count as not
+    finite, a sample of values too small for it as zero.
     """
     status = np.full(len(x), STATUS["ok"], np.int8)
     if mask is None:  # mostly, one sum of squares shows that all is well
         squares = norm2(x, x.ndim - 1)
-        doubtful = ~(np.isfinite(squares) & (squares > 0))
+        doubtful = ~((squares < DEFAULT_FILL**2) & (squares > SMALLEST**2))
         if not doubtful.any():
             return status
     axes = tuple(range(1, x.ndim))
-    valid = np.isfinite(x) if mask is None else np.where(mask, np.isnan(x), np.isfinite(x))
-    zero = (x == 0).all(axis=axes) if mask is None else ((x == 0) | mask).all(axis=axes)
-    status[zero] = STATUS["all_zero"]
+    valid = usable(x) if mask is None else np.where(mask, np.isnan(x), usable(x))
+    zero = np.abs(x) <= SMALLEST if mask is None else (np.abs(x) <= SMALLEST) | mask
+    status[zero.all(axis=axes)] = STATUS["all_zero"]
     status[~valid.all(axis=axes)] = STATUS["non_finite"]
     return status
+
+
+def usable(x: Array) -> npt.NDArray[np.bool_]:
+    """Which values are numbers that can be squared and are no default fill value."""
+    largest = min(LARGEST, float(np.finfo(x.dtype).max))
+    return np.asarray(np.isfinite(x) & (np.abs(x) <= largest) & (x != x.dtype.type(DEFAULT_FILL)))
 
 
 def checked(
@@ -255,27 +313,94 @@ def decompose_shard(
     layout: Layout,
     method: str,
     device: str = "cpu",
+    boundary: int | None = None,
+    pass_name: str = "",
 ) -> dict[str, Array]:
     """Tucker forms, errors, spectra, conditions and status of samples ``start..stop``; bad samples are zeros."""
-    samples = sources.open_samples(data, seed, fresh=False)
-    fields, training_mean = scaling_in(samples.dtype, location, scaling)
-    indices = np.arange(start, stop)
-    x = samples.read(indices)
-    status, conditions = checked(samples, indices, x, fields.mask)
+    with steady(data, pass_name):
+        samples = sources.open_samples(data, seed, boundary, fresh=False)
+        fields, training_mean = scaling_in(samples.dtype, location, scaling)
+        indices = np.arange(start, stop)
+        x = samples.read(indices)
+        status, conditions = checked(samples, indices, x, fields.mask)
     good = np.flatnonzero(status == STATUS["ok"])
     forms, converged = converged_forms(
         x if len(good) == len(x) else x[good],
         lambda some: _forms(some, fields, training_mean, layout, method, device),
     )
+    healthy = sound(forms, layout) if forms else np.ones(0, bool)
+    if not healthy.all():
+        forms, converged[converged] = {name: values[healthy] for name, values in forms.items()}, healthy
     status[good[~converged]] = STATUS["not_converged"]
     good = status == STATUS["ok"]
     out: dict[str, Array] = {"status": status}
+    if data.grows:
+        out[growth.DIGEST] = sources.content_digests(x, conditions)
     if good.any():
         out |= {name: _scatter(values, good) for name, values in forms.items()}
     else:
         specs = variables(layout, x.dtype)
         out |= {name: np.zeros((len(x), *shape), dtype) for name, (_, shape, dtype) in specs.items()}
     return out | {f"condition_{name}": _scatter(value[good], good) for name, value in conditions.items()}
+
+
+@lru_cache(maxsize=8)
+def _first_look(text: str, _pass_name: str) -> str:
+    return sources.look(Data.model_validate_json(text))
+
+
+@contextmanager
+def steady(data: Data, pass_name: str) -> Iterator[None]:
+    """Refuse what was read from files that have changed since this process first saw them in this pass over the data.
+
+    A source that grows may get more; which of its samples have changed is found by their digests.
+    """
+    if data.grows:
+        yield
+        return
+    before = _first_look(data.model_dump_json(), pass_name)
+    try:
+        yield
+    except (
+        DiffatsError,
+        OSError,
+        LookupError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # such as of an index that is no more
+        if sources.look(data) != before:
+            raise changed(data.source) from error
+        raise
+    if sources.look(data, fresh=False) != before:
+        raise changed(data.source)
+
+
+def check_steady(work: Workspace) -> None:
+    """Refuse to finish what was read from a source that changed meanwhile."""
+    if not work.recipe.data.grows and work.samples.fingerprint() != work.source_digest:
+        raise changed(work.recipe.data.source)
+
+
+def changed(source: str) -> SourceError:
+    """The error for a source that is not what it was."""
+    return SourceError(
+        f'data.source "{source}" was changed while it was read. When it is complete, run the same command: it begins '
+        "anew with the source as it is then."
+    )
+
+
+def sound(forms: dict[str, Array], layout: Layout) -> npt.NDArray[np.bool_]:
+    """Which Tucker forms ``(k, ...)`` are finite numbers on orthonormal columns."""
+    k = len(forms["core"])
+    good = np.ones(k, bool)
+    for values in forms.values():
+        good &= np.isfinite(values.reshape(k, -1)).all(axis=1)
+    for stream in layout.tucker_streams[1:]:
+        U = forms[stream.name]
+        excess = np.matmul(U.swapaxes(-1, -2), U) - np.eye(U.shape[-1], dtype=U.dtype)
+        departure = np.abs(excess).reshape(k, -1).max(axis=1)
+        good &= departure < math.sqrt(np.finfo(U.dtype).eps)  # NaN is not
+    return good
 
 
 def converged_forms(
@@ -286,7 +411,7 @@ def converged_forms(
         return {}, np.ones(0, bool)
     try:
         return forms(x), np.ones(len(x), bool)
-    except (np.linalg.LinAlgError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+    except (np.linalg.LinAlgError, torch.linalg.LinAlgError, NonFiniteError):  # type: ignore[attr-defined]
         if len(x) == 1:
             return {}, np.zeros(1, bool)
     halves = [converged_forms(half, forms) for half in np.array_split(x, 2)]
@@ -314,7 +439,7 @@ def _forms(
         # of the kept columns one by one, and of all others together
         lost = as_numpy(tucker.discarded)[..., axis, None]
         energies = np.concatenate([as_numpy(tucker.spectra[axis]), lost], axis=-1)
-        out[f"spectrum_{layout.working_modes[axis]}"] = energies.sum(axis=batch).astype(np.float32)
+        out[f"spectrum_{layout.working_modes[axis]}"] = energies.sum(axis=batch)
     return out
 
 
@@ -330,11 +455,12 @@ def finite_conditions(conditions: dict[str, Array], k: int, *, masked: bool) -> 
     for name, value in conditions.items():
         if value.dtype.kind != "f" or name == "initial":  # an initial slice is part of the sample, checked with it
             continue
-        flat = value.reshape(k, -1)
+        flat = value.reshape(k, math.prod(value.shape[1:]))  # k may be 0
+        excessive = np.abs(flat) > min(LARGEST, float(np.finfo(flat.dtype).max))
         if masked and name.startswith("field_"):
-            finite &= ~np.isinf(flat).any(axis=1) & ~np.isnan(flat).all(axis=1)
+            finite &= ~excessive.any(axis=1) & ~np.isnan(flat).all(axis=1)
         else:
-            finite &= np.isfinite(flat).all(axis=1)
+            finite &= ~(excessive | np.isnan(flat)).any(axis=1)
     return finite
 
 
@@ -348,11 +474,11 @@ def variables(layout: Layout, dtype: npt.DTypeLike) -> dict[str, Spec]:
     out |= {name: ((), (), np.dtype(np.float64)) for name in ERRORS}
     out["numerical_rank"] = (("decomposed_mode",), (len(layout.ranks),), np.dtype(np.int32))
     for mode in layout.ranks:
-        out[f"spectrum_{mode}"] = ((f"component_{mode}",), (layout.ranks[mode] + 1,), np.dtype(np.float32))
+        out[f"spectrum_{mode}"] = ((f"component_{mode}",), (layout.ranks[mode] + 1,), np.dtype(np.float64))
     return out
 
 
-def template(work: Workspace, layout: Layout) -> xr.Dataset:
+def template(work: Workspace, layout: Layout, shard: int) -> xr.Dataset:
     """The whole group ``tucker`` as metadata and zeros that take no memory."""
     samples = work.samples
     n = samples.n
@@ -362,8 +488,14 @@ def template(work: Workspace, layout: Layout) -> xr.Dataset:
         own = tuple(f"{name}_{axis}" for axis in range(value.ndim - 1))
         specs[f"condition_{name}"] = (own, value.shape[1:], value.dtype)
     specs["status"] = ((), (), np.dtype(np.int8))
-    data = {name: (("sample", *dims), lazy_zeros((n, *shape), dtype)) for name, (dims, shape, dtype) in specs.items()}
-    taken = {"decomposed_mode", *specs, *(dim for dims, _, _ in specs.values() for dim in dims)}
+    if samples.data.grows:
+        specs[growth.DIGEST] = (("digest_byte",), (sources.DIGEST_BYTES,), np.dtype(np.uint8))
+    data: dict[str, Any] = {
+        name: (("sample", *dims), lazy_zeros((n, *shape), dtype)) for name, (dims, shape, dtype) in specs.items()
+    }
+    if samples.data.grows:
+        data[growth.STAMP] = (("shard", "stamp_byte"), samples.stamps(shard_bounds(n, shard)))
+    taken = {"decomposed_mode", *data, *(dim for dims, _, _ in specs.values() for dim in dims)}
     coords = {
         f"source_{name}" if name in taken else name: coord
         for name, coord in samples.sample_coords(np.arange(n)).items()
@@ -384,9 +516,30 @@ def mode_coords(work: Workspace) -> dict[str, Any]:
 
 
 def say_uneven(work: Workspace) -> None:
-    """Log which windowed dims have no common coordinate: their points are not evenly spaced, as months are not."""
+    """Log what is odd about coordinates along which samples lie.
+
+    Windows over a gap, samples that may stand on both sides of the split, and windowed dims without common coordinate:
+    their points are not evenly spaced, as months are not.
+    """
     samples, template = work.samples, work.samples.template()
-    for dim in work.recipe.data.windows.size:
+    dim = work.recipe.data.sample_dim
+    twice = spacing.repeated(samples.dataset[dim].values) if dim in samples.dataset.indexes else 0
+    if twice:
+        text = 'coordinate "%s" repeats %d of %d values: equal samples may be on both sides of the split'
+        log.warning(text, dim, twice, samples.dataset.sizes[dim])
+    for dim, size in work.recipe.data.windows.size.items():
+        starts = samples.starts[dim]
+        broken = (
+            spacing.broken_windows(samples.dataset[dim].values, starts, size) if dim in samples.dataset.indexes else 0
+        )
+        if broken:
+            log.warning(
+                '%d of %d windows along "%s" hold a gap, a repeated or an unsorted point of its coordinate, and are '
+                "taken as if they did not. Sort the source, or fill it or cut it at the gaps",
+                broken,
+                samples.n,
+                dim,
+            )
         if dim in samples.dataset.coords and dim not in template.coords:
             text = "points along %s are not evenly spaced: generated samples have no coordinate there, only an order"
             log.warning(text, dim)
@@ -403,8 +556,9 @@ def say_read_again(work: Workspace) -> None:
 
 def say_resumed(version: Version) -> None:
     """Log where an interrupted version continues."""
+    known = growth.known_samples(version) // version.record.shard
     there = version.n_shards - len(version.pending())
-    if there:
+    if there > known:
         log.info("continuing: %d of %d shards of group %s are there", there, version.n_shards, version.group)
 
 
@@ -459,12 +613,18 @@ def found_layout(work: Workspace, scaling: str) -> Layout:
     return Layout.from_recipe(recipe, work.samples.sizes, ranks)
 
 
-def begin(work: Workspace, scaling: str, shard: int, hooks: Hooks) -> Version:
-    """The version to be filled: new, or the unfinished one."""
+def begin(work: Workspace, cluster: Cluster, scaling: str, shard: int, hooks: Hooks) -> Version:
+    """The version to be filled: new, grown from an earlier one, or the unfinished one."""
     identity, samples = tucker_fingerprint(work), work.samples
+    assert identity is not None
     version = None if hooks.restart else work.find("tucker", identity)
     if version is not None:
         return version
+    previous = None if hooks.restart else grown_from(work)
+    if previous is not None:
+        return grow(work, previous, cluster, identity)
+    if samples.data.grows and not hooks.restart and work.store.latest("tucker") is not None:
+        log.warning("no version was made with these options by this release: all samples are encoded, with new anchors")
     layout = found_layout(work, scaling)
     attrs = work.attrs(
         layout=layout.to_dict(),
@@ -473,9 +633,24 @@ def begin(work: Workspace, scaling: str, shard: int, hooks: Hooks) -> Version:
         condition_dims=condition_dims(work),
         n_dropped=samples.dropped,
         scaling=scaling,
+        source=work.source_digest,
     )
-    filled = template(work, layout)
-    return work.store.begin("tucker", filled, fingerprint=identity, shard=shard, attrs=attrs, restart=hooks.restart)
+    filled, grows = template(work, layout, shard), samples.data.grows
+    options: dict[str, Any] = {"fingerprint": identity, "shard": shard, "attrs": attrs, "grows": grows}
+    return work.store.begin("tucker", filled, **options, restart=hooks.restart)
+
+
+def grow(work: Workspace, previous: Version, cluster: Cluster, identity: str) -> Version:
+    """A version to be filled with the samples that an earlier one does not have."""
+    growth.check_kind(work, previous)
+    filled = template(work, layout_of(previous), previous.record.shard)
+    growth.check_appended(work, previous, filled, cluster)
+    kept = {key: previous.attrs[key] for key in ("layout", "template", "label_names", "condition_dims", "scaling")}
+    attrs = work.attrs(
+        **kept, **growth.grown_attrs(previous), n_dropped=work.samples.dropped, source=work.source_digest
+    )
+    log.info("%d of %d samples are new", growth.new_samples(work, previous), work.samples.n)
+    return work.store.grow(previous, filled, fingerprint=identity, attrs=attrs)
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:
@@ -484,6 +659,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     version = None if hooks.restart else tucker_version(work)
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
+    if hooks.restart:
+        work.rebase()
     samples, recipe = work.samples, work.recipe
     say_uneven(work)
     shard = work.shard
@@ -492,7 +669,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         Layout.from_recipe(recipe, samples.sizes)  # refuses ranks that cannot be, before anything is read
     with open_cluster(recipe.compute) as cluster:
         scaling = put_scaling(work, cluster, shard, hooks).snapshot
-        version = begin(work, scaling, shard, hooks)
+        version = begin(work, cluster, scaling, shard, hooks)
         say_resumed(version)
         function = partial(
             decompose_shard,
@@ -503,8 +680,12 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
             layout=layout_of(version),
             method=recipe.decompose.method,
             device=recipe.compute.device,
+            boundary=work.samples.boundary,
+            pass_name=uuid.uuid4().hex,
         )
-        version.fill(function, cluster, progress=lambda done, failed: hooks.progress(done, samples.n, failed))
+        fill, n = growth.only_new(function, version, work.store_location), version.record.n
+        version.fill(fill, cluster, progress=lambda done, failed: hooks.progress(done, n, failed))
+    check_steady(work)
     check_failures(work, version)
     return result(work, work.keep(version.finish()), started)
 
@@ -527,6 +708,11 @@ def check_failures(work: Workspace, version: Version) -> None:
             f"{work.recipe.data.max_failed}: {listed}. {_share_missing(work, status)}Mend the source, set "
             'data.missing = "mask" if the same points are missing in all samples, or raise data.max_failed.'
         )
+    if not ((status == STATUS["ok"]) & (version.dataset()["split"].values == "train")).any():
+        raise TooManyFailedError(
+            f"decompose: no training sample is left of {len(status)} samples: {listed}. Mend the source, or scale the "
+            'data (data.scale = "variable").'
+        )
     if bad.size:
         log.warning("%d of %d samples failed and are left out: %s", len(bad), len(status), listed)
 
@@ -535,7 +721,7 @@ def _share_missing(work: Workspace, status: Array) -> str:
     bad = np.flatnonzero(status == STATUS["non_finite"])[:8]
     if not bad.size:
         return ""
-    return f"In the first of them {1 - np.isfinite(work.samples.read(bad)).mean():.1%} of the values are missing. "
+    return f"In the first of them {1 - usable(work.samples.read(bad)).mean():.1%} of the values are missing. "
 
 
 def result(work: Workspace, version: Version, started: float, *, skipped: bool = False) -> StageResult:
@@ -551,9 +737,17 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
     noise = gauge_noise_share(dataset, layout, good)
     if not skipped and noise > 0.05:
         log.warning("%.0f %% of the samples have a numerical rank below the ranks kept: lower the ranks", 100 * noise)
+    worse = int((errors["relative_error"] > 1).sum())
+    if not skipped and worse:
+        log.warning(
+            "%d samples are given back worse than zeros would be (relative error above 1): a few values far larger "
+            "than theirs set the scale. Look for outliers in the source, or leave them out",
+            worse,
+        )
     if not skipped and beyond:
         log.warning("%d samples are beyond the tolerance %g", beyond, tolerance)
-    n, failed = len(good), int((~good).sum())
+    n, failed, known = len(good), int((~good).sum()), growth.known_samples(version)
+    new = f" ({n - known} new)" if known else ""
     return StageResult(
         stage="decompose",
         fingerprint=version.fingerprint,
@@ -565,9 +759,14 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
         failed=failed,
         seconds=time.monotonic() - started,
         metrics={**metrics, "n_failed": float(failed), "beyond_tolerance": float(beyond), "gauge_noise_share": noise},
-        facts={"ranks": dict(layout.ranks), "n_dropped": int(version.attrs["n_dropped"]), "digest": version.digest},
+        facts={
+            "ranks": dict(layout.ranks),
+            "n_dropped": int(version.attrs["n_dropped"]),
+            "n_new": n - known,
+            "digest": version.digest,
+        },
         summary=(
-            f"{n - failed} of {n} samples, {layout.compression:.1f}x fewer numbers; error relative to the anomaly "
+            f"{n - failed} of {n} samples{new}, {layout.compression:.1f}x fewer numbers; error relative to the anomaly "
             f"{metrics['anomaly_error_mean']:.4f} (mean), to the field {metrics['relative_error_mean']:.4f}"
         ),
     )

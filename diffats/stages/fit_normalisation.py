@@ -13,7 +13,7 @@ import xarray as xr
 
 from diffats.compute import open_cluster
 from diffats.primitives import ConditionLayout, Layout, Moments, Normalisation
-from diffats.stages import align, decompose
+from diffats.stages import align, decompose, drift, growth
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, open_group, shard_bounds, shard_runs
 from diffats.store import STATUS, Version
 
@@ -27,8 +27,9 @@ def require_primitives(work: Workspace) -> Version:
 
 
 def normalisation_fingerprint(primitives: Version) -> str:
-    """Identity of the statistics."""
-    return fingerprint("normalisation", {}, primitives.fingerprint, primitives.digest)
+    """Identity of the statistics; a source that has grown keeps those of its first samples."""
+    base = growth.base_of(primitives)
+    return fingerprint("normalisation", {}, base.fingerprint, base.digest)
 
 
 def normalisation_version(work: Workspace) -> Version | None:
@@ -79,22 +80,37 @@ def condition_parts(dataset: xr.Dataset, seed: int, shard: int) -> Iterator[dict
 
 def condition_layout(work: Workspace, primitives: Version) -> ConditionLayout:
     """Shapes and statistics of the conditions over the training samples."""
-    parts = condition_parts(primitives.dataset(), work.recipe.seed, primitives.record.shard)
+    first = primitives.dataset().isel(sample=slice(growth.base_of(primitives).n))
+    parts = condition_parts(first, work.recipe.seed, primitives.record.shard)
     modes, initial = work.recipe.tensor_modes, work.recipe.data.condition.initial
     dims = tuple(mode for mode in modes if mode != initial.dim) if initial is not None else ()
     return ConditionLayout.fit(parts, initial_dims=dims, label_names=tuple(primitives.attrs["label_names"]))
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:
-    """Fit the statistics in one pass over the training primitives."""
+    """Fit the statistics, or find them; then see whether new samples of a growing source are alike.
+
+    Raises
+    ------
+    DriftError
+        Where they are not, and the recipe says to ask.
+    """
     started = time.monotonic()
     primitives = require_primitives(work)
-    identity = normalisation_fingerprint(primitives)
-    version = None if hooks.restart else work.find("normalisation", identity)
-    if version is not None and version.complete:
-        return result(work, version, started, skipped=True)
+    version = None if hooks.restart else work.find("normalisation", normalisation_fingerprint(primitives))
+    there = version is not None and version.complete
+    if version is None or not there:
+        version = fit(work, primitives, hooks)
+    found = drift.measure(work, primitives, version)
+    growths = [] if found is None else drift.entries(work, found)
+    drift.judge(work, growths)
+    return result(work, version, started, skipped=there, growths=growths)
+
+
+def fit(work: Workspace, primitives: Version, hooks: Hooks) -> Version:
+    """Fit the statistics in one pass over the training primitives."""
     layout = decompose.layout_of(primitives)
-    n, shard = primitives.record.n, primitives.record.shard
+    n, shard = growth.base_of(primitives).n, primitives.record.shard
     moments = {stream.name: Moments() for stream in layout.streams}
     function = partial(
         stream_moments, location=work.store_location, snapshot=primitives.snapshot, layout=layout, shard=shard
@@ -113,10 +129,10 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     version = work.store.put(
         "normalisation",
         dataset,
-        fingerprint=identity,
+        fingerprint=normalisation_fingerprint(primitives),
         attrs=work.attrs(conditions=condition_layout(work, primitives).to_dict(), primitives=primitives.snapshot),
     )
-    return result(work, work.keep(version), started)
+    return work.keep(version)
 
 
 def read_normalisation(version: Version) -> tuple[Normalisation, ConditionLayout]:
@@ -126,7 +142,9 @@ def read_normalisation(version: Version) -> tuple[Normalisation, ConditionLayout
     return Normalisation.from_arrays(arrays), ConditionLayout.from_dict(version.attrs["conditions"])
 
 
-def result(work: Workspace, version: Version, started: float, *, skipped: bool = False) -> StageResult:
+def result(
+    work: Workspace, version: Version, started: float, *, skipped: bool, growths: list[drift.Growth]
+) -> StageResult:
     """What the tracker and the summary show of group ``normalisation``."""
     normalisation, _ = read_normalisation(version)
     text = ", ".join(f"{name} {scale:.3g}" for name, scale in normalisation.scale.items())
@@ -138,6 +156,6 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
         skipped=skipped,
         seconds=time.monotonic() - started,
         metrics={f"scale_{name}": float(scale) for name, scale in normalisation.scale.items()},
-        facts={"digest": version.digest},
+        facts={"digest": version.digest, "drift": growths},
         summary=f"root-mean-square deviation by stream: {text}",
     )

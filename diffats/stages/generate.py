@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
 from diffats.store import STATUS, Version
 
 SHARD_BYTES = 2**28
+log = logging.getLogger("diffats.generate")
 Array = npt.NDArray[Any]
 
 
@@ -145,12 +147,16 @@ def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: 
     """Fields, conditions that are fields, defects and status of one batch of generated samples."""
     raw = sample_conditions(work, model, indices, chosen)
     streams = model.generate(indices, work.recipe.seed, raw)
-    decoded = sources.decoded_dataset(model.fields(streams), model.template)
-    out: dict[str, Array] = {str(n): decoded[n].values.astype(np.float32) for n in model.template.data_vars}
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and marked below
+        fields = model.fields(streams).astype(np.float32)
+    decoded = sources.decoded_dataset(fields, model.template)
+    out: dict[str, Array] = {str(n): decoded[n].values for n in model.template.data_vars}
     out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items() if value.ndim > 1}
     for name, defect in orthonormality_defect(streams, model.layout).items():
         out[f"defect_{name}"] = np.asarray(defect, dtype=np.float64)
-    finite = bundle.finite_rows(streams)
+    mask = model.scaling.mask
+    known = np.isfinite(fields if mask is None else np.where(mask, 0.0, fields))
+    finite = bundle.finite_rows(streams) & known.all(axis=tuple(range(1, fields.ndim)))
     out["status"] = np.where(finite, STATUS["ok"], STATUS["non_finite"]).astype(np.int8)
     out["of_sample"] = np.asarray(chosen[indices], dtype=np.int64)
     return out
@@ -164,6 +170,13 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
     means = {str(n): dataset[n].values[good].mean() for n in dataset.data_vars if str(n).startswith("defect_")}
     defects = {name: float(mean) for name, mean in means.items()} if good.any() else {}
     text = ", ".join(f"{name.removeprefix('defect_factor_')} {value:.3f}" for name, value in defects.items())
+    if not skipped and not good.all():
+        log.warning(
+            "%d of %d generated samples are not finite and are left out: train longer or with a lower train.lr, or "
+            "take more generate.steps",
+            (~good).sum(),
+            len(good),
+        )
     settings = work.recipe.generate
     return StageResult(
         stage="generate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffats.compute import open_cluster
 from diffats.errors import InputError, RootMismatchError
 from diffats.medoid import LARGEST_MODE
 from diffats.primitives import FieldScaling, Layout, Moments, decompose, find_ranks, relative_error
 from diffats.schedule import usable_levels
 from diffats.spectrum import flops, leading, transpose
-from diffats.stages import align, fit_normalisation, select_anchor
+from diffats.stages import align, fit_normalisation, growth, select_anchor
 from diffats.stages import decompose as decompose_stage
 from diffats.stages.workspace import Workspace, find_store, source_chunk
-from diffats.store import STATUS
+from diffats.store import STATUS, Version
 from diffats.store.location import local_path
 from diffats.tucker import multi_mode_dot
 
@@ -53,6 +55,7 @@ def plan(work: Workspace) -> dict[str, Any]:
         Where some stage cannot work: see ``check``.
     """
     check(work)
+    _check_scheduler(work)
     samples, recipe = work.samples, work.recipe
     layout = planned_layout(work)
     shard = work.shard
@@ -72,9 +75,19 @@ def plan(work: Workspace) -> dict[str, Any]:
         "rough_seconds": _seconds(work, layout),
         "exists": existing(work),
     }
+    if recipe.data.grows:
+        out["new_samples"] = growth.new_samples(work, known_samples(work))
     if layout is not None:
         out |= _planned(layout, samples.n, samples.dtype)
     return out
+
+
+def known_samples(work: Workspace) -> Version | None:
+    """Of a growing source, the newest finished Tucker forms."""
+    if not work.recipe.data.grows or find_store(work.store_location) is None:
+        return None
+    version = decompose_stage.tucker_version(work)
+    return version if version is not None and version.complete else decompose_stage.grown_from(work)
 
 
 def _planned(layout: Layout, n: int, dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -148,6 +161,13 @@ def check(work: Workspace) -> None:
         )
     _check_steps(work)
     _check_metric(work)
+
+
+def _check_scheduler(work: Workspace) -> None:
+    """Refuse a Dask scheduler that does not answer or has no worker; stages find out when they need it."""
+    if work.recipe.compute.scheduler != "local":
+        with open_cluster(work.recipe.compute) as cluster:
+            cluster.start()
 
 
 def _check_device(work: Workspace) -> None:
@@ -231,6 +251,11 @@ def _check_directory(key: str, path: Path) -> None:
     place = next(place for place in (path, *path.parents) if place.exists())
     if not place.is_dir():
         raise InputError(f'{key} "{path}" cannot be made: "{place}" is a file. Use another {key}.')
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f'{key} "{path}" cannot be written: "{place}" is read-only, or belongs to somebody else. '
+            f"Change that, or use another {key}."
+        )
 
 
 def _check_memory(work: Workspace) -> None:
@@ -253,6 +278,7 @@ def planned_layout(work: Workspace) -> Layout | None:
     if work.recipe.decompose.tolerance is None:
         return Layout.from_recipe(work.recipe, work.samples.sizes)
     version = decompose_stage.tucker_version(work) if find_store(work.store_location) else None
+    version = version or known_samples(work)
     return decompose_stage.current_layout(work, version) if version is not None else None
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffats import bundle, evaluation
-from diffats.errors import InputError
+from diffats.errors import InputError, redact
 from diffats.stages import evaluate, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
 
@@ -47,7 +47,7 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     wanted = tags(work, model, metrics, identity)
     version = None if hooks.restart else tracker.find(work.recipe.name, wanted)
     recorded = read_record(path)
-    if version is not None and recorded is not None and recorded["key"] == [identity, tracker.uri, version]:
+    if version is not None and recorded is not None and recorded["key"] == [identity, redact(tracker.uri), version]:
         return result(outcome(work, tracker, version, recorded["verdict"], identity), started, skipped=True)
     if version is None:
         version = register(work, tracker, model, parent_run, wanted)
@@ -57,7 +57,7 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     if champion:
         tracker.set_alias(work.recipe.name, "champion", version)
     log.info("%s", verdict)
-    write_record(path, {"key": [identity, tracker.uri, version], "verdict": verdict})
+    write_record(path, {"key": [identity, redact(tracker.uri), version], "verdict": verdict})
     return result(outcome(work, tracker, version, verdict, identity), started)
 
 
@@ -110,7 +110,7 @@ def outcome(work: Workspace, tracker: Tracker, version: str, verdict: str, ident
         "alias": alias,
         "uri": f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}",
         "verdict": verdict,
-        "tracking_uri": tracker.uri,
+        "tracking_uri": redact(tracker.uri),
         "evaluation": identity,
     }
 

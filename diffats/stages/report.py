@@ -21,7 +21,7 @@ from diffats import bundle, evaluation, plots
 from diffats.errors import InputError
 from diffats.primitives import relative_error
 from diffats.report import ReportContent, render
-from diffats.stages import align, decompose, evaluate, register, select_anchor, train
+from diffats.stages import align, decompose, drift, evaluate, fit_normalisation, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
 from diffats.store import STATUS, Version
 
@@ -107,6 +107,8 @@ def gather(
     pictures = data_pictures(work, tucker, primitives, anchor) | model_pictures(work, fields, painter, unit)
     pictures |= _drawn({"training": plots.training_curves(history), "scorecard": plots.scorecard(metrics)})
     pictures |= medoid_picture(work, anchor, painter)
+    drifted = drift.measure(work, primitives, train.require_normalisation(work)[1])
+    pictures |= drift_picture(drifted)
     settings = work.recipe.generate
     return ReportContent(
         name=work.recipe.name,
@@ -121,6 +123,7 @@ def gather(
             "low_share": align.low_overlap_share(work, primitives.dataset()),
             "min_overlap": work.recipe.align.min_overlap,
         },
+        drift=[] if drifted is None else drift.entries(work, drifted),
         training=training_facts(work, model, history),
         generation={
             "count": settings.count,
@@ -251,6 +254,22 @@ def data_pictures(work: Workspace, tucker: Version, primitives: Version, anchor:
     figures["overlaps"] = plots.overlap_histograms(overlaps, minimum=work.recipe.align.min_overlap)
     figures["anchors"] = plots.anchors({mode: chosen[f"anchor_{mode}"].values for mode in layout.aligned})
     return _drawn(figures)
+
+
+def drift_picture(drifted: Version | None) -> dict[str, bytes]:
+    """The newest samples of a source that has grown against its first ones."""
+    if drifted is None or not drifted.attrs["growths"]:
+        return {}
+    return _drawn({"drift": plots.drift(*drift.compared(drifted))})
+
+
+def newest_drift(work: Workspace) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """What the comparison of new samples has found, and its picture; nothing where none was made."""
+    primitives, normalisation = align.primitives_version(work), fit_normalisation.normalisation_version(work)
+    if primitives is None or normalisation is None or not primitives.complete:
+        return [], {}
+    drifted = work.find("drift", drift.drift_fingerprint(primitives, normalisation))
+    return ([], {}) if drifted is None else (drift.entries(work, drifted), drift_picture(drifted))
 
 
 def medoid_picture(work: Workspace, anchor: Version, painter: plots.Painter) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from diffats.compute import Cluster, open_cluster
 from diffats.errors import InputError
 from diffats.medoid import MedoidAccumulator, first_best, mean_anchor
 from diffats.primitives import Layout
-from diffats.stages import decompose
+from diffats.stages import decompose, growth
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, open_group, shard_bounds, shard_runs
 from diffats.store import STATUS, Version
 
@@ -24,11 +24,12 @@ Accumulators = dict[str, list[MedoidAccumulator]]  # by mode, one for each index
 
 
 def anchor_fingerprint(work: Workspace, tucker: Version) -> str:
-    """Identity of the anchors."""
+    """Identity of the anchors; a source that has grown keeps those of its first samples."""
+    base = growth.base_of(tucker)
     config = {"anchor": work.portable["anchor"], "aligned": decompose.current_layout(work, tucker).aligned}
     if work.recipe.anchor.strategy == "random":
         config["seed"] = work.recipe.seed
-    return fingerprint("anchor", config, tucker.fingerprint, tucker.digest)
+    return fingerprint("anchor", config, base.fingerprint, base.digest)
 
 
 def require_tucker(work: Workspace) -> Version:
@@ -99,7 +100,9 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         "anchor",
         dataset,
         fingerprint=anchor_fingerprint(work, tucker),
-        attrs=work.attrs(layout=layout.to_dict(), chosen=chosen, strategy=work.recipe.anchor.strategy),
+        attrs=work.attrs(
+            layout=layout.to_dict(), chosen=chosen, strategy=work.recipe.anchor.strategy, tucker=tucker.snapshot
+        ),
     )
     return result(work, work.keep(version), started)
 
@@ -108,7 +111,7 @@ def medoid_sums(
     work: Workspace, tucker: Version, layout: Layout, cluster: Cluster, hooks: Hooks
 ) -> tuple[Accumulators, dict[str, Array]]:
     """Two passes over the factors: the sum of projectors, then every sample's score against it."""
-    n, shard = tucker.record.n, tucker.record.shard
+    n, shard = growth.base_of(tucker).n, tucker.record.shard
     common: dict[str, Any] = {
         "location": work.store_location,
         "snapshot": tucker.snapshot,
@@ -138,7 +141,7 @@ def _runs(tucker: Version, layout: Layout) -> list[tuple[int, int]]:
     factors = [tucker.raw(f"factor_{mode}") for mode in layout.aligned]  # (sample, *batch, n, r)
     read = sum(math.prod(factor.shape[1:]) * factor.dtype.itemsize for factor in factors)
     returned = sum(8 * math.prod(factor.shape[1:-1]) * factor.shape[-2] for factor in factors)
-    return shard_runs(tucker.record.n, tucker.record.shard, sample_bytes=read, result_bytes=returned)
+    return shard_runs(growth.base_of(tucker).n, tucker.record.shard, sample_bytes=read, result_bytes=returned)
 
 
 def anchors(

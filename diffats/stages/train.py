@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -13,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from diffats import bundle
-from diffats.errors import StoreNotFoundError
-from diffats.stages import align, decompose, fit_normalisation, processes, select_anchor
+from diffats.errors import IntegrityError, StoreNotFoundError
+from diffats.stages import align, decompose, drift, fit_normalisation, processes, select_anchor
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
 from diffats.store import Version
 
 Array = npt.NDArray[Any]
+log = logging.getLogger("diffats.train")
 EXAMPLES = 256
 EXAMPLE_BYTES = 16 * 2**20
 # Options that change when things are written, not what is learned; more steps continue a training.
@@ -114,11 +116,10 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     """Train, or continue a training, up to ``train.steps``; then save the bundle."""
     started = time.monotonic()
     primitives, normalisation = require_normalisation(work)
+    drift.check(work, primitives, normalisation)
     identity = model_fingerprint(work, primitives, normalisation)
     path = bundle_path(work, identity)
-    if (path / "bundle.json").is_file() and not hooks.restart:
-        if processes.is_main():
-            bundle.ask_for(path, work.portable, recipe_fingerprint(work))
+    if (path / "bundle.json").is_file() and not hooks.restart and _asked_for(work, path):
         return result(work, path, identity, started, skipped=True)
 
     from diffats.loader import PrimitiveSet
@@ -147,6 +148,18 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     save_bundle(work, path, primitives, normalisation, trained.weights)
     bundle.ask_for(path, work.portable, recipe_fingerprint(work))
     return result(work, path, identity, started)
+
+
+def _asked_for(work: Workspace, path: Path) -> bool:
+    """Have the finished model stand for the root; False where it is damaged and must be made again."""
+    try:
+        if processes.is_main():
+            bundle.ask_for(path, work.portable, recipe_fingerprint(work))
+    except IntegrityError as error:
+        log.warning("%s It is made again from the last checkpoint", error)
+        shutil.rmtree(path)
+        return False
+    return True
 
 
 def save_bundle(work: Workspace, path: Path, primitives: Version, normalisation: Version, weights: Path) -> None:

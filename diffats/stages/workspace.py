@@ -16,7 +16,8 @@ import xarray as xr
 
 from diffats import sources
 from diffats.config import Data, Recipe, portable, portable_place
-from diffats.errors import InputError, StoreNotFoundError
+from diffats.errors import InputError, SourceError, StoreNotFoundError
+from diffats.primitives import decomposed_modes
 from diffats.sources.opening import absolute
 from diffats.store import Store, Version
 from diffats.store.location import absolute as absolute_place
@@ -24,16 +25,19 @@ from diffats.store.location import absolute as absolute_place
 # Raise a number where a stage's results change though its configuration does not.
 ALGORITHMS = {
     "scaling": 2,
-    "tucker": 2,
+    "tucker": 3,
     "anchor": 2,
     "primitives": 1,
     "normalisation": 2,
+    "drift": 1,
     "model": 1,
     "samples": 1,
     "evaluation": 2,
 }
 SHARD_BYTES, LARGEST_SHARD_BYTES = 16 * 2**20, 64 * 2**20
 MAX_SHARD_SAMPLES = 4096
+# Where the source is and how it is opened: its digest tells what it holds. The condition belongs to the next group.
+_NOT_CONTENT = ("source", "engine", "storage_options", "condition", "max_failed", "grows")
 
 Log = Callable[[dict[str, float], int], None]
 Progress = Callable[[int, int, int], None]
@@ -224,15 +228,63 @@ class Workspace:
 
     @cached_property
     def samples(self) -> sources.Samples:
-        """The raw samples, opened lazily."""
-        return sources.open_samples(self.data, self.recipe.seed)
+        """The raw samples, opened lazily.
+
+        Raises
+        ------
+        SourceError
+            Where they are missing or unreadable, or still to be simulated.
+        """
+        if self.recipe.simulate is not None and not Path(self.data.source).exists():
+            raise SourceError(
+                f"data.source {self.data.source} is not there yet. Run `diffats simulate RECIPE.toml` first: it makes "
+                f'the data of problem "{self.recipe.simulate.problem}".'
+            )
+        return sources.open_samples(self.data, self.recipe.seed, self._boundary)
+
+    @property
+    def _boundary(self) -> int | None:
+        """Where the held-out end of a growing source began, so that no sample changes sides; None for now."""
+        store = find_store(self.store_location) if self.recipe.data.grows else None
+        version = store.version("scaling", self.scaling_fingerprint) if store is not None else None
+        return None if version is None else version.attrs["boundary"]
+
+    def rebase(self) -> None:
+        """Open the samples of a growing source as if nothing was encoded yet."""
+        self.samples = sources.open_samples(self.data, self.recipe.seed)
+
+    @cached_property
+    def encoding(self) -> dict[str, Any]:
+        """What determines the Tucker forms beside the data, their mean and their scale."""
+        recipe = self.recipe
+        return {
+            "primitive": self.portable["primitive"],
+            "decompose": self.portable["decompose"],
+            "decomposed": decomposed_modes(recipe) if recipe.primitive.kind == "tgp" else (),
+            "condition": {k: v for k, v in self.portable["data"]["condition"].items() if k != "dropout"},
+            "shard": recipe.compute.shard_samples,
+        }
+
+    @cached_property
+    def scaling_fingerprint(self) -> str:
+        """Identity of the training mean, scale and mask.
+
+        Those of a growing source stay as they were first, whatever the source holds now, and belong to one way of
+        encoding it: another one must not change them.
+        """
+        config = {key: value for key, value in self.portable["data"].items() if key not in _NOT_CONTENT}
+        options = {"data": config, "seed": self.recipe.seed}
+        if self.recipe.data.grows:
+            return fingerprint("scaling", {**options, "encoding": self.encoding}, "grows")
+        return fingerprint("scaling", options, self.source_digest)
 
     @cached_property
     def shard(self) -> int:
         """Raw samples in one shard."""
         samples = self.samples
         chunk = source_chunk(samples)
-        return min(samples.n, shard_samples(self.recipe, samples.sizes, samples.dtype.itemsize, chunk=chunk))
+        shard = shard_samples(self.recipe, samples.sizes, samples.dtype.itemsize, chunk=chunk)
+        return shard if self.recipe.data.grows else min(samples.n, shard)
 
     @cached_property
     def source_digest(self) -> str:
@@ -307,8 +359,8 @@ class Workspace:
         return portable(self.recipe)
 
     def attrs(self, **more: Any) -> dict[str, Any]:
-        """Attributes of every group that this recipe writes."""
-        return {"recipe": json.dumps(self.portable, sort_keys=True), **more}
+        """Attributes of every group that this recipe writes; one made from another has its snapshot under its name."""
+        return {"recipe": json.dumps(self.portable, sort_keys=True), "source": self.source_digest, **more}
 
     def require(self, version: Version | None, group: str, verb: str) -> Version:
         """The version, or an error that names the command which makes it."""

@@ -4,6 +4,7 @@
 """
 
 from diffats.store.lock import writer_lock
+from diffats.store.opening import open_version
 from diffats.store.schema import ALL_ZERO, NON_FINITE, NOT_CONVERGED, OK, PENDING, STATUS, status_attrs
 from diffats.store.store import Store
 from diffats.store.verify import Problem
@@ -19,6 +20,7 @@ __all__ = [
     "STATUS",
     "Store",
     "Version",
+    "open_version",
     "status_attrs",
     "writer_lock",
 ]

@@ -100,6 +100,11 @@ def _open(location: str, _place: int) -> icechunk.Repository:
         raise StoreError(f"store {location}: cannot be opened {explain(error)}") from error
 
 
+def forget() -> None:
+    """Open repositories anew from now on: what this process has read of them may be gone."""
+    _open.cache_clear()
+
+
 def reason(error: Exception) -> str:
     """The first line of an error; Icechunk's go on with a trace."""
     return str(error).strip().partition("\n")[0].removeprefix("x ").strip() or type(error).__name__

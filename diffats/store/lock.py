@@ -113,7 +113,8 @@ def _sign(path: Path) -> None:
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    path.with_suffix(".json").write_text(json.dumps(owner))
+    with contextlib.suppress(OSError):  # a courtesy to whoever is refused, not worth an error where the disk is full
+        path.with_suffix(".json").write_text(json.dumps(owner))
 
 
 def _owner(path: Path) -> str:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import importlib.metadata
 import itertools
-from collections.abc import Iterator
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +23,15 @@ from diffats.store.lock import store_lock
 from diffats.store.schema import RECORD, Record
 
 BRANCH = "main"
+HISTORY = "diffats_history"  # the root attribute that holds names of versions, and events
 #: What damaged snapshots, manifests and array metadata raise.
 METADATA_DAMAGE = (icechunk.IcechunkError, ValueError, KeyError, TypeError)
+_RELEASE = importlib.metadata.version("diffats")
 # Chunks along samples in one manifest. A commit writes the manifests that its shards are in, and lists all of them.
 _MANIFEST_CHUNKS = 2048
 # What a process keeps of manifests and snapshots, about 60 bytes a chunk and a few hundred an array.
 _CACHED_CHUNKS, _CACHED_ARRAYS = 2**20, 2**14
+_CLOCK_SECONDS = 10  # a step back of the clock that is waited for
 
 
 class Repository:
@@ -60,16 +68,15 @@ class Repository:
         """A session that can be committed, while no other process writes here."""
         with store_lock(self.location):
             try:
-                session = self.repo.writable_session(BRANCH)
+                yield self.repo.writable_session(BRANCH)
             except icechunk.IcechunkError as error:
                 raise StoreError(
                     f"store {self.location}: cannot be written {explain(error)} Then run the command again: what was "
                     "committed stays."
                 ) from error
-            yield session
 
     def commit(self, session: icechunk.Session, message: str, metadata: dict[str, Any]) -> str:
-        """Commit a session; return the new snapshot.
+        """Commit a session, signed; return the new snapshot.
 
         Raises
         ------
@@ -77,16 +84,28 @@ class Repository:
             Where another process has committed since the session began, or the storage fails.
         """
         try:
-            return session.commit(message, metadata=metadata)
+            return self._commit(session, message, {**signature(), **metadata})
         except icechunk.ConflictError as error:
             raise StoreError(
                 f"store {self.location}: another process committed at the same time; nothing of this commit is kept. "
                 "Let one process write at a time, and run the command again."
             ) from error
         except icechunk.IcechunkError as error:
+            fix = "Set this machine's clock right, then run" if "timestamp" in str(error) else "Run"
             raise StoreError(
-                f"store {self.location}: commit failed ({reason(error)}). Run the command again."
+                f"store {self.location}: commit failed ({reason(error)}). {fix} the command again."
             ) from error
+
+    def _commit(self, session: icechunk.Session, message: str, metadata: dict[str, Any]) -> str:
+        """Commit; after a small step back of the clock, once it is later than the last commit: Icechunk insists."""
+        for _ in range(_CLOCK_SECONDS):
+            try:
+                return session.commit(message, metadata=metadata)
+            except icechunk.IcechunkError as error:
+                if "invalid snapshot timestamp ordering" not in str(error):
+                    raise
+            time.sleep(1)
+        return session.commit(message, metadata=metadata)
 
     def tag(self, group: str, fingerprint: str, snapshot: str) -> None:
         """Name a complete version, so that it stays readable when another takes its place."""
@@ -116,9 +135,24 @@ def configured() -> icechunk.RepositoryConfig:
     return icechunk.RepositoryConfig(manifest=manifest, caching=caching)
 
 
-def commit_metadata(group: str, record: Record, done: int, failed: int) -> dict[str, Any]:
-    """What a commit says about a version, so that listing versions opens none."""
+def signature() -> dict[str, str]:
+    """Who commits: ``user@host``, or what ``DIFFATS_AUTHOR`` says, and the release; no digest depends on it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in containers
+        user = str(os.getuid())
+    return {"author": os.environ.get("DIFFATS_AUTHOR") or f"{user}@{socket.gethostname()}", "release": _RELEASE}
+
+
+def commit_metadata(
+    group: str, record: Record, done: int, failed: int, attrs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a commit says about a version, so that listing versions opens none.
+
+    ``source`` is the group's attribute of that name: the digest of the data that the version comes from.
+    """
     return {
+        "source": (attrs or {}).get("source"),
         "group": group,
         "fingerprint": record.fingerprint,
         "complete": record.complete,
@@ -135,6 +169,14 @@ def group_names(session: icechunk.Session) -> list[str]:
         return sorted(zarr.open_group(session.store, mode="r", zarr_format=3).group_keys())
     except FileNotFoundError:  # nothing was ever written
         return []
+
+
+def root_attrs(session: icechunk.Session) -> dict[str, Any]:
+    """Attributes of the root."""
+    try:
+        return dict(zarr.open_group(session.store, mode="r", zarr_format=3).attrs)
+    except FileNotFoundError:  # a repository nobody has written to
+        return {}
 
 
 def read_attrs(session: icechunk.Session, group: str) -> tuple[dict[str, Any], dict[str, Any]]:

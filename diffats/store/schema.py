@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -177,7 +177,9 @@ def _unallocated(array: xr.DataArray) -> xr.Variable:
     return xr.Variable(array.dims, lazy, {key: value for key, value in array.attrs.items() if key not in _ENCODING})
 
 
-def write_template(ds: xr.Dataset, store: Any, group: str, filled: Iterable[str], shard: int) -> None:
+def write_template(
+    ds: xr.Dataset, store: Any, group: str, filled: Sequence[str], shard: int, *, grows: bool = False
+) -> None:
     """Create a group's arrays and write what is small, through xarray.
 
     Parameters
@@ -187,15 +189,19 @@ def write_template(ds: xr.Dataset, store: Any, group: str, filled: Iterable[str]
     store
         Zarr store of a session.
     group
-        Name of the group, which does not exist there.
+        Name of the group. No array in ``ds`` exists there.
     filled
         Variables stored in one chunk a shard.
     shard
         Samples in a shard.
+    grows
+        Whether the last shard may become a whole one.
     """
-    whole_shards = {str(name): _chunks(ds[name], shard) for name in filled}
+    whole_shards = {str(name): _chunks(ds[name], shard) for name in filled if name in ds}
+    if grows:
+        whole_shards = {name: (shard, *chunks[1:]) for name, chunks in whole_shards.items()}
     if DIGESTS in ds:
-        rows = max(1, _ROWS_AT_ONCE // (_DIGEST_BYTES * max(1, len(whole_shards))))
+        rows = max(1, _ROWS_AT_ONCE // (_DIGEST_BYTES * max(1, len(filled))))
         whole_shards["status"] = _chunks(ds["status"], _whole(shard, _ROWS_AT_ONCE))
         whole_shards[DIGESTS] = _chunks(ds[DIGESTS], rows)
     encoding: dict[Hashable, dict[str, Any]] = {}
@@ -210,7 +216,7 @@ def write_template(ds: xr.Dataset, store: Any, group: str, filled: Iterable[str]
             encoding[name] |= {"fill_value": np.nan, "_FillValue": None}
     ready = _no_fixed_strings(ds)
     ready = ready.assign({name: ready[name].compute() for name in ready.variables if str(name) not in whole_shards})
-    ready.to_zarr(store, group=group, mode="w-", zarr_format=3, consolidated=False, compute=False, encoding=encoding)
+    ready.to_zarr(store, group=group, mode="a", zarr_format=3, consolidated=False, compute=False, encoding=encoding)
 
 
 def _whole(shard: int, samples: int) -> int:

@@ -139,7 +139,8 @@ def _variables(group: _Group) -> dict[str, tuple[Any, Any]]:
 def _check(job: ShardJob, name: str, values: Array, target: Any) -> None:
     where = f"{job.where}, variable {name}"
     n, full = target.shape[0], target.chunks[0]
-    if job.start % job.size or job.stop != min(job.start + job.size, n) or full != min(job.size, n):
+    whole = (job.size, min(job.size, n))  # the second where it can grow no more
+    if job.start % job.size or job.stop != min(job.start + job.size, n) or full not in whole:
         raise StoreError(
             f"{where}: not a whole shard of {full} samples. Two workers writing one chunk would lose data: "
             "write from a multiple of the shard size to the next, or to the end."

@@ -2,7 +2,10 @@
 
 There is one branch. A group at its head is the newest version of that group; a finished version has a tag besides,
 ``GROUP-FINGERPRINT-N``, through whose snapshot it is read, so it stays readable when a version with another
-fingerprint takes its place at the head.
+fingerprint takes its place at the head. What was made from the version that is replaced leaves the head with it:
+otherwise the snapshots of the new versions would hold it, and its chunks could not be freed before they are.
+
+Users' names of versions, and a list of what was named, rolled back and pruned, are an attribute of the root.
 
 Workers write through forks of the snapshot that holds the template. Icechunk merges such a fork into any later
 snapshot that still has these arrays, so workers need not wait for commits.
@@ -11,9 +14,9 @@ snapshot that still has these arrays, so workers need not wait for commits.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,19 +24,22 @@ import icechunk
 import xarray as xr
 import zarr
 
-from diffats.errors import IntegrityError, RootMismatchError, StoreError, StoreNotFoundError
+from diffats.errors import InputError, IntegrityError, RootMismatchError, StoreError, StoreNotFoundError
 from diffats.store import schema
 from diffats.store.export import export_groups
+from diffats.store.growth import copy_group, grow_group
 from diffats.store.location import create_repository, reason
 from diffats.store.lock import store_lock
 from diffats.store.repository import (
     BRANCH,
+    HISTORY,
     METADATA_DAMAGE,
     Repository,
     commit_metadata,
     configured,
     group_names,
     read_attrs,
+    root_attrs,
     write_record,
 )
 from diffats.store.schema import RECORD, Record
@@ -42,6 +48,10 @@ from diffats.store.version import Progress, Version
 
 _GROUP = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _FINGERPRINT = re.compile(r"[A-Za-z0-9_]+")
+_SHORTEST_ID = 4  # characters of an id that may stand for it
+#: Before the tag of a version that a rollback has withdrawn; no group's name has a full stop.
+WITHDRAWN = "withdrawn."
+_BLANK: dict[str, Any] = {"author": None, "release": None, "source": None, "withdrawn": False}
 
 
 class Store(Repository):
@@ -92,7 +102,7 @@ class Store(Repository):
         RootMismatchError
             Where the store belongs to another name or other dims.
         """
-        attrs = self._root_attrs()
+        attrs = root_attrs(self.head())
         expected = {"name": name, "dims": list(dims)}
         if RECORD not in attrs:
             with self.writing() as session:
@@ -108,12 +118,6 @@ class Store(Repository):
                     "Give this recipe another root or store."
                 )
 
-    def _root_attrs(self) -> dict[str, Any]:
-        try:
-            return dict(zarr.open_group(self.head().store, mode="r", zarr_format=3).attrs)
-        except FileNotFoundError:  # a repository nobody has written to
-            return {}
-
     def begin(
         self,
         group: str,
@@ -123,6 +127,7 @@ class Store(Repository):
         shard: int,
         attrs: Mapping[str, Any] | None = None,
         restart: bool = False,
+        grows: bool = False,
     ) -> Version:
         """The version of a group to be filled: a new one, or the one of this fingerprint, however far it is.
 
@@ -141,6 +146,8 @@ class Store(Repository):
             JSON-able attributes of the group, besides the template's.
         restart
             Begin anew, whatever exists.
+        grows
+            Whether `grow` shall be able to continue it, also where its samples fill no shard.
 
         Raises
         ------
@@ -157,11 +164,47 @@ class Store(Repository):
             filled = tuple(schema.filled_names(template))
             ds = schema.sharded_template(template, shard, where).assign_attrs(schema.plain(attrs))
             self._clear(session, group)
-            schema.write_template(ds, session.store, group, filled, shard)
+            schema.write_template(ds, session.store, group, filled, shard, grows=grows)
             static = schema.static_digests(session.store, group, filled)
             record = Record(fingerprint, template.sizes[schema.SAMPLE], shard, filled, static)
             write_record(session, group, record)
-            snapshot = self.commit(session, f"{group}: template", commit_metadata(group, record, 0, 0))
+            snapshot = self.commit(session, f"{group}: template", commit_metadata(group, record, 0, 0, attrs))
+        return Version(self, group, snapshot)
+
+    def grow(
+        self, previous: Version, template: xr.Dataset, *, fingerprint: str, attrs: Mapping[str, Any] | None = None
+    ) -> Version:
+        """The version of a group that has an earlier one's samples and more after them, which are to be filled.
+
+        Parameters
+        ----------
+        previous
+            A complete version, begun with ``grows``; it stays readable, and shares its chunks.
+        template, fingerprint, attrs
+            As in `begin`.
+
+        Raises
+        ------
+        StoreError
+            Where the template has fewer samples, or other variables, dims or dtypes.
+        """
+        group = previous.group
+        self._check_names(group, fingerprint)
+        with self.writing() as session:
+            found = self._begun(group, fingerprint)
+            if found is not None:
+                found.check_template(template)
+                return found
+            head = self._at_head(group)
+            if head is not None and head.record == previous.record:
+                self.tag_finished(head)
+            else:
+                self._clear(session, group)
+                copy_group(self.repo.readonly_session(snapshot_id=previous.snapshot), session, group)
+            record = replace(grow_group(session, previous, template, attrs), fingerprint=fingerprint)
+            write_record(session, group, record)
+            metadata = commit_metadata(group, record, previous.record.n, 0, attrs)
+            snapshot = self.commit(session, f"{group}: {record.n - previous.record.n} new samples", metadata)
         return Version(self, group, snapshot)
 
     def put(self, group: str, ds: xr.Dataset, *, fingerprint: str, attrs: Mapping[str, Any] | None = None) -> Version:
@@ -189,7 +232,7 @@ class Store(Repository):
             if known is not None and (known.digest, known.attrs) == (record.digest, read_attrs(session, group)[1]):
                 return known
             write_record(session, group, record)
-            snapshot = self.commit(session, f"{group}: whole", commit_metadata(group, record, 0, 0))
+            snapshot = self.commit(session, f"{group}: whole", commit_metadata(group, record, 0, 0, attrs))
             self.tag(group, record.fingerprint, snapshot)
         return Version(self, group, snapshot)
 
@@ -205,6 +248,14 @@ class Store(Repository):
         head = self._at_head(group)
         return head if head is not None and head.fingerprint == fingerprint else None
 
+    def newest(self, group: str, lineage: str) -> Version | None:
+        """The newest complete version of a group whose fingerprint begins so, with at least 16 characters."""
+        head = self._at_head(group)
+        if head is not None and head.complete and head.fingerprint.startswith(lineage):
+            return self._complete(group, head.fingerprint)
+        tagged = self._tagged_versions(group, lineage)
+        return Version(self, group, tagged[-1]["snapshot"]) if tagged else None
+
     def versions(self) -> list[dict[str, Any]]:
         """All versions, oldest first.
 
@@ -212,8 +263,10 @@ class Store(Repository):
         -------
         list
             Mappings with ``group``, ``fingerprint``, ``snapshot``, ``tag`` (None for an unfinished version),
-            ``complete``, ``done``, ``total``, ``failed`` (in samples; 0 for a group written whole), ``digest`` and
-            ``written_at`` (ISO 8601, UTC).
+            ``complete``, ``done``, ``total``, ``failed`` (in samples; 0 for a group written whole), ``digest``,
+            ``written_at`` (ISO 8601, UTC), ``author``, ``release`` and ``source`` (the source's digest; None where an
+            earlier release has not recorded them), ``names`` (users' names of it) and ``withdrawn`` (by a rollback:
+            readable, but not found by its fingerprint).
 
         Raises
         ------
@@ -223,7 +276,53 @@ class Store(Repository):
         with self._readable():
             tagged = list(self._tagged(self.repo.list_tags()))
             entries = [*tagged, *self._untagged(tagged)]
-        return sorted(entries, key=lambda entry: (entry["written_at"], entry["group"]))
+        ordered: list[dict[str, Any]] = [{**_BLANK, **entry, "names": []} for entry in entries]
+        ordered.sort(key=lambda entry: (entry["written_at"], entry["group"]))
+        newest = {(entry["group"], *_identity(entry)): entry for entry in ordered}
+        for name, given in self.names().items():
+            for group, identity in given["versions"].items():
+                if (group, *identity) in newest:
+                    newest[group, *identity]["names"].append(name)
+        return ordered
+
+    def names(self) -> dict[str, dict[str, Any]]:
+        """What users have named: by name, ``versions`` (fingerprint and digest by group), ``author`` and time."""
+        return dict(root_attrs(self.head()).get(HISTORY, {}).get("names", {}))
+
+    def events(self) -> list[dict[str, Any]]:
+        """What was named, unnamed, rolled back and pruned, oldest first: ``event``, ``written_at``, ``author``, ..."""
+        return list(root_attrs(self.head()).get(HISTORY, {}).get("events", []))
+
+    def resolve(self, text: str, group: str | None = None) -> list[dict[str, Any]]:
+        """The versions that a user means; none where there is no such version.
+
+        Parameters
+        ----------
+        text
+            A name given by a user (which may mean one version of each of several groups), a version's id or the
+            first characters of it, or its tag.
+        group
+            Versions of this group only.
+
+        Returns
+        -------
+        list
+            As of `versions`.
+
+        Raises
+        ------
+        InputError
+            Where ids of several versions begin so.
+        """
+        entries = [entry for entry in self.versions() if group in (None, entry["group"])]
+        named = [entry for entry in entries if text in entry["names"]]
+        exact = named or [entry for entry in entries if text in (entry["tag"], entry["snapshot"])]
+        if exact or len(text) < _SHORTEST_ID:
+            return exact
+        begun = [entry for entry in entries if entry["snapshot"].startswith(text)]
+        if len({entry["snapshot"] for entry in begun}) > 1:
+            raise InputError(f'store {self.location}: several ids of versions begin with "{text}". Give more of it.')
+        return begun
 
     def verify(self, group: str | None = None, *, progress: Progress | None = None) -> list[Problem]:
         """Read everything back and compare it with its digests.
@@ -238,7 +337,7 @@ class Store(Repository):
         Returns
         -------
         list
-            What is damaged, in the newest complete version of each group and in unfinished ones.
+            What is damaged, in any version. What several versions share is read once.
 
         Raises
         ------
@@ -252,8 +351,7 @@ class Store(Repository):
             return [Problem(group or "", "", str(error))]
         if group is not None and not entries:
             raise StoreNotFoundError(f"store {self.location} has no group {group}. Run the stage that makes it.")
-        newest = {(entry["group"], entry["complete"]): entry["snapshot"] for entry in entries}
-        return verify_versions((Version(fresh, name, snapshot) for (name, _), snapshot in newest.items()), progress)
+        return verify_versions((Version(fresh, e["group"], e["snapshot"]) for e in reversed(entries)), progress)
 
     def export(self, destination: str | Path, *, under: str = "") -> None:
         """Copy the newest complete version of each group into a plain Zarr v3 tree.
@@ -270,9 +368,11 @@ class Store(Repository):
         InputError
             Where something is in the way.
         """
-        newest = {entry["group"]: entry["snapshot"] for entry in self.versions() if entry["complete"]}
+        current = [entry for entry in self.versions() if entry["complete"] and not entry["withdrawn"]]
+        newest = {entry["group"]: entry["snapshot"] for entry in current}
         sources = {group: self.repo.readonly_session(snapshot_id=snapshot) for group, snapshot in newest.items()}
-        export_groups(sources, Path(destination), under, self._root_attrs())
+        attrs = {key: value for key, value in root_attrs(self.head()).items() if key != HISTORY}
+        export_groups(sources, Path(destination), under, attrs)
 
     def _begun(self, group: str, fingerprint: str) -> Version | None:
         head = self._at_head(group)
@@ -290,31 +390,12 @@ class Store(Repository):
         return Version(self, group, tagged[-1]["snapshot"]) if tagged else None
 
     def _tagged_versions(self, group: str, fingerprint: str | None) -> list[dict[str, Any]]:
-        """Entries of the tagged versions of a group, oldest first; no other version is looked at."""
+        """Entries of the tagged versions of a group, oldest first, whose fingerprint is so or begins so."""
         prefix = f"{group}-" if fingerprint is None else f"{group}-{fingerprint[:16]}-"
         with self._readable():
-            tags = self._numbered_tags(prefix) if fingerprint is not None else []
-            if not tags:  # perhaps the first was deleted
-                tags = [tag for tag in self.repo.list_tags() if tag.startswith(prefix)]
-            entries = [e for e in self._tagged(tags) if fingerprint in (None, e["fingerprint"])]
+            tags = [tag for tag in self.repo.list_tags() if tag.startswith(prefix)]
+            entries = [e for e in self._tagged(tags) if e["fingerprint"].startswith(fingerprint or "")]
         return sorted(entries, key=lambda entry: str(entry["written_at"]))
-
-    def _numbered_tags(self, prefix: str) -> list[str]:
-        """``prefix1`` to the last before two that are not there: asking is quick where listing takes all versions."""
-        tags, missing = [], 0
-        for number in itertools.count(1):
-            try:
-                self.repo.lookup_tag(f"{prefix}{number}")
-            except icechunk.IcechunkError as error:
-                if "not found" not in str(error):
-                    raise
-                missing += 1  # one may have been deleted by hand
-                if missing == 2:
-                    break
-                continue
-            missing = 0
-            tags.append(f"{prefix}{number}")
-        return tags
 
     def _at_head(self, group: str) -> Version | None:
         session = self.head()
@@ -335,29 +416,38 @@ class Store(Repository):
         for tag in tags:
             snapshot = self.repo.lookup_tag(tag)
             info = self.repo.lookup_snapshot(snapshot)
-            if info.metadata.get("complete") and tag.startswith(f"{info.metadata['group']}-"):
-                yield {**info.metadata, "snapshot": snapshot, "tag": tag, "written_at": _time_of(info)}
+            own, withdrawn = tag.removeprefix(WITHDRAWN), tag.startswith(WITHDRAWN)
+            if info.metadata.get("complete") and own.startswith(f"{info.metadata['group']}-"):
+                about = {"snapshot": snapshot, "tag": tag, "written_at": time_of(info), "withdrawn": withdrawn}
+                yield {**info.metadata, **about}
 
     def _untagged(self, tagged: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """What the head holds beyond the tagged versions: mostly one unfinished group."""
-        known = {(entry["group"], entry["fingerprint"], entry["digest"]) for entry in tagged}
+        known = {(entry["group"], *_identity(entry)) for entry in tagged if not entry["withdrawn"]}
         session = self.head()
-        written_at = _time_of(self.repo.lookup_snapshot(session.snapshot_id))
+        info = self.repo.lookup_snapshot(session.snapshot_id)
+        signed = {key: info.metadata.get(key) for key in ("author", "release")}
         for group in group_names(session):
             version = Version(self, group, session.snapshot_id)
             if (group, version.fingerprint, version.digest) not in known:
-                yield {**version.summary(), "tag": None, "written_at": written_at}
+                yield {**signed, **version.summary(), "tag": None, "written_at": time_of(info)}
 
     def _clear(self, session: icechunk.Session, group: str) -> None:
-        """Make room for a new version of a group."""
-        head = self._at_head(group)
-        if head is not None and head.complete:
-            tagged = self._tagged_versions(group, head.fingerprint)
-            if (head.fingerprint, head.digest) not in map(_identity, tagged):  # its process died before it was tagged
-                self.tag(group, head.fingerprint, self._finished_in(head))
+        """Make room for a new version of a group; what was made from the one that goes, goes too."""
         root = zarr.open_group(session.store, mode="a", zarr_format=3)
-        if group in root:
-            del root[group]
+        going = [group, *_made_from(session, group)]
+        for name in going:
+            head = self._at_head(name)
+            if head is not None and head.complete:
+                self.tag_finished(head)
+            if name in root:
+                del root[name]
+
+    def tag_finished(self, head: Version) -> None:
+        """Tag a complete version whose process died before it did."""
+        tagged = self._tagged_versions(head.group, head.fingerprint)
+        if (head.fingerprint, head.digest) not in map(_identity, tagged):
+            self.tag(head.group, head.fingerprint, self._finished_in(head))
 
     def _finished_in(self, version: Version) -> str:
         """The commit that completed a version."""
@@ -375,6 +465,22 @@ class Store(Repository):
                 )
 
 
+def _made_from(session: icechunk.Session, group: str) -> list[str]:
+    """The complete groups of a session that were made from some version of a group, directly or not.
+
+    A group says so by an attribute: the name of the other one, and its snapshot.
+    """
+    attrs = {name: read_attrs(session, name) for name in group_names(session) if name != group}
+    made = [group]
+    for origin in made:  # which grows meanwhile
+        made += [n for n, (record, a) in attrs.items() if n not in made and record["complete"] and _from(a, origin)]
+    return made[1:]
+
+
+def _from(attrs: Mapping[str, Any], group: str) -> bool:
+    return isinstance(attrs.get(group), str)
+
+
 def _identity(entry: Mapping[str, Any]) -> tuple[str, str]:
     return entry["fingerprint"], entry["digest"]
 
@@ -383,5 +489,6 @@ def _words(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else f'"{value}"'
 
 
-def _time_of(info: icechunk.SnapshotInfo) -> str:
+def time_of(info: icechunk.SnapshotInfo) -> str:
+    """When a snapshot was written, in ISO 8601 and UTC."""
     return str(info.written_at.isoformat(timespec="microseconds"))

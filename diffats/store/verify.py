@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from diffats.store import schema
 from diffats.store.location import reason
+from diffats.store.schema import Array
 from diffats.store.version import Version
 
 #: What a damaged file raises on its way through Icechunk, the codecs and NumPy.
@@ -40,7 +42,7 @@ class Problem:
 
 
 def verify_versions(versions: Iterable[Version], progress: Callable[[int, int], None] | None = None) -> list[Problem]:
-    """Everything that is damaged in some versions.
+    """Everything that is damaged in some versions. What several share is read once, unless it is damaged.
 
     Parameters
     ----------
@@ -50,11 +52,12 @@ def verify_versions(versions: Iterable[Version], progress: Callable[[int, int], 
         Called with shards read and problems so far.
     """
     problems: list[Problem] = []
-    done = 0
+    done, good = 0, _Good()
     for version in versions:
-        problems += _static(version)
+        good.look_at(version)
+        problems += _static(version, good)
         for shard in range(version.n_shards):
-            problems += _shard(version, shard)
+            problems += _shard(version, shard, good)
             done += 1
             if progress is not None:
                 progress(done, len(problems))
@@ -62,15 +65,61 @@ def verify_versions(versions: Iterable[Version], progress: Callable[[int, int], 
     return problems
 
 
-def _static(version: Version) -> Iterator[Problem]:
+class _Good:
+    """What was read and found good.
+
+    An array that is continued in a later version is the same node of Icechunk's, and no shard of it is written twice
+    with the same content: the same node, shard and digest are the same chunk.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, str] = {}
+        self._digests: dict[str, Array] = {}  # by node, (shards, 32) bytes; zeros where nothing is known
+
+    def look_at(self, version: Version) -> None:
+        """Go on with this version."""
+        try:
+            described = json.loads(version.store.repo.inspect_snapshot(version.snapshot))
+        except icechunk.IcechunkError:  # what is damaged shows when it is read
+            described = {"nodes": []}
+        self._nodes = {node["path"]: node["id"] for node in described["nodes"]}
+
+    def has(self, version: Version, name: str, shard: int | None, digest: bytes) -> bool:
+        """Whether a shard (None: all) of a variable is known to be good."""
+        known = self._digests.get(self._nodes.get(f"/{version.group}/{name}", ""))
+        return known is not None and (shard or 0) < len(known) and known[shard or 0].tobytes() == digest
+
+    def add(self, version: Version, name: str, shard: int | None, digest: bytes) -> None:
+        """Remember that it is."""
+        node = self._nodes.get(f"/{version.group}/{name}")
+        if node is None:
+            return
+        known = self._digests.get(node, np.zeros((0, len(digest)), np.uint8))
+        more = max(1, version.n_shards) - len(known)
+        if more > 0:
+            known = np.concatenate([known, np.zeros((more, len(digest)), np.uint8)])
+        known[shard or 0] = np.frombuffer(digest, np.uint8)
+        self._digests[node] = known
+
+
+def _static(version: Version, good: _Good) -> Iterator[Problem]:
     """Variables written with the template."""
     for name, expected in version.record.static.items():
-        got = _digest(version, name, None)
-        if got != expected:
-            yield Problem(version.group, version.snapshot, _difference(got), name)
+        yield from _variable(version, name, None, bytes.fromhex(expected), good)
 
 
-def _shard(version: Version, shard: int) -> Iterator[Problem]:
+def _variable(version: Version, name: str, shard: int | None, expected: bytes, good: _Good) -> Iterator[Problem]:
+    if good.has(version, name, shard, expected):
+        return
+    bounds = None if shard is None else version.bounds(shard)
+    got = _digest(version, name, bounds)
+    if got == expected.hex():
+        good.add(version, name, shard, expected)
+    else:
+        yield Problem(version.group, version.snapshot, _difference(got), name, shard, bounds)
+
+
+def _shard(version: Version, shard: int, good: _Good) -> Iterator[Problem]:
     bounds = version.bounds(shard)
     try:
         expected = np.asarray(version.raw(schema.DIGESTS)[shard])
@@ -81,14 +130,13 @@ def _shard(version: Version, shard: int) -> Iterator[Problem]:
     if not expected.any():
         return  # pending
     for name, digest in zip(version.record.filled, expected, strict=True):
-        got = _digest(version, name, bounds)
-        if got != digest.tobytes().hex():
-            yield Problem(version.group, version.snapshot, _difference(got), name, shard, bounds)
+        yield from _variable(version, name, shard, digest.tobytes(), good)
 
 
 def _whole(version: Version, known: Iterable[Problem]) -> Iterator[Problem]:
     """What only the digest of the whole version covers: status, and the variables' attributes."""
-    if not version.complete or any(problem.group == version.group for problem in known):
+    mine = (version.group, version.snapshot)
+    if not version.complete or any((problem.group, problem.snapshot) == mine for problem in known):
         return
     try:
         same = version.content_digest() == version.digest

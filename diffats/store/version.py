@@ -169,7 +169,7 @@ class Version:
         """As in `Store.versions`, without tag and time."""
         status = self.status()
         done, failed = int((status != PENDING).sum()), int((status > OK).sum())
-        return {**commit_metadata(self.group, self.record, done, failed), "snapshot": self.snapshot}
+        return {**commit_metadata(self.group, self.record, done, failed, self.attrs), "snapshot": self.snapshot}
 
     def check_template(self, template: xr.Dataset) -> None:
         """Refuse a template that cannot continue this version.
@@ -268,7 +268,7 @@ class Version:
             zarr.open_group(session.store, path=self.group, mode="r+", zarr_format=3).attrs.update(schema.plain(attrs))
             record = self.record.completed(schema.content_digest(session.store, self.group, self.record))
             write_record(session, self.group, record)
-            metadata = commit_metadata(self.group, record, counts["done"], counts["failed"])
+            metadata = commit_metadata(self.group, record, counts["done"], counts["failed"], self.attrs)
             snapshot = self.store.commit(session, f"{self.group}: complete", metadata)
             self.store.tag(self.group, self.fingerprint, snapshot)
         self.move(snapshot)
@@ -314,10 +314,11 @@ class _Committer:
             self.fork = written.fork
         else:
             self.fork.merge(written.fork)  # now, because every fork that waits takes some 100 KB
+        known = self.status[job.start : job.stop]  # of samples that the version had before it grew
+        self.done += int((known == PENDING).sum())
+        self.failed += int((written.status > OK).sum()) - int((known > OK).sum())
         self.status[job.start : job.stop] = written.status
         self.digests[job.shard] = written.digests
-        self.done += len(written.status)
-        self.failed += int((written.status > OK).sum())
         if len(self.shards) >= self.every or time.monotonic() - self.last >= self._pause():
             self.commit()
         self._tell()
@@ -331,16 +332,17 @@ class _Committer:
         self.last = time.monotonic()
         if self.fork is None:
             return
-        version = self.version
+        # Taken first: what an interrupt leaves here would be committed a second time at the end.
+        fork, shards, version = self.fork, self.shards, self.version
+        self.fork, self.shards = None, []
         with version.store.writing() as session:
             version.check_at_head(session)
-            session.merge(self.fork)
-            self._write(session, "status", self.status, [version.bounds(shard)[0] for shard in self.shards])
-            self._write(session, DIGESTS, self.digests, self.shards)
-            metadata = commit_metadata(version.group, version.record, self.done, self.failed)
-            message = f"{version.group}: {len(self.shards)} of {version.n_shards} shards"
-            version.move(version.store.commit(session, message, {**metadata, "shards": sorted(self.shards)}))
-        self.shards, self.fork = [], None
+            session.merge(fork)
+            self._write(session, "status", self.status, [version.bounds(shard)[0] for shard in shards])
+            self._write(session, DIGESTS, self.digests, shards)
+            metadata = commit_metadata(version.group, version.record, self.done, self.failed, version.attrs)
+            message = f"{version.group}: {len(shards)} of {version.n_shards} shards"
+            version.move(version.store.commit(session, message, {**metadata, "shards": sorted(shards)}))
 
     def _write(self, session: icechunk.Session, name: str, values: Array, touched: Iterable[int]) -> None:
         """Write the whole chunks that hold some entries."""

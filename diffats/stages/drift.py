@@ -1,0 +1,234 @@
+"""Whether the new samples of a growing source are like its first ones (group ``drift``).
+
+After each growth, the newest samples are compared with test samples of the first version, which neither chose anchors
+nor fitted statistics. An alarm stays until there are new anchors: a later growth without drift does not hide it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from diffats import drift
+from diffats.compute import open_cluster
+from diffats.errors import DriftError
+from diffats.primitives import Layout, Normalisation
+from diffats.stages import decompose, growth, select_anchor
+from diffats.stages.workspace import Workspace, fingerprint, open_group
+from diffats.store import STATUS, Version
+
+Array = npt.NDArray[Any]
+Growth = dict[str, Any]
+log = logging.getLogger("diffats.drift")
+
+MOST = 4096  # samples on each side that are compared
+LEAST_REFERENCE = 8  # test samples; where there are fewer, training samples are compared with, too
+LEAST_NEW = 8  # a growth of fewer samples is compared together with those before it
+ERRORS = ("anomaly_error", "relative_error")
+
+
+def drift_fingerprint(primitives: Version, normalisation: Version) -> str:
+    """Identity of the comparison; its first half is the same as long as the anchors and statistics are."""
+    lineage = fingerprint("drift", {}, normalisation.fingerprint, normalisation.digest)
+    state = hashlib.sha256(f"{primitives.fingerprint} {primitives.digest}".encode()).hexdigest()
+    return lineage[: len(lineage) // 2] + state[: len(state) // 2]
+
+
+def has_grown(primitives: Version) -> bool:
+    """Whether there are samples that the first version did not have."""
+    return primitives.record.n > growth.base_of(primitives).n
+
+
+def measure(work: Workspace, primitives: Version, normalisation: Version) -> Version | None:
+    """Compare the new samples with the first ones, unless that is done; None where nothing has grown."""
+    if not has_grown(primitives):
+        return None
+    identity = drift_fingerprint(primitives, normalisation)
+    known = work.find("drift", identity)
+    if known is not None and known.complete:
+        return known
+    previous = work.store.newest("drift", identity[: len(identity) // 2])
+    base, n = growth.base_of(primitives).n, primitives.record.n
+    growths = [entry for entry in previous.attrs["growths"] if entry["stop"] <= n] if previous is not None else []
+    tested = max([base, *(entry["stop"] for entry in growths)])
+    first = max(base, min(tested, n - LEAST_NEW))
+    split, good = primitives.dataset()["split"].values[:base], primitives.status() == STATUS["ok"]
+    reference, kind = _reference(work, split, good[:base])
+    new = _some(work, first + np.flatnonzero(good[first:]))
+    trained = int((good[:base] & (split == "train")).sum())
+    numbers = np.concatenate([reference, new])
+    rows = _statistics(work, primitives, normalisation, numbers, trained=trained, previous=previous)
+    if tested < n and len(new) and len(reference):
+        sizes = {"first": int(first), "stop": n, "samples": len(new), "reference": f"{len(reference)} {kind}"}
+        growths.append({**sizes, "statistics": drift.compare(*_sides(rows, int(first)))})
+    attrs = work.attrs(growths=growths, first=int(first), primitives=primitives.snapshot)
+    return work.keep(work.store.put("drift", rows, fingerprint=identity, attrs=attrs))
+
+
+def compared(version: Version) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Each statistic of the first and of the newest samples, as they were compared."""
+    return _sides(version.dataset().load(), version.attrs["first"])
+
+
+def _sides(rows: xr.Dataset, first: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    is_new = rows["sample"].values >= first
+    names = sorted(map(str, rows.data_vars))
+    before, new = ({name: rows[name].values[side] for name in names} for side in (~is_new, is_new))
+    return before, new
+
+
+def _reference(work: Workspace, split: Array, good: Array) -> tuple[Array, str]:
+    """The samples of the first version that new ones are compared with, and which they are."""
+    test = np.flatnonzero(good & (split == "test"))
+    if len(test) >= LEAST_REFERENCE:
+        return _some(work, test), "test samples"
+    return _some(work, np.flatnonzero(good)), "training and test samples"
+
+
+def _some(work: Workspace, numbers: Array) -> Array:
+    """All, or as many as are compared at most, seeded."""
+    return np.sort(np.random.default_rng(work.recipe.seed).permutation(numbers)[:MOST])
+
+
+def _statistics(
+    work: Workspace,
+    primitives: Version,
+    normalisation: Version,
+    numbers: Array,
+    *,
+    trained: int,
+    previous: Version | None,
+) -> xr.Dataset:
+    """The statistics of some samples; those that are known already are not computed again."""
+    kept = previous.dataset().load() if previous is not None else None
+    if kept is not None:
+        kept = kept.sel(sample=np.intersect1d(kept["sample"].values, numbers))
+    missing = numbers if kept is None else np.setdiff1d(numbers, kept["sample"].values)
+    shard, layout = primitives.record.shard, decompose.layout_of(primitives)
+    function = partial(
+        shard_statistics,
+        location=work.store_location,
+        tucker=select_anchor.require_tucker(work).snapshot,
+        primitives=primitives.snapshot,
+        normalisation=normalisation.snapshot,
+        layout=layout,
+        base=growth.base_of(primitives).n,
+        trained=trained,
+    )
+    groups = [missing[missing // shard == number] for number in np.unique(missing // shard)]
+    with open_cluster(work.recipe.compute) as cluster:
+        parts = [part for _, part in cluster.map(function, groups, ordered=True)]
+    found = [_rows(group, part) for group, part in zip(groups, parts, strict=True)]
+    rows: xr.Dataset = xr.concat([*([] if kept is None else [kept]), *found], "sample", combine_attrs="drop")
+    return rows.sortby("sample")
+
+
+def _rows(numbers: Array, part: dict[str, Array]) -> xr.Dataset:
+    return xr.Dataset({name: ("sample", values) for name, values in part.items()}, coords={"sample": numbers})
+
+
+def shard_statistics(
+    numbers: Array,
+    *,
+    location: str,
+    tucker: str,
+    primitives: str,
+    normalisation: str,
+    layout: Layout,
+    base: int,
+    trained: int,
+) -> dict[str, Array]:
+    """Errors, smallest overlaps and distances to the training distribution of some samples of a shard.
+
+    The ``trained`` training samples of the first ``base`` samples are measured as if they were not among them.
+    """
+    start, stop = int(numbers[0]), int(numbers[-1]) + 1
+    names = [stream.name for stream in layout.streams]
+    stored = open_group(location, "primitives", primitives).read([*names, "overlap", "split"], start, stop)
+    inside = numbers - start
+    out = dict(open_group(location, "tucker", tucker).read(ERRORS, start, stop))
+    out |= {f"overlap_{mode}": stored["overlap"][:, axis] for axis, mode in enumerate(layout.aligned)}
+    statistics = read_normalisation(location, normalisation)
+    found = drift.distances(statistics.apply({name: stored[name][inside] for name in names}))
+    fitted = (stored["split"][inside] == "train") & (numbers < base)
+    factor = np.where(fitted, drift.held_out(trained), 1.0)
+    out = {name: values[inside] for name, values in out.items()}
+    return out | {f"distance_{name}": factor * values for name, values in found.items()}
+
+
+def read_normalisation(location: str, snapshot: str) -> Normalisation:
+    """The stored statistics of the streams."""
+    dataset = open_group(location, "normalisation", snapshot).dataset(indexes=False).load()
+    return Normalisation.from_arrays({str(name): dataset[name].values for name in dataset.data_vars})
+
+
+# --- what follows from it -----------------------------------------------------------------------------------------
+
+
+def entries(work: Workspace, version: Version) -> list[Growth]:
+    """Each growth that was compared, with the statistics that give an alarm by this recipe's thresholds."""
+    limits = work.recipe.drift
+    options = {"false_alarm": limits.false_alarm, "effect": limits.effect}
+    return [entry | {"alarms": drift.alarms(entry["statistics"], **options)} for entry in version.attrs["growths"]]
+
+
+def judge(work: Workspace, found: Iterable[Growth]) -> None:
+    """Ask for new anchors where new samples are unlike the first ones, or warn, as the recipe says.
+
+    Raises
+    ------
+    DriftError
+        Which says by what and by how much, and what to do.
+    """
+    alarming = [entry for entry in found if entry["alarms"]]
+    if not alarming:
+        return
+    limits = work.recipe.drift
+    earlier = f" So were those of {len(alarming) - 1} growths before." if alarming[1:] else ""
+    text = (
+        f"{describe(alarming[-1])}{earlier} (drift.effect = {limits.effect:g}; drift.false_alarm = "
+        f"{limits.false_alarm:g} is the chance of such an alarm about a growth whose samples are alike.)"
+    )
+    if limits.action == "warn":
+        log.warning("%s", text)
+        return
+    raise DriftError(
+        f"{text} All that was made is kept. Run `diffats decompose RECIPE.toml --restart` for new anchors and "
+        "statistics, or go on with the old ones: --set drift.action=warn."
+    )
+
+
+def describe(entry: Growth) -> str:
+    """One growth with an alarm, in a sentence."""
+    rows = entry["statistics"]
+    listed = "; ".join(
+        f"{name} (median {rows[name]['before']:.3g} before, {rows[name]['new']:.3g} now, more unusual with probability "
+        f"{rows[name]['effect']:.2f}, p = {rows[name]['p']:.1e})"
+        for name in entry["alarms"]
+    )
+    return (
+        f"Samples {entry['first']} to {entry['stop'] - 1} are unlike the first ones ({entry['samples']} against "
+        f"{entry['reference']}) by {listed}."
+    )
+
+
+def check(work: Workspace, primitives: Version, normalisation: Version) -> None:
+    """Refuse to go on with samples that have drifted, as :func:`judge` does, or that were not looked at.
+
+    Raises
+    ------
+    StoreNotFoundError
+        Where they were not compared.
+    DriftError
+        Where they are too unlike the first ones.
+    """
+    if has_grown(primitives):
+        version = work.find("drift", drift_fingerprint(primitives, normalisation))
+        judge(work, entries(work, work.require(version, "drift", "normalise")))
