@@ -5,10 +5,13 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import flows
 
+# A shell's background jobs ignore Ctrl-C, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Set before any test module imports what reads it.
 os.environ.update(flows.SETTINGS)
 os.environ["MPLBACKEND"] = "Agg"

@@ -102,7 +102,8 @@ class Command:
         asked = time.monotonic()
         code = self._wait(self.pid)
         seconds = time.monotonic() - asked
-        return Ended(code, self.log.read_text(), seconds, outliving(self.pid))
+        said = self.log.read_text() if self.log.exists() else ""  # one stopped at once has not opened it
+        return Ended(code, said, seconds, outliving(self.pid))
 
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

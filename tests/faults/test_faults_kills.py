@@ -53,8 +53,9 @@ def check_end(ended: Ended, number: signal.Signals) -> None:
     if number == signal.SIGKILL:
         assert ended.code == -signal.SIGKILL
     else:
-        # Asked before it has begun, a process ends as the system does it.
-        assert ended.code in (STOPPED, -signal.SIGTERM), ended.said
+        # Asked before it has begun, it ends as the system does it; in the midst of an import, a library may crash.
+        begun = bool(ended.said)
+        assert ended.code == STOPPED or (not begun and ended.code in (-signal.SIGTERM, -signal.SIGSEGV)), ended
         assert ended.seconds < STOP_SECONDS
 
 
@@ -94,6 +95,7 @@ def test_killed_now_and_then(zygote: Zygote, brief: Unbroken, tmp_path: Path, nu
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 def test_the_real_command_is_killed(unbroken: Unbroken, tmp_path: Path) -> None:
     rng, seconds = random.Random(SEED), {}
     recipe = unbroken.after(None, tmp_path / "whole")
@@ -111,7 +113,7 @@ def test_the_real_command_is_killed(unbroken: Unbroken, tmp_path: Path) -> None:
             for turn in range(IN_A_ROW):
                 number = rng.choice([*OUTCOMES])
                 command = start_real("diffats", verb, file, log=tmp_path / f"{verb}-{turn}.log")
-                time.sleep(rng.uniform(0, seconds[verb]))
+                time.sleep(rng.uniform(0, 0.9 * seconds[verb]))  # most are to hit it
                 ended = command.kill(number)
                 if ended.code == 0:
                     break
