@@ -27,6 +27,7 @@ from diffats import sources
 from diffats.config import Recipe, parse_recipe
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation, decode, encode, retract
+from diffats.storage import sync_to_disk
 
 FORMAT = 1
 MAX_SAMPLES, MAX_SEED, MAX_GUIDANCE = 100_000, 2**63, 1e3
@@ -89,6 +90,8 @@ def save(
         "provenance": dict(provenance),
     }
     (partial / "bundle.json").write_text(signed(description), encoding="utf-8")
+    for path in (*partial.iterdir(), partial):
+        sync_to_disk(path)  # before its name says that it is whole
     shutil.rmtree(destination, ignore_errors=True)
     os.replace(partial, destination)
     return destination

@@ -75,8 +75,8 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     help="Aligned tensor primitives of fields, and diffusion models on them. Every verb works on the same recipe; "
-    "running it again continues or finds its work done. Exit codes: 0 done, 1 failed, 2 bad input, 3 done, with "
-    "samples that failed in this verb, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).",
+    "running it again continues or finds its work done. Exit codes: 0 done, 1 failed, 2 bad input, 3 done, but "
+    "some of its samples failed, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -628,7 +628,9 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments)
     except SystemExit as done:
         if arguments is None:
-            leave(done.code if isinstance(done.code, int) else 0)
+            if isinstance(done.code, str):
+                _say(done.code)
+            leave(done.code if isinstance(done.code, int) else int(done.code is not None))
         raise
 
 

@@ -39,18 +39,6 @@ def distances(streams: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
-def held_out(trained: int) -> float:
-    """By how much the distance of a sample grows when the mean that it is measured from is fitted without it.
-
-    The mean of ``n`` samples lies closer to each of them than to others: without sample ``x``, its difference from the
-    mean is ``n / (n - 1)`` times as large. In primitives of thousands of numbers even that tells the two apart.
-
-    >>> held_out(3)
-    2.25
-    """
-    return (trained / max(1, trained - 1)) ** 2
-
-
 def compare(before: Mapping[str, Array], new: Mapping[str, Array]) -> dict[str, Row]:
     """Compare new samples with earlier ones.
 

@@ -11,6 +11,7 @@ import re
 import ssl
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -150,3 +151,12 @@ def _cause(text: str) -> str:
     if "service error" in text:  # a request whose answers have no body
         return "access refused"
     return lines[0].strip() if lines else ""
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file or the names in a directory are on disk, where a loss of power leaves them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -37,6 +37,7 @@ from diffats.diffusion import Diffusion, Draw, element_weights, random_source
 from diffats.errors import InputError, Terminated, TrainingDivergedError
 from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser, resolve_device
+from diffats.storage import sync_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -111,15 +112,15 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         path = scratch / f"{name}.safetensors"
         _save_tensors(path, tensors)
         digests[path.name] = _sha256(path)
-        _sync(path)
+        sync_to_disk(path)
     state = {"step": checkpoint.step, "files": digests, **checkpoint.state}
     path = scratch / "state.json"
     path.write_text(json.dumps({**state, "digest": _state_digest(state)}, indent=1), encoding="utf-8")
-    _sync(path)
+    sync_to_disk(path)
     if final.exists():  # a damaged one of the same step
         shutil.rmtree(final)
     scratch.rename(final)
-    _sync(directory)
+    sync_to_disk(directory)
     for _, old in _checkpoints(directory)[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -133,6 +134,13 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
         except _DAMAGE as error:
             logger.warning("%s is damaged (%s): trying the one before.", path, error)
     return None
+
+
+def remove_damaged(directory: Path, intact: int) -> None:
+    """Remove checkpoints after the newest intact one: they would take the place of one that could be used."""
+    for step, path in _checkpoints(directory):
+        if step > intact:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def damaged_checkpoints(directory: Path) -> list[str]:
@@ -183,20 +191,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     scratch = path.with_name(f".{path.name}.partial")
     write(scratch)
-    _sync(scratch)
+    sync_to_disk(scratch)
     scratch.replace(path)
-    _sync(path.parent)
+    sync_to_disk(path.parent)
 
 
 def _save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
@@ -386,6 +386,8 @@ class _Training:
         if checkpoint is None:
             return
         self._check_settings(checkpoint)
+        if self.accelerator.is_main_process:
+            remove_damaged(self.directory, checkpoint.step)
         self.denoiser.load_state_dict(checkpoint.tensors["model"])
         self.ema.module.load_state_dict(checkpoint.tensors["ema"])
         self.ema.n_averaged.fill_(checkpoint.step)

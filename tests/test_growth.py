@@ -22,12 +22,12 @@ from tiny_runs import PRIMITIVES, calls, changed, run, small_recipe, waves
 
 from diffats import plots, report, stages
 from diffats.config import Data, Recipe, Split
-from diffats.errors import DriftError, SourceChangedError, SourceError, StoreError
+from diffats.errors import DriftError, SourceChangedError, SourceError, StoreError, TooManyFailedError
 from diffats.sources import Samples, open_samples
 from diffats.sources.cuts import Grid
 from diffats.sources.joining import JoinedArray
 from diffats.sources.splits import by_block, held_values, lasting_choice
-from diffats.stages import Workspace, align, decompose, drift, fit_normalisation, plan, select_anchor, train
+from diffats.stages import Workspace, align, decompose, drift, files, fit_normalisation, plan, select_anchor, train
 from diffats.store import PENDING, Store, Version
 
 CHUNK, SHARD = 4, 7
@@ -597,3 +597,64 @@ def test_the_picture_has_a_panel_for_each_statistic() -> None:
     before, new = ({name: rng.normal(size=n) for name in ("a", "b", "c")} for n in (20, 9))
     figure = plots.drift(before, new)
     assert [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()] == ["a", "b", "c"]
+
+
+# --- what must not pass -------------------------------------------------------------------------------------------
+
+
+def test_new_samples_that_are_mostly_bad_are_refused_though_few_of_all(tmp_path: Path) -> None:
+    write(tmp_path, 40)
+    recipe = recipe_of(tmp_path, max_failed=0.2)
+    run(recipe, PRIMITIVES)
+    bad = FIELD.copy()
+    bad[41:46] = np.nan
+    append(tmp_path, 40, 46, bad)
+    with pytest.raises(TooManyFailedError, match="5 of 6 new samples failed, 1 are allowed"):
+        run(recipe, ["decompose"])
+
+
+def test_without_test_samples_drift_is_not_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, 16)
+    recipe = recipe_of(tmp_path)
+    run(recipe, PRIMITIVES)
+    append(tmp_path, 16, 40, FIELD + 5)
+    assert not run(recipe, PRIMITIVES)["fit_normalisation"].facts["drift"]
+    assert "drift is not looked for: the first version has 4 good test samples" in caplog.text
+
+
+def test_verify_names_known_samples_of_the_source_that_differ(tmp_path: Path) -> None:
+    write(tmp_path, 20)
+    recipe = recipe_of(tmp_path)
+    run(recipe, ["decompose"])
+    append(tmp_path, 20, 24)
+    assert files.problems(Workspace(recipe)) == []
+    zarr.open_array(tmp_path / "u.zarr" / "u", mode="r+")[9, 0, 0] = 7.0
+    (problem,) = files.problems(Workspace(recipe))
+    assert "sample 9 is not what was encoded" in problem
+
+
+def test_a_repository_that_moves_on_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(tmp_path / "repo")))
+
+    def commit(factor: float) -> None:
+        session = repository.writable_session("main")
+        (dataset(0, 20) * factor).to_zarr(session.store, mode="w", zarr_format=3, consolidated=False)
+        session.commit(f"times {factor}")
+
+    commit(1.0)
+    recipe = recipe_of(tmp_path, "repo", grows=False)
+    fitted = decompose.fit_scaling
+
+    def late(*arguments: Any) -> Any:
+        commit(10.0)  # after the source was opened, before any sample is read
+        return fitted(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decompose, "fit_scaling", late)
+        with pytest.raises(SourceError, match="was changed while it was read"):
+            run(recipe, ["decompose"])
+    run(recipe, ["decompose"])
+    scale = decompose.scaling_version(Workspace(recipe)).dataset()["scale"].values
+    assert scale == pytest.approx(10 * FIELD[:20].std(), rel=0.3)

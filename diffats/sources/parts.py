@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 DIGEST_BYTES = 16
 # What says how stored numbers become values; a change of it is one of all of them.
-_DECODING = ("dtype", "scale_factor", "add_offset", "_FillValue", "missing_value", "units", "calendar")
+_DECODING = ("dtype", "scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned", "units", "calendar")
 
 
 @dataclass(frozen=True)

@@ -377,7 +377,10 @@ def steady(data: Data, pass_name: str) -> Iterator[None]:
 
 def check_steady(work: Workspace) -> None:
     """Refuse to finish what was read from a source that changed meanwhile."""
-    if not work.recipe.data.grows and work.samples.fingerprint() != work.source_digest:
+    if work.recipe.data.grows:
+        return
+    now = sources.Samples(work.data, work.recipe.seed)  # opened anew: an open repository stays at its snapshot
+    if now.fingerprint() != work.source_digest:
         raise changed(work.recipe.data.source)
 
 
@@ -697,9 +700,9 @@ def allowed_failures(work: Workspace, n: int) -> int:
 
 def check_failures(work: Workspace, version: Version) -> None:
     """Raise where more samples are bad than ``data.max_failed`` allows, or too few good ones are left."""
-    status = version.dataset()["status"].values
+    status, known = version.dataset()["status"].values, growth.known_samples(version)
     bad = np.flatnonzero(status != STATUS["ok"])
-    allowed = allowed_failures(work, len(status))
+    allowed, allowed_new = allowed_failures(work, len(status)), allowed_failures(work, len(status) - known)
     meaning = {flag: name for name, flag in STATUS.items()}
     listed = ", ".join(f"{i} ({meaning[int(status[i])]})" for i in bad[:10]) + (" ..." if len(bad) > 10 else "")
     if len(bad) > allowed:
@@ -707,6 +710,12 @@ def check_failures(work: Workspace, version: Version) -> None:
             f"decompose: {len(bad)} of {len(status)} samples failed, {allowed} are allowed by data.max_failed = "
             f"{work.recipe.data.max_failed}: {listed}. {_share_missing(work, status)}Mend the source, set "
             'data.missing = "mask" if the same points are missing in all samples, or raise data.max_failed.'
+        )
+    bad_new = int((bad >= known).sum())
+    if bad_new > allowed_new:
+        raise TooManyFailedError(
+            f"decompose: {bad_new} of {len(status) - known} new samples failed, {allowed_new} are allowed by "
+            f"data.max_failed = {work.recipe.data.max_failed}: {listed}. Mend the source, or raise data.max_failed."
         )
     if not ((status == STATUS["ok"]) & (version.dataset()["split"].values == "train")).any():
         raise TooManyFailedError(

@@ -29,7 +29,7 @@ Growth = dict[str, Any]
 log = logging.getLogger("diffats.drift")
 
 MOST = 4096  # samples on each side that are compared
-LEAST_REFERENCE = 8  # test samples; where there are fewer, training samples are compared with, too
+LEAST_REFERENCE = 8  # test samples; where there are fewer, nothing is judged
 LEAST_NEW = 8  # a growth of fewer samples is compared together with those before it
 ERRORS = ("anomaly_error", "relative_error")
 
@@ -47,26 +47,28 @@ def has_grown(primitives: Version) -> bool:
 
 
 def measure(work: Workspace, primitives: Version, normalisation: Version) -> Version | None:
-    """Compare the new samples with the first ones, unless that is done; None where nothing has grown."""
+    """Compare the new samples with the first ones, unless that is done; None where there is nothing to compare."""
     if not has_grown(primitives):
         return None
     identity = drift_fingerprint(primitives, normalisation)
     known = work.find("drift", identity)
     if known is not None and known.complete:
         return known
+    base, n, good = growth.base_of(primitives).n, primitives.record.n, primitives.status() == STATUS["ok"]
+    split = primitives.dataset()["split"].values[:base]
+    reference = _some(work, np.flatnonzero(good[:base] & (split == "test")))
+    if len(reference) < LEAST_REFERENCE:  # training samples lie closer to anchors and statistics than new ones can
+        text = "drift is not looked for: the first version has %d good test samples, and %d are needed"
+        log.warning(text, len(reference), LEAST_REFERENCE)
+        return None
     previous = work.store.newest("drift", identity[: len(identity) // 2])
-    base, n = growth.base_of(primitives).n, primitives.record.n
     growths = [entry for entry in previous.attrs["growths"] if entry["stop"] <= n] if previous is not None else []
     tested = max([base, *(entry["stop"] for entry in growths)])
     first = max(base, min(tested, n - LEAST_NEW))
-    split, good = primitives.dataset()["split"].values[:base], primitives.status() == STATUS["ok"]
-    reference, kind = _reference(work, split, good[:base])
     new = _some(work, first + np.flatnonzero(good[first:]))
-    trained = int((good[:base] & (split == "train")).sum())
-    numbers = np.concatenate([reference, new])
-    rows = _statistics(work, primitives, normalisation, numbers, trained=trained, previous=previous)
-    if tested < n and len(new) and len(reference):
-        sizes = {"first": int(first), "stop": n, "samples": len(new), "reference": f"{len(reference)} {kind}"}
+    rows = _statistics(work, primitives, normalisation, np.concatenate([reference, new]), previous)
+    if tested < n and len(new):
+        sizes = {"first": int(first), "stop": n, "samples": len(new), "reference": f"{len(reference)} test samples"}
         growths.append({**sizes, "statistics": drift.compare(*_sides(rows, int(first)))})
     attrs = work.attrs(growths=growths, first=int(first), primitives=primitives.snapshot)
     return work.keep(work.store.put("drift", rows, fingerprint=identity, attrs=attrs))
@@ -84,27 +86,13 @@ def _sides(rows: xr.Dataset, first: int) -> tuple[dict[str, Array], dict[str, Ar
     return before, new
 
 
-def _reference(work: Workspace, split: Array, good: Array) -> tuple[Array, str]:
-    """The samples of the first version that new ones are compared with, and which they are."""
-    test = np.flatnonzero(good & (split == "test"))
-    if len(test) >= LEAST_REFERENCE:
-        return _some(work, test), "test samples"
-    return _some(work, np.flatnonzero(good)), "training and test samples"
-
-
 def _some(work: Workspace, numbers: Array) -> Array:
     """All, or as many as are compared at most, seeded."""
     return np.sort(np.random.default_rng(work.recipe.seed).permutation(numbers)[:MOST])
 
 
 def _statistics(
-    work: Workspace,
-    primitives: Version,
-    normalisation: Version,
-    numbers: Array,
-    *,
-    trained: int,
-    previous: Version | None,
+    work: Workspace, primitives: Version, normalisation: Version, numbers: Array, previous: Version | None
 ) -> xr.Dataset:
     """The statistics of some samples; those that are known already are not computed again."""
     kept = previous.dataset().load() if previous is not None else None
@@ -119,8 +107,6 @@ def _statistics(
         primitives=primitives.snapshot,
         normalisation=normalisation.snapshot,
         layout=layout,
-        base=growth.base_of(primitives).n,
-        trained=trained,
     )
     groups = [missing[missing // shard == number] for number in np.unique(missing // shard)]
     with open_cluster(work.recipe.compute) as cluster:
@@ -135,32 +121,18 @@ def _rows(numbers: Array, part: dict[str, Array]) -> xr.Dataset:
 
 
 def shard_statistics(
-    numbers: Array,
-    *,
-    location: str,
-    tucker: str,
-    primitives: str,
-    normalisation: str,
-    layout: Layout,
-    base: int,
-    trained: int,
+    numbers: Array, *, location: str, tucker: str, primitives: str, normalisation: str, layout: Layout
 ) -> dict[str, Array]:
-    """Errors, smallest overlaps and distances to the training distribution of some samples of a shard.
-
-    The ``trained`` training samples of the first ``base`` samples are measured as if they were not among them.
-    """
+    """Errors, smallest overlaps and distances to the training distribution of some samples of a shard."""
     start, stop = int(numbers[0]), int(numbers[-1]) + 1
     names = [stream.name for stream in layout.streams]
-    stored = open_group(location, "primitives", primitives).read([*names, "overlap", "split"], start, stop)
+    stored = open_group(location, "primitives", primitives).read([*names, "overlap"], start, stop)
     inside = numbers - start
     out = dict(open_group(location, "tucker", tucker).read(ERRORS, start, stop))
     out |= {f"overlap_{mode}": stored["overlap"][:, axis] for axis, mode in enumerate(layout.aligned)}
     statistics = read_normalisation(location, normalisation)
     found = drift.distances(statistics.apply({name: stored[name][inside] for name in names}))
-    fitted = (stored["split"][inside] == "train") & (numbers < base)
-    factor = np.where(fitted, drift.held_out(trained), 1.0)
-    out = {name: values[inside] for name, values in out.items()}
-    return out | {f"distance_{name}": factor * values for name, values in found.items()}
+    return {name: values[inside] for name, values in out.items()} | {f"distance_{n}": d for n, d in found.items()}
 
 
 def read_normalisation(location: str, snapshot: str) -> Normalisation:

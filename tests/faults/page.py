@@ -40,8 +40,9 @@ What diffats promises when something breaks, and what was broken to show it. Thi
   with exit code 1 after its last stage. A flow run that was killed stays "Running" in Prefect until the next flow run
   on the same root, which marks it as crashed.
 - **Damage is noticed.** `diffats verify` reads everything back: each shard, snapshot and manifest of the stores, each
-  checkpoint, each model, and whether the source is still what was encoded. Training goes on from the newest checkpoint
-  that is whole, and says which one was not; a damaged model is refused.
+  checkpoint, each model. Of a growing source it reads every sample and names those that are not what was encoded; of
+  any other it compares sizes, times and metadata, so a byte that changes under the same time is not seen there.
+  Training goes on from the newest checkpoint that is whole, and says which one was not; a damaged model is refused.
 - **Clocks do not matter**: neither jumps nor time zones change what is computed or found.
 
 Bad data and bad recipes have a page of their own kind: `tests/bad_inputs.py` lists each input with what comes of it.
