@@ -586,20 +586,40 @@ def interrupted_code(error: KeyboardInterrupt) -> int:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: with its checkpoint, its last state told, and its workers stopped."""
+    """SIGTERM ends a command as Ctrl-C does: with its checkpoint, its last state told, and its workers stopped.
+
+    Either waits for the end of an import: libraries in the midst of it may drop what is raised there, or crash.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone can listen
         yield
         return
 
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            _repeat(number)
+            return
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored, in the background
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         with _no_lost_interrupt():
             yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _repeat(number: int) -> None:
+    """Have a signal come again in a moment, somewhere else."""
+    threading.Timer(0.05, _thread.interrupt_main, [number]).start()
 
 
 @contextmanager
@@ -609,9 +629,7 @@ def _no_lost_interrupt() -> Iterator[None]:
 
     def repeat(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            number = signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT
-            # Not from in here, where it would be dropped again.
-            threading.Timer(0.05, _thread.interrupt_main, [number]).start()
+            _repeat(signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT)
         else:
             before(dropped)
 

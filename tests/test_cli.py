@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import pty
@@ -436,3 +437,24 @@ def test_a_terminal_shows_a_bar(tmp_path: Path) -> None:
     assert "24/24" in text
     assert "0 failed" in text
     assert "to go" in text
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_waits_for_the_end_of_an_import(
+    number: int, raised: type[KeyboardInterrupt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.2)\nopen('whole', 'w').close()\n"
+    (tmp_path / "slow_to_import.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def command() -> None:
+        with cli.terminated_as_interrupted():
+            importlib.import_module("slow_to_import")
+            time.sleep(10)
+
+    with pytest.raises(raised):
+        command()
+    assert sys.modules.pop("slow_to_import")
+    assert Path("whole").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -30,8 +30,8 @@ What diffats promises when something breaks, and what was broken to show it. Thi
 - **SIGTERM and Ctrl-C stop it cleanly**, within ten seconds: training writes a checkpoint first (at the end of its
   step), shards that are done are committed, workers are stopped, MLflow and Prefect are told. The exit code is 143
   after SIGTERM and 130 after Ctrl-C. A second signal acts at once. A process that is asked before it has begun, while
-  Python starts, ends as the system does it; one of some hundred crashed in a library that was being imported. Either
-  way nothing is lost.
+  Python starts, ends as the system does it (one of some hundred crashed then); nothing is lost by that. A signal in the
+  midst of an import waits for its end, since libraries drop what comes there, or crash.
 - **One writer a root.** A second run on the same root is refused with the process that is at work and since when. The
   lock is the system's: it is free as soon as its owner is dead, however it died. On object storage, which has no
   locks, the second of two commits is refused.
