@@ -379,8 +379,10 @@ def check_steady(work: Workspace) -> None:
     """Refuse to finish what was read from a source that changed meanwhile."""
     if work.recipe.data.grows:
         return
-    now = sources.Samples(work.data, work.recipe.seed)  # opened anew: an open repository stays at its snapshot
-    if now.fingerprint() != work.source_digest:
+    samples = work.samples
+    if "snapshot" in samples.dataset.encoding:  # an open repository stays at it
+        samples = sources.Samples(work.data, work.recipe.seed)
+    if samples.fingerprint() != work.source_digest:
         raise changed(work.recipe.data.source)
 
 
