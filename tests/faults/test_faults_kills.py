@@ -53,7 +53,7 @@ def check_end(ended: Ended, number: signal.Signals) -> None:
     if number == signal.SIGKILL:
         assert ended.code == -signal.SIGKILL
     else:
-        # Asked before it has begun or after it is done, it ends as the system does it; in an import, a library may crash.
+        # Asked before it has begun or after it is done, it ends as the system does it; an import may crash.
         early = () if ended.said else (-signal.SIGSEGV,)
         assert ended.code in (STOPPED, -signal.SIGTERM, *early), ended
         assert ended.seconds < STOP_SECONDS
