@@ -12,7 +12,7 @@ FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 PYTHON = $(shell for p in python3.11 python3 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint types format test-slow test-faults test-install bench soak mlflow-ui prefect-ui clean
+.PHONY: help setup demo test lint types format test-slow test-faults test-install bench quality quality-small soak mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -66,6 +66,13 @@ bench: $(STAMP)  ## measure encoding against its bounds and other libraries, und
 	$(BIN)/python -m benchmarks.encode $(ARGS)
 	$(BIN)/python -m benchmarks.pipeline $(ARGS)
 	$(BIN)/python -m benchmarks.medoid $(ARGS)
+
+quality: $(STAMP)  ## measure generated samples against other methods: hours, resumable (options: ARGS="--tasks burgers_2d")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quality]'
+	$(BIN)/python -m benchmarks.quality $(ARGS)
+
+quality-small:  ## one task of it from beginning to end, under 40 minutes
+	$(MAKE) quality ARGS="--tasks reaction_diffusion_1d --seeds 0"
 
 soak: $(STAMP)  ## preprocess, train and generate in a loop on growing data: memory, files, threads, disk stay flat (options: MINUTES=5)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

@@ -425,7 +425,7 @@ def _about(entry: Mapping[str, Any]) -> str:
 
 @app.command()
 def verify(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Check all that is stored, checkpoints and models too."""
+    """Check stores, checkpoints and models, and the source again."""
     from diffats.errors import StoreNotFoundError
     from diffats.stages import Workspace, files
 
@@ -433,7 +433,9 @@ def verify(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = Fals
     stores = work.repositories()
     if not stores:
         raise StoreNotFoundError(f"{work.root}: there is no store to verify. Run `diffats decompose {recipe}` first.")
-    problems = [str(problem) for store in stores for problem in store.verify()] + files.problems(work)
+    problems = [str(problem) for store in stores for problem in store.verify()]
+    with progress_bar("verify, samples of the source") as progress:
+        problems += files.problems(work, progress=progress)
     if as_json:
         _print_json({"problems": problems})
     else:

@@ -22,7 +22,7 @@ from pydantic_core import PydanticSerializationError
 from diffats.errors import RecipeError, redact
 
 #: What ``generate.sampler`` may be: the names in ``diffats.diffusion.SAMPLERS`` (a test compares them).
-Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
+Sampler = Literal["ddpm", "ddim", "dpm++", "unipc", "ddim-accelerated", "ddpm-accelerated"]
 #: What may decide between candidate and champion: rows of ``diffats.evaluation`` whose smaller value is better.
 Metric = Literal["energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"]
 #: What ``diffats simulate`` makes: the modules of ``diffats.simulate`` (a test compares them).
@@ -179,11 +179,12 @@ class Data(Section):
     missing: Literal["fail", "mask"] = Field("fail", description='"mask": a mask equal in all samples is handled')
     max_failed: float = Field(0.01, ge=0, le=1, description="share of bad samples (at least one) that is tolerated")
     grows: bool = Field(False, description="new samples come at the end: only they are encoded, as the first ones were")
+    version: str | None = Field(None, description="of a source that grows: tag or id of the earlier version to work on")
     windows: Windows = Windows()
     split: Split = Split()
     condition: Condition = Condition()
 
-    @field_validator("sample_dim", "group", "engine", "concat_dim")
+    @field_validator("sample_dim", "group", "engine", "concat_dim", "version")
     @classmethod
     def _empty_is_none(cls, name: str | None) -> str | None:
         return name or None  # what --set data.sample_dim= means
@@ -213,6 +214,8 @@ class Data(Section):
         initial = self.condition.initial
         if initial is not None and initial.dim not in self.modes:
             raise ValueError(f'data.condition.initial.dim "{initial.dim}" is no mode ({", ".join(self.modes)}).')
+        if self.version is not None and not self.grows:
+            raise ValueError("version names an earlier version of a source that grows. Set data.grows, or remove it.")
         if self.split.by == "block" and not self.windows.size:
             raise ValueError('by = "block" holds out blocks of windowed dims. Set data.windows.size, or by = "sample".')
         return self
@@ -316,11 +319,19 @@ class Train(Section):
 
     steps: Count = Field(2000, ge=1)
     batch: Count = Field(32, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: of the blocks' matrices; adamw of the rest")
+    lr: float = Field(1e-2, gt=0)
     warmup: Count = Field(100, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0)
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(1.0, gt=0, description="gradient norm limit")
+    shift: list[str] = Field(
+        default_factory=list,
+        description="modes along which fields wrap around: every sample is trained on at random shifts along them",
+    )
+    weighting: Literal["field", "stream"] = Field(
+        "field", description="loss: the field's error to first order, or the mean over streams of each one's error"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
     checkpoint_every: Count = Field(250, ge=1, description="steps between checkpoints")
     log_every: Count = Field(25, ge=1, description="steps between logged metrics")

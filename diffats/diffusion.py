@@ -86,29 +86,20 @@ class Draw:
         return Draw(self.t[index], self.eps[index], self.drop[index])
 
 
-def element_weights(sizes: Mapping[str, int], weights: Mapping[str, float] | None = None) -> Tensor:
+def element_weights(sizes: Mapping[str, int]) -> Tensor:
     """Weights ``(D,)`` of the numbers of a primitive in the loss: a mean over each stream, then over streams.
 
     Parameters
     ----------
     sizes
         Numbers in each stream, in order.
-    weights
-        A weight for each stream, 1 where left out.
 
     Examples
     --------
     >>> element_weights({"core": 2, "factor_x": 4})
     tensor([0.2500, 0.2500, 0.1250, 0.1250, 0.1250, 0.1250])
     """
-    weights = weights or {}
-    if unknown := sorted(set(weights) - set(sizes)):
-        raise InputError(f'loss weight for "{unknown[0]}", which is no stream ({", ".join(sizes)}).')
-    by_stream = [float(weights.get(name, 1.0)) for name in sizes]
-    if min(by_stream) < 0 or sum(by_stream) <= 0:
-        raise InputError(f"loss weights {dict(weights)} are not usable: give numbers of at least 0, one above 0.")
-    total = sum(by_stream)
-    return torch.cat([torch.full((n,), w / total / n) for w, n in zip(by_stream, sizes.values(), strict=True)])
+    return torch.cat([torch.full((n,), 1 / len(sizes) / n) for n in sizes.values()])
 
 
 class Diffusion:
@@ -169,7 +160,7 @@ class Diffusion:
         return Draw.of(batch, numbers, noise_steps=self.noise_steps, dropout=dropout, generator=generator)
 
     def loss(self, model: Network, z: Tensor, cond: Mapping[str, Tensor], weights: Tensor, draw: Draw) -> Tensor:
-        """The training loss, a scalar: the squared error of the target, weighted by ``element_weights``.
+        """The training loss, a scalar: the squared error of the target, weighted number by number.
 
         Parameters
         ----------
@@ -180,7 +171,7 @@ class Diffusion:
         cond
             Normalised conditions; empty where there are none.
         weights
-            ``(D,)``, see ``element_weights``.
+            ``(D,)``, with sum 1.
         draw
             Levels, noise and condition dropout.
         """
@@ -275,10 +266,24 @@ def _unipc(**common: Any) -> Any:
     return UniPCMultistepScheduler(solver_order=2, **common)
 
 
+def _accelerated_ddim(**common: Any) -> Any:
+    from diffats.samplers import AcceleratedDDIMScheduler
+
+    return AcceleratedDDIMScheduler(**common)
+
+
+def _accelerated_ddpm(**common: Any) -> Any:
+    from diffats.samplers import AcceleratedDDPMScheduler
+
+    return AcceleratedDDPMScheduler(**common)
+
+
 #: Samplers by the names of ``config.SAMPLERS``. A new one is a line here and a name there.
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddpm": _ddpm,
     "ddim": partial(_solver, 1),
     "dpm++": partial(_solver, 2),
     "unipc": _unipc,
+    "ddim-accelerated": _accelerated_ddim,
+    "ddpm-accelerated": _accelerated_ddpm,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def generate(
     cond
         Normalised conditions ``(k, ...)``, in the order of ``indices``; none: every condition is dropped.
     steps, sampler
-        Network calls for each sample, and ``"ddpm"``, ``"ddim"``, ``"dpm++"`` or ``"unipc"``.
+        Network calls for each sample, and a name of ``diffats.diffusion.SAMPLERS``.
     guidance
         Scale of classifier-free guidance: 1 is none, 0 ignores the conditions. Other values double the work.
     batch
@@ -164,8 +165,10 @@ def _sample(
     device: torch.device,
 ) -> Tensor:
     scheduler = diffusion.scheduler(sampler, steps)
-    noise = {"generator": sources} if sampler == "ddpm" else {}  # the others are deterministic
+    takes_noise = "generator" in inspect.signature(scheduler.step).parameters
+    noise = {"generator": sources} if takes_noise else {}
     z = torch.stack([torch.randn(numbers, generator=source) for source in sources]).to(device)
+    z = z.mul(scheduler.init_noise_sigma)
     for t in scheduler.timesteps:
         prediction = predict(z, t.to(device).expand(len(z)))
         z = scheduler.step(prediction, t, z, **noise).prev_sample

@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 
 from diffats.errors import InputError
-from diffats.primitives import ConditionLayout, Layout, Normalisation
+from diffats.primitives import ConditionLayout, Layout, Normalisation, Shifts
 
 STATUS_OK = 1  # as diffats.store writes it
 CACHE_BYTES = 2**30
-_ORDER = 1  # keeps the random numbers of the order apart from others of the same seed
+_ORDER, _SHIFTS = 1, 4  # keep these random numbers apart from others of the same seed
 
 Arrays = dict[str, np.ndarray]
 Shard = tuple[np.ndarray, np.ndarray, Arrays]  # sample numbers, z, conditions: usable samples only
@@ -32,6 +32,8 @@ class PrimitiveSet:
         What the streams are, and how they and the conditions are normalised.
     shard
         Samples read at once; the chunk along ``sample`` where left out.
+    shifts
+        Shifts the samples of a training step at random; each is as the store has it where left out.
     cache_bytes
         Memory for shards that were read. It never changes the order of the batches.
 
@@ -49,6 +51,7 @@ class PrimitiveSet:
         conditions: ConditionLayout,
         *,
         shard: int | None = None,
+        shifts: Shifts | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.dataset, self.layout, self.normalisation, self.conditions = dataset, layout, normalisation, conditions
@@ -67,6 +70,7 @@ class PrimitiveSet:
         self.test: np.ndarray = np.flatnonzero(self._usable & is_test)
         if len(self.train) < 2:
             raise InputError(f"only {len(self.train)} usable training samples of {self.n}; at least 2 are needed.")
+        self.shifts = shifts
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[int, Shard] = OrderedDict()
         self._lock = threading.Lock()
@@ -88,6 +92,16 @@ class PrimitiveSet:
                     cond[name] = np.empty((len(indices), *values.shape[1:]), dtype=values.dtype)
                 cond[name][where] = values[inside]
         return z, cond
+
+    def read_step(self, seed: int, step: int, size: int, part: slice | None = None) -> tuple[np.ndarray, Arrays]:
+        """What ``read`` gives for (a part of) the samples of a training step, shifted at random where asked for."""
+        z, cond = self.read(self.batch(seed, step, size)[part or slice(None)])
+        if self.shifts is None:
+            return z, cond
+        by = self.shifts.draw(size, np.random.default_rng((seed, step, _SHIFTS)))[part or slice(None)]
+        streams = self.shifts.apply(self.normalisation.undo(self.layout.unflatten(z)), by)
+        shifted = self.layout.flatten(self.normalisation.apply(streams))
+        return np.asarray(shifted, dtype=np.float32), self.shifts.apply_to_conditions(cond, by)
 
     def batch(self, seed: int, step: int, size: int) -> np.ndarray:
         """Sample numbers ``(size,)`` of a training step. Every sample comes once in each pass over the data."""

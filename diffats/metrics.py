@@ -7,19 +7,22 @@ from one distribution score zero on average, whatever their size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.signal import periodogram
 from scipy.spatial.distance import cdist
+from threadpoolctl import threadpool_limits
 
 from diffats.errors import InputError
 
 Array = npt.NDArray[Any]
 _FEATURES_PER_BLOCK = 65536  # bounds the float64 copies of large fields
 _SAMPLES_PER_BLOCK = 32
+_LEADING_SCORES = 20  # that a classifier sees one by one
 LEAST_SPECTRUM = 8  #: a mode of fewer points has no spectrum worth comparing
 
 
@@ -147,16 +150,25 @@ def sliced_wasserstein(a: Array, b: Array, *, seed: int, projections: int = 2048
     return float(distance) * float(np.sqrt(a.shape[1] / (features or a.shape[1])))
 
 
-def two_sample_accuracy(a: Array, b: Array) -> float:
-    """Leave-one-out accuracy of a nearest-neighbour classifier that tells the two sets apart (scikit-learn).
+def two_sample_accuracy(a: Array, b: Array, *, seed: int = 0, folds: int = 5) -> float:
+    """Share of held-out samples of which a classifier knows the set: 0.5 is indistinguishable, 1 always told apart.
 
-    0.5: indistinguishable; 1: always told apart; below 0.5: samples of one set sit next to samples of the other, as
-    copies would. Lopez-Paz and Oquab (2017).
+    Cross-validated; Lopez-Paz and Oquab (2017), arXiv:1610.06545. Chance moves it by about ``0.35 / sqrt(k)``.
+
+    The classifier is gradient boosting (scikit-learn) on the leading principal scores of both sets together, and on the
+    logarithm of the energy in blocks of 20, 20, 40, 80, .. scores, which shows what is too smooth or too noisy. On 150
+    Burgers fields and image patches it saw more than nearest neighbours, logistic regression or support vectors (0.90
+    for Gaussian draws of Burgers fields, against 0.71 to 0.82; 0.5 for equal distributions), and as much as 100
+    extremely randomised trees in a quarter of their time.
 
     Parameters
     ----------
     a, b
         ``(k, features)`` each, equal counts.
+    seed
+        Of the folds.
+    folds
+        Parts that are held out in turn; k where that is less.
 
     Examples
     --------
@@ -165,14 +177,71 @@ def two_sample_accuracy(a: Array, b: Array) -> float:
     >>> two_sample_accuracy(a, a + 100)
     1.0
     """
-    from sklearn.neighbors import NearestNeighbors
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     _check_pair(a, b)
-    points = np.concatenate([a, b])
-    labels = np.repeat([0, 1], [len(a), len(b)])
-    # without an argument, each point's own neighbours exclude the point itself
-    nearest = NearestNeighbors(n_neighbors=1).fit(points).kneighbors(return_distance=False)[:, 0]
-    return float(np.mean(labels[nearest] == labels))
+    labels = np.repeat([0, 1], len(a))
+    trees = HistGradientBoostingClassifier(
+        max_iter=30, learning_rate=0.2, max_leaf_nodes=8, min_samples_leaf=8, early_stopping=False, random_state=seed
+    )
+    parts = StratifiedKFold(min(folds, len(a)), shuffle=True, random_state=seed)
+    features = _scores_and_energies(*embed(a, b))
+    with threadpool_limits(1):  # sets are small: threads wait for each other longer than they work
+        return float(cross_val_score(trees, features, labels, cv=parts).mean())
+
+
+def _scores_and_energies(*sets: Array) -> Array:
+    """Leading principal scores, and the logarithm of the energy in ever longer blocks of them."""
+    scores = np.concatenate(sets)
+    edges = [0, _LEADING_SCORES]
+    while edges[-1] < scores.shape[1]:
+        edges.append(2 * edges[-1])
+    energies = np.stack([(scores[:, i:j] ** 2).sum(axis=1) for i, j in pairwise(edges)], axis=1)
+    least = 1e-12 * float(energies.sum(axis=1).mean()) or 1.0  # of samples at the mean of all
+    return np.concatenate([scores[:, :_LEADING_SCORES], np.log(energies + least)], axis=1)
+
+
+def precision_recall(real: Array, generated: Array, *, k: int = 5) -> dict[str, float]:
+    """Precision, recall, density and coverage of generated samples among the neighbourhoods of real ones.
+
+    A neighbourhood reaches to the k-th nearest sample of its own set. Precision is the share of generated samples in
+    any neighbourhood of a real one, density how many of these each is in, over k; recall is the share of real samples
+    in any neighbourhood of a generated one, coverage that of the real neighbourhoods with a generated sample.
+    Kynkäänniemi et al. (2019), arXiv:1904.06991; Naeem et al. (2020), arXiv:2002.09797.
+
+    Parameters
+    ----------
+    real, generated
+        ``(n, features)`` each, equal counts, more than k.
+    k
+        Neighbours.
+
+    Returns
+    -------
+    dict
+        ``precision``, ``recall`` and ``coverage`` in 0 to 1, and ``density``, which may be above 1. Equal
+        distributions have a density of 1 and a coverage of about ``1 - 2**-k`` on average.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> real = np.arange(4.0)[:, None]
+    >>> precision_recall(real, np.full((4, 1), -0.5), k=1)
+    {'precision': 1.0, 'recall': 0.0, 'density': 1.0, 'coverage': 0.25}
+    """
+    _check_pair(real, generated)
+    if len(real) <= k:
+        raise InputError(f"neighbourhoods of {k} samples need more than {k} samples in each set, got {len(real)}.")
+    distances = cdist(real, generated)
+    real_reach, generated_reach = (np.partition(cdist(x, x), k, axis=1)[:, k] for x in (real, generated))
+    near_real = distances < real_reach[:, None]
+    return {
+        "precision": float(near_real.any(axis=0).mean()),
+        "recall": float((distances < generated_reach).any(axis=1).mean()),
+        "density": float(near_real.sum(axis=0).mean() / k),
+        "coverage": float(near_real.any(axis=1).mean()),
+    }
 
 
 def nearest_distances(points: Array, training: Array, *, leave_one_out: bool = False) -> Array:
@@ -353,11 +422,54 @@ def relative_l2(x: Array, truth: Array, reference: Array | None = None) -> Array
     return errors
 
 
-def crps(ensemble: Array, truth: Array) -> Array:
-    """Fair continuous ranked probability score of each case, averaged over its points (properscoring).
+def pooled_relative_l2(x: Array, truth: Array) -> float:
+    """``sqrt(sum |x - truth|^2 / sum |truth|^2)`` over all samples together; NaN points are left out.
 
-    The estimate does not depend on the number of members on average (Ferro 2014), so that an ensemble can be compared
-    with one deterministic forecast, whose score is its mean absolute error.
+    Unlike the mean of `relative_l2`, it is not ruled by samples that are close to zero.
+
+    Parameters
+    ----------
+    x, truth
+        ``(k, n_1, .., n_N)`` each.
+
+    Returns
+    -------
+    float
+        NaN where all samples are zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round(pooled_relative_l2(np.array([[3.0], [4.0]]), np.array([[4.0], [3.0]])), 6)
+    0.282843
+    """
+    error = sum(float(np.nansum((x[i] - truth[i].astype(np.float64)) ** 2)) for i in range(len(truth)))
+    size = sum(float(np.nansum(truth[i].astype(np.float64) ** 2)) for i in range(len(truth)))
+    return float(np.sqrt(error / size)) if size > 0.0 else float("nan")
+
+
+def _cases(ensemble: Array, truth: Array, scale: Array | float = 1.0) -> Iterator[tuple[Array, Array]]:
+    """Members ``(members, points)`` and truth ``(points,)`` of each case, without missing points, in float64.
+
+    Case by case: an ensemble takes much more memory than a set of samples.
+    """
+    if ensemble.ndim != truth.ndim + 1 or ensemble.shape[:1] + ensemble.shape[2:] != truth.shape:
+        raise InputError(
+            f"an ensemble is (cases, members, *truth's modes), got {ensemble.shape} for a truth of {truth.shape}."
+        )
+    units = np.broadcast_to(scale, truth.shape[1:]).ravel()
+    for members, target in zip(ensemble, truth, strict=True):
+        seen = ~np.isnan(target).ravel()
+        forecast = members.reshape(len(members), -1)[:, seen].astype(np.float64)
+        yield forecast / units[seen], target.ravel()[seen].astype(np.float64) / units[seen]
+
+
+def crps(ensemble: Array, truth: Array, *, scale: Array | float = 1.0) -> Array:
+    """Fair continuous ranked probability score of each case, averaged over its points.
+
+    ``mean |x_i - y| - sum_{i < j} |x_i - x_j| / (M (M - 1))``. The estimate does not depend on the number of members on
+    average (Ferro 2014), so that an ensemble can be compared with one deterministic forecast, whose score is its mean
+    absolute error.
 
     Parameters
     ----------
@@ -365,11 +477,13 @@ def crps(ensemble: Array, truth: Array) -> Array:
         ``(cases, members, n_1, .., n_N)``.
     truth
         ``(cases, n_1, .., n_N)``; NaN points are left out.
+    scale
+        Units of the score, broadcastable to a sample.
 
     Returns
     -------
     array
-        ``(cases,)`` in the units of the data.
+        ``(cases,)`` in units of the scale.
 
     Examples
     --------
@@ -377,23 +491,98 @@ def crps(ensemble: Array, truth: Array) -> Array:
     >>> crps(np.array([[[1.0], [3.0]]]), np.array([[2.0]])).tolist()
     [0.0]
     """
-    import properscoring
+    scores = []
+    for forecast, target in _cases(ensemble, truth, scale):
+        members = len(forecast)
+        # in order, the i-th member is the larger one of i - 1 pairs, and the smaller one of M - i
+        pairs = (2 * np.arange(members) - members + 1) @ np.sort(forecast, axis=0)
+        error = np.abs(forecast - target).mean()
+        scores.append(error - pairs.mean() / max(members * (members - 1), 1))
+    return np.array(scores)
 
-    if ensemble.ndim != truth.ndim + 1 or ensemble.shape[:1] + ensemble.shape[2:] != truth.shape:
-        raise InputError(
-            f"an ensemble is (cases, members, *truth's modes), got {ensemble.shape} for a truth of {truth.shape}."
-        )
+
+def spread_skill(ensemble: Array, truth: Array, *, scale: Array | float = 1.0) -> float:
+    """Spread of the ensembles over the error of their means: 1 is calibrated, less is too sure.
+
+    ``sqrt((M + 1) / M * mean variance of the members / mean squared error of the ensemble mean)``, means over points
+    and cases, the variance with M - 1. The factor is that of a mean of M members, so that the ratio of a calibrated
+    ensemble does not depend on M: Fortin et al., J. Hydrometeorol. 15 (2014) 1708.
+
+    Parameters
+    ----------
+    ensemble
+        ``(cases, members, n_1, .., n_N)``, at least 2 members.
+    truth
+        ``(cases, n_1, .., n_N)``; NaN points are left out.
+    scale
+        What weighs points against each other, broadcastable to a sample.
+
+    Returns
+    -------
+    float
+        NaN where every mean is the truth.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round(spread_skill(np.array([[[1.0], [3.0]]]), np.array([[2.0 + 3**0.5]])), 6)
+    1.0
+    """
+    _check_members(ensemble)
+    variance = error = 0.0
+    for forecast, target in _cases(ensemble, truth, scale):
+        variance += float(forecast.var(axis=0, ddof=1).sum()) * (1 + 1 / len(forecast))
+        error += float(((forecast.mean(axis=0) - target) ** 2).sum())
+    return float(np.sqrt(variance / error)) if error > 0.0 else float("nan")
+
+
+def interval_coverage(ensemble: Array, truth: Array, *, level: float = 0.9) -> Array:
+    """Share of each case's points within the central interval of the ensemble; a calibrated one has ``level``.
+
+    The truth of a calibrated ensemble of M is as likely to rank in any of M + 1 places, so the interval from the j-th
+    smallest to the j-th largest member covers ``1 - 2 j / (M + 1)``. Where the level asks for j between two whole
+    numbers, both intervals count, weighted such that the expected share is the level exactly, for any M and any
+    distribution. Ties count for each of the places that they may take.
+
+    With fewer than ``(1 + level) / (1 - level)`` members (19 for 90 %) even the range of all members covers too little.
+    The wider interval is then the whole line, and no ensemble covers less than its weight: 0.55 for 8 members.
+
+    Parameters
+    ----------
+    ensemble
+        ``(cases, members, n_1, .., n_N)``, at least 2 members.
+    truth
+        ``(cases, n_1, .., n_N)``; NaN points are left out.
+    level
+        From 0.5 to 1.
+
+    Returns
+    -------
+    array
+        ``(cases,)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> members = np.arange(1.0, 20.0)[None, :, None]  # 19: the 90 % interval is their range
+    >>> interval_coverage(members, np.array([[19.5]])).tolist(), interval_coverage(members, np.array([[7.5]])).tolist()
+    ([0.0], [1.0])
+    """
+    _check_members(ensemble)
     members = ensemble.shape[1]
-    scores = np.empty(len(truth))
-    for i in range(len(truth)):
-        target = truth[i].astype(np.float64).ravel()
-        seen = ~np.isnan(target)
-        forecast = ensemble[i].reshape(members, -1)[:, seen].astype(np.float64)
-        error = np.abs(forecast - target[seen]).mean()
-        if members == 1:
-            scores[i] = error
-            continue
-        finite = properscoring.crps_ensemble(target[seen], forecast, axis=0).mean()
-        # the library divides the members' spread by M^2, the fair score by M (M - 1)
-        scores[i] = error - (error - finite) * members / (members - 1)
-    return scores
+    place = (members + 1) * (1 - level) / 2
+    outer = int(place + 1e-9)
+    places = np.arange(members + 1)
+    inside = [(places >= j) & (places <= members - j) for j in (outer, outer + 1)]
+    weight = np.average(inside, axis=0, weights=[outer + 1 - place, place - outer])
+    cumulative = np.concatenate([[0.0], np.cumsum(weight)])
+    shares = []
+    for forecast, target in _cases(ensemble, truth):
+        lowest, highest = (forecast < target).sum(axis=0), (forecast <= target).sum(axis=0)
+        shares.append(np.mean((cumulative[highest + 1] - cumulative[lowest]) / (highest + 1 - lowest)))
+    return np.array(shares)
+
+
+def _check_members(ensemble: Array) -> None:
+    if ensemble.ndim < 2 or ensemble.shape[1] < 2:
+        raise InputError(f"an ensemble has at least 2 members, got (cases, members, ..) = {ensemble.shape}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from diffats import config
 from diffats.errors import InputError
-from diffats.primitives import ConditionLayout, Layout, Stream
+from diffats.primitives import PATCH, ConditionLayout, Layout, Stream
 
 logger = logging.getLogger(__name__)
 
 MANY_TOKENS = 2048  # attention costs grow with the square: warn from here on
-CONDITION_TOKENS = 64  # at most this many tokens for one field that is a condition
+CONDITION_TOKENS = 16  # at most this many tokens for one field that is a condition
 CONDITION_NUMBERS = 8  # and at least this many numbers in each of them
 SCALAR_FREQUENCIES = 8  # octaves from half a cycle per four standard deviations on
 TIME_FEATURES = 256
@@ -87,7 +87,8 @@ class StreamTokens:
         return math.prod(self.shape)
 
     @property
-    def _grid(self) -> tuple[int, int, int]:  # (other token axes, last token axis, numbers at one token position)
+    def grid(self) -> tuple[int, int, int]:
+        """Positions along all token axes but the last, along the last, and numbers at each."""
         ordered = [self.shape[axis] for axis in self.order]
         *lead, last = ordered[: self.n_token_axes]
         return math.prod(lead), last, math.prod(ordered[self.n_token_axes :])
@@ -95,17 +96,17 @@ class StreamTokens:
     @property
     def count(self) -> int:
         """Tokens of the stream."""
-        lead, last, _ = self._grid
+        lead, last, _ = self.grid
         return lead * math.ceil(last / self.group)
 
     @property
     def features(self) -> int:
         """Numbers in one token, padding included."""
-        return self.group * self._grid[2]
+        return self.group * self.grid[2]
 
     def split(self, x: Tensor) -> Tensor:
         """Numbers ``(B, numbers)`` to tokens ``(B, count, features)``."""
-        lead, last, inside = self._grid
+        lead, last, inside = self.grid
         x = x.reshape(-1, *self.shape).permute(0, *(axis + 1 for axis in self.order))
         x = x.reshape(-1, lead, last, inside)
         if missing := -last % self.group:
@@ -114,7 +115,7 @@ class StreamTokens:
 
     def join(self, tokens: Tensor) -> Tensor:
         """Tokens ``(B, count, features)`` to numbers ``(B, numbers)``; the inverse of ``split``."""
-        lead, last, inside = self._grid
+        lead, last, inside = self.grid
         x = tokens.reshape(tokens.shape[0], lead, -1, inside)[:, :, :last]
         x = x.reshape(-1, *(self.shape[axis] for axis in self.order))
         back = [self.order.index(axis) + 1 for axis in range(len(self.shape))]
@@ -122,10 +123,10 @@ class StreamTokens:
 
 
 def patch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The patch by which a condition of ``shape`` is cut into at most 64 tokens of at least 8 numbers.
+    """The patch by which a condition of ``shape`` is cut into at most 16 tokens of at least 8 numbers.
 
     >>> patch_shape((128, 128)), patch_shape((128,)), patch_shape((2, 3))
-    ((16, 16), (8,), (2, 3))
+    ((32, 32), (8,), (2, 3))
     """
     patch = [1] * len(shape)
 
@@ -157,6 +158,53 @@ class FieldCondition(nn.Module):
         x = x.permute(0, *axes[::2], *axes[1::2]).reshape(x.shape[0], self.count, -1)
         tokens: Tensor = self.embed(x)
         return tokens
+
+
+class PlacedCondition(nn.Module):
+    """A field that is given, added to the core's tokens: each gets the part of ``(B, *shape)`` at its own place.
+
+    The place of a token is its index along the core's last token axis: along a mode that the core keeps, or in the
+    grid of patches of a matrix primitive. Where the field lacks a mode of that grid, as an initial state lacks time,
+    all places along it get the same; where its own grid is finer, a place is several of its points.
+    """
+
+    def __init__(
+        self, places: Mapping[str, int], tokens: StreamTokens, dims: Sequence[str], shape: Sequence[int], width: int
+    ) -> None:
+        super().__init__()
+        self.places, self.tokens, self.dims = dict(places), tokens, tuple(dims)
+        self.shape = dict(zip(dims, shape, strict=True))
+        lead, _, _ = tokens.grid
+        numbers = math.prod(n // self.places.get(dim, 1) for dim, n in self.shape.items())
+        self.embed = nn.Linear(tokens.group * numbers, lead * width)
+
+    def _at_places(self, x: Tensor) -> Tensor:
+        """``(B, *shape)`` to ``(B, places, numbers)``."""
+        shared = [mode for mode in self.places if mode in self.dims]
+        others = [dim for dim in self.dims if dim not in shared]
+        x = x.permute(0, *(1 + self.dims.index(dim) for dim in (*shared, *others)))
+        lengths = [part for mode in shared for part in (self.places[mode], self.shape[mode] // self.places[mode])]
+        x = x.reshape(x.shape[0], *lengths, -1)
+        cut = range(1, 2 * len(shared) + 1)
+        x = x.permute(0, *cut[::2], *cut[1::2], len(cut) + 1).flatten(len(shared) + 1)
+        for axis, mode in enumerate(self.places, start=1):
+            x = x if mode in shared else x.unsqueeze(axis)
+        return x.expand(-1, *self.places.values(), -1).flatten(1, -2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to the core's tokens, ``(B, count, width)``."""
+        lead, last, _ = self.tokens.grid
+        x = F.pad(self._at_places(x), (0, 0, 0, -last % self.tokens.group))
+        embedded: Tensor = self.embed(x.reshape(x.shape[0], self.tokens.count // lead, -1))
+        return embedded.reshape(x.shape[0], -1, lead, embedded.shape[2] // lead).transpose(1, 2).flatten(1, 2)
+
+
+def core_places(layout: Layout, tokens: StreamTokens) -> dict[str, int]:
+    """The modes along which the places of the core's tokens lie, and how many there are; none along a rank."""
+    axis = layout.streams[0].dims[tokens.order[tokens.n_token_axes - 1]]
+    if axis == PATCH:
+        return {mode: layout.sizes[mode] // length for mode, length in layout.patch.items()}
+    return {axis: layout.sizes[axis]} if axis in layout.sizes else {}
 
 
 class ScalarCondition(nn.Module):
@@ -203,6 +251,21 @@ def _condition_modules(conditions: ConditionLayout, width: int) -> dict[str, nn.
         modules[f"scalar_{name}"] = ScalarCondition(width)
     if conditions.n_labels:
         modules["label"] = LabelCondition(conditions.n_labels, width)
+    return modules
+
+
+def _placed_modules(
+    layout: Layout, core: StreamTokens, conditions: ConditionLayout, width: int
+) -> dict[str, PlacedCondition]:
+    """The fields that are given whose dims, where they are known, include one along which the core has places."""
+    given = {f"field_{name}": (conditions.field_dims.get(name, ()), shape) for name, shape in conditions.fields.items()}
+    if conditions.initial is not None:
+        given["initial"] = (conditions.initial_dims, conditions.initial)
+    places, modules = core_places(layout, core), {}
+    for name, (dims, shape) in given.items():
+        shared = [n % places[dim] == 0 for dim, n in zip(dims, shape, strict=False) if dim in places]
+        if shared and all(shared):
+            modules[name] = PlacedCondition(places, core, dims, shape, width)
     return modules
 
 
@@ -310,6 +373,9 @@ class Denoiser(nn.Module):
         self.n_tokens = sum(self.counts)
         width = model.width
         self.condition = ConditionTokens(conditions, width)
+        placed = _placed_modules(layout, self.streams[0], conditions, width)
+        self.placed_names = tuple(placed)
+        self.placed = nn.ModuleList(placed.values())
         self.embed = nn.ModuleList(nn.Linear(stream.features, width) for stream in self.streams)
         self.position = nn.Parameter(torch.empty(self.n_tokens + self.condition.count, width))
         self.time = TimeEmbedding(width)
@@ -340,6 +406,14 @@ class Denoiser(nn.Module):
             assert isinstance(module, nn.Linear)
             nn.init.zeros_(module.weight)
 
+    def _with_placed(self, core: Tensor, cond: Conditions, drop: Tensor | None) -> Tensor:
+        """The core's tokens with the fields that are given added at their places; a dropped one adds nothing."""
+        for name, embed in zip(self.placed_names, self.placed, strict=True):
+            if name in cond:
+                added = embed(cond[name])
+                core = core + (added if drop is None else added.masked_fill(drop[:, None, None], 0.0))
+        return core
+
     def forward(self, z: Tensor, t: Tensor, cond: Conditions | None = None, drop: Tensor | None = None) -> Tensor:
         """Predict from noised primitives.
 
@@ -359,11 +433,9 @@ class Denoiser(nn.Module):
         The prediction ``(B, D)``.
         """
         tokens = [s.split(part) for s, part in zip(self.streams, torch.split(z, self.sizes, dim=1), strict=True)]
-        x = torch.cat(
-            [embed(part) for embed, part in zip(self.embed, tokens, strict=True)]
-            + self.condition(z.shape[0], cond or {}, drop),
-            dim=1,
-        )
+        embedded = [embed(part) for embed, part in zip(self.embed, tokens, strict=True)]
+        embedded[0] = self._with_placed(embedded[0], cond or {}, drop)
+        x = torch.cat(embedded + self.condition(z.shape[0], cond or {}, drop), dim=1)
         x = x + self.position
         c = F.silu(self.time(t))
         for block in self.blocks:

@@ -344,9 +344,8 @@ def _model_sentences(content: ReportContent) -> list[str]:
 
 
 def _better(metric: Numbers) -> str:
-    return {"lower": "Lower is better.", "near 1": "Closer to 1 is better."}.get(
-        metric["better"], "Closer to 0.5 is better."
-    )
+    better = metric["better"]
+    return "Lower is better." if better == "lower" else f"Closer to {better.removeprefix('near ')} is better."
 
 
 def cautions(content: ReportContent) -> list[str]:
@@ -502,6 +501,7 @@ def _columns(table: Mapping[str, Numbers]) -> list[tuple[str, str]]:
         ("codec", "Compression alone"),
         ("persistence", "Persistence"),
         ("training_mean", "Training mean"),
+        ("truth", "The truth itself"),
     )
     return [(key, title) for key, title in known if any(m.get(key) is not None for m in table.values())]
 

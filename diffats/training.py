@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ from diffats.diffusion import Diffusion, Draw, element_weights, random_source
 from diffats.errors import InputError, Terminated, TrainingDivergedError
 from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser, resolve_device
+from diffats.primitives import field_sensitivity
 from diffats.storage import sync_to_disk
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
 KEPT_CHECKPOINTS = 2
+SENSITIVITY_SAMPLES = 256
+SENSITIVITY_SAMPLES = 256
 HELDOUT_SAMPLES = 64
 _INITIAL, _STEP, _HELDOUT = 3, 4, 5  # keep the random numbers of these uses of one seed apart
 
@@ -206,22 +209,45 @@ def _save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
         raise OSError(f"{path} cannot be written ({error})") from error
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+def make_optimizers(model: nn.Module, train: config.Train) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the others.
+
+    Muon: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), its steps scaled to the
+    size of AdamW's (J. Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982), so that both share a rate.
+    """
+    lr, decay = train.lr, train.weight_decay
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
+    if train.optimizer == "adamw":
+        matrices = []
+    hidden = set(matrices)
+    others = [p for p in model.parameters() if p not in hidden]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, weight_decay=decay, fused=True)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Tensors:
     return {
         f"{key}/{name}": value
         for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        if parameter in optimizer.state
         for key, value in optimizer.state[parameter].items()
     }
 
 
-def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    states: dict[str, dict[str, Tensor]] = {name: {} for name, _ in model.named_parameters()}
+def _load_optimizers(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Tensors) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in names.values()}
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         states[name][kind] = value
-    whole = optimizer.state_dict()
-    whole["state"] = dict(enumerate(states.values()))
-    optimizer.load_state_dict(whole)
+    for optimizer in optimizers:
+        whole = optimizer.state_dict()
+        own = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        whole["state"] = dict(enumerate(states[name] for name in own))
+        optimizer.load_state_dict(whole)
 
 
 # Curves
@@ -247,6 +273,22 @@ def _write_history(directory: Path, rows: list[dict[str, float]]) -> None:
 
 
 # The training itself
+
+
+def loss_weights(data: PrimitiveSet, weighting: str) -> Tensor:
+    """Weights ``(D,)`` of the numbers of a primitive in the loss, with sum 1.
+
+    ``"stream"``: a mean over each stream, then over streams. ``"field"``: by how much of the field each number is, to
+    first order, so that the loss is the field's error as long as errors are small; found from training samples.
+    """
+    if weighting == "stream":
+        return element_weights(data.sizes)
+    chosen = np.linspace(0, len(data.train) - 1, min(len(data.train), SENSITIVITY_SAMPLES)).round().astype(int)
+    z, _ = data.read(data.train[chosen])
+    sensitivity = field_sensitivity(data.normalisation.undo(data.layout.unflatten(z)), data.layout)
+    scaled = [sensitivity[s.name].reshape(-1) * data.normalisation.scale[s.name] ** 2 for s in data.layout.streams]
+    weights = np.concatenate(scaled)
+    return torch.from_numpy((weights / weights.sum()).astype(np.float32))
 
 
 class _Stop:
@@ -330,7 +372,6 @@ class _Training:
         log: Log,
         progress: Callable[[int, int], None] | None,
         device: str,
-        weights: Mapping[str, float] | None,
     ) -> None:
         self.data, self.recipe, self.train, self.directory = data, recipe, recipe.train, directory
         self.log, self.progress = log, progress
@@ -346,7 +387,7 @@ class _Training:
         self.device = wanted if alone else self.accelerator.device
         self._check_batch()
         self.diffusion = Diffusion(recipe.diffusion)
-        self.element_weights = element_weights(data.sizes, weights).to(self.device)
+        self.element_weights = loss_weights(data, recipe.train.weighting).to(self.device)
         self._build()
         self.step, self.seconds = 0, 0.0
         self.heldout_loss = math.nan
@@ -370,13 +411,8 @@ class _Training:
         self.denoiser = denoiser.to(self.device)
         self.ema = AveragedModel(self.denoiser)
         self.ema.requires_grad_(False)
-        optimizer = torch.optim.AdamW(
-            self.denoiser.parameters(),
-            lr=self.train.lr,
-            weight_decay=self.train.weight_decay,
-            fused=True,
-        )
-        self.network, self.optimizer = self.accelerator.prepare(self.denoiser, optimizer)
+        optimizers = make_optimizers(self.denoiser, self.train)
+        self.network, *self.optimizers = self.accelerator.prepare(self.denoiser, *optimizers)
 
     # resume
 
@@ -391,7 +427,7 @@ class _Training:
         self.denoiser.load_state_dict(checkpoint.tensors["model"])
         self.ema.module.load_state_dict(checkpoint.tensors["ema"])
         self.ema.n_averaged.fill_(checkpoint.step)
-        _load_optimizer(self.denoiser, self._adamw, checkpoint.tensors["optimizer"])
+        _load_optimizers(self.denoiser, self._inner_optimizers, checkpoint.tensors["optimizer"])
         self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
         if checkpoint.state["heldout_loss"] is not None:
             self.heldout_loss = float(checkpoint.state["heldout_loss"])
@@ -399,9 +435,8 @@ class _Training:
         logger.info("training continues at step %d of %d", self.step, self.train.steps)
 
     @property
-    def _adamw(self) -> torch.optim.Optimizer:
-        inner: torch.optim.Optimizer = self.optimizer.optimizer  # accelerate wraps it
-        return inner
+    def _inner_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [optimizer.optimizer for optimizer in self.optimizers]  # accelerate wraps them
 
     def _check_settings(self, checkpoint: Checkpoint) -> None:
         before = checkpoint.state["settings"]
@@ -428,10 +463,9 @@ class _Training:
         )
         share = size // self.accelerator.num_processes
         mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
-        return self._tensors(self.data.batch(seed, step, size)[mine], draw.part(mine))
+        return self._tensors(*self.data.read_step(seed, step, size, mine), draw.part(mine))
 
-    def _tensors(self, indices: np.ndarray, draw: Draw) -> tuple[Tensor, Tensors, Draw]:
-        z, cond = self.data.read(indices)
+    def _tensors(self, z: np.ndarray, cond: Mapping[str, np.ndarray], draw: Draw) -> tuple[Tensor, Tensors, Draw]:
         tensors = {name: torch.from_numpy(values).to(self.device) for name, values in cond.items()}
         return torch.from_numpy(z).to(self.device), tensors, draw.to(self.device)
 
@@ -450,10 +484,11 @@ class _Training:
             loss = self.diffusion.loss(self.network, z, cond, self.element_weights, draw)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(list(self.denoiser.parameters()), self.train.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.train)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, self.train)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         decay = average_decay(self.step, self.train.ema)
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.ema.update_parameters(self.denoiser)
@@ -506,7 +541,7 @@ class _Training:
             spread = np.linspace(0, len(self.data.test) - 1, HELDOUT_SAMPLES).round().astype(int)
             generator = random_source(self.recipe.seed, _HELDOUT)
             draw = self.diffusion.draw(HELDOUT_SAMPLES, self.data.numbers, generator=generator)
-            self._heldout = self._tensors(self.data.test[spread], draw)
+            self._heldout = self._tensors(*self.data.read(self.data.test[spread]), draw)
         z, cond, draw = self._heldout
         with _autocast(self.train.precision, self.device):
             return float(self.diffusion.loss(self.ema.module, z, cond, self.element_weights, draw))
@@ -516,7 +551,7 @@ class _Training:
             tensors = {
                 "model": self.denoiser.state_dict(),
                 "ema": self.ema.module.state_dict(),
-                "optimizer": _optimizer_tensors(self.denoiser, self._adamw),
+                "optimizer": _optimizer_tensors(self.denoiser, self._inner_optimizers),
             }
             heldout = self.heldout_loss if math.isfinite(self.heldout_loss) else None
             state = {"seconds": seconds, "heldout_loss": heldout, "settings": self.settings}
@@ -577,7 +612,6 @@ def train(
     log: Log = lambda metrics, step: None,
     progress: Callable[[int, int], None] | None = None,
     device: str = "auto",
-    weights: Mapping[str, float] | None = None,
 ) -> TrainResult:
     """Train a denoiser on primitives, continuing what ``directory`` holds.
 
@@ -599,9 +633,6 @@ def train(
         Called with steps done and steps in all, after each step.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; which of several accelerators a process has, accelerate says.
-    weights
-        Loss weight by stream, 1 where left out.
-
     Raises
     ------
     InputError
@@ -613,7 +644,7 @@ def train(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    training = _Training(data, recipe, directory, log=log, progress=progress, device=device, weights=weights)
+    training = _Training(data, recipe, directory, log=log, progress=progress, device=device)
     training.restore()
     training.run()
     return training.result()

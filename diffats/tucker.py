@@ -295,6 +295,7 @@ def _refine(
     sample: np.ndarray[Any, Any], start: list[np.ndarray[Any, Any]], modes: list[int], n_iter_max: int, tol: float
 ) -> tuple[list[np.ndarray[Any, Any]], float]:
     """The better of the start ``[core, *factors]`` and HOOI from it, and its squared error."""
+    import tensorly
     from tensorly.decomposition import partial_tucker
 
     x = sample.astype(np.float64)  # tensorly's stopping rule cancels in float32
@@ -303,7 +304,8 @@ def _refine(
         return start, before
     core, *factors = (part.astype(np.float64) for part in start)
     ranks = [factor.shape[1] for factor in factors]
-    (core, factors), _ = partial_tucker(x, ranks, modes=modes, init=(core, factors), n_iter_max=n_iter_max, tol=tol)
+    with tensorly.backend_context("numpy", local_threadsafe=True):  # whatever else the process uses it with
+        (core, factors), _ = partial_tucker(x, ranks, modes=modes, init=(core, factors), n_iter_max=n_iter_max, tol=tol)
     # rounded to the stored dtype before it is judged: the promise is about what the caller gets
     refined = [part.astype(start[0].dtype) for part in (core, *factors)]
     after = _residual2(x, refined, modes)

@@ -69,6 +69,9 @@ class Row:
         Of the comparison, relative to the largest value.
     meanwhile
         What happens to the source after its first read.
+    locked
+        What the user may not read, of the input's folder. The superuser may read all, so these rows are run by
+        ``faults/test_faults_disk.py``, by a user who may not.
     """
 
     what: str
@@ -80,6 +83,7 @@ class Row:
     bad: Mapping[int, str] = field(default_factory=dict)
     tolerance: float = 2e-6
     meanwhile: Callable[[Path], None] | None = None
+    locked: str = ""
 
 
 ROWS: dict[str, tuple[Row, ...]] = {}
@@ -416,8 +420,8 @@ ROWS["Overrides (`--set`)"] = (
     ),
     set_on("a number and a half", "train.steps=2.5", '"train.steps": expected a whole number, got 2.5 (default 2000).'),
     set_on("a list for a number", "train.lr=[1,2]", '"train.lr": expected a number, got [1, 2]'),
-    set_on("NaN", "train.lr=nan", '"train.lr": expected a finite number, got NaN (default 0.001).'),
-    set_on("infinity", "train.lr=inf", '"train.lr": expected a finite number, got Infinity (default 0.001).'),
+    set_on("NaN", "train.lr=nan", '"train.lr": expected a finite number, got NaN (default 0.01).'),
+    set_on("infinity", "train.lr=inf", '"train.lr": expected a finite number, got Infinity (default 0.01).'),
     set_on("negative", "train.lr=-1", '"train.lr": expected a number greater than 0, got -1'),
     set_on(
         "huge",
@@ -1541,6 +1545,69 @@ ROWS["Sources that change while they are read"] = (
         zarr(lambda store: None),
         SHARDS,
         meanwhile=lambda directory: chunk(directory / "tiny.zarr").unlink(),
+    ),
+)
+
+
+def in_folders(directory: Path) -> None:
+    """Twelve samples in a file of each of two folders."""
+    whole = waves().assign_coords(sample=np.arange(24))
+    for number in range(2):
+        (directory / f"run{number}").mkdir()
+        part = whole.isel(sample=slice(12 * number, 12 * number + 12))
+        part.to_netcdf(directory / f"run{number}" / "tiny.nc", engine="h5netcdf")
+    write(directory, lambda path: None, "run*/tiny.nc")
+
+
+def locked(what: str, place: str, outcome: str, says: str, make: Make, *options: str) -> Row:
+    """Something of a source that its user may not read."""
+    return Row(what, f"chmod 000 {place}", outcome, says, make, options, locked=place)
+
+
+DENIED = "cannot be read as any known format: [Errno 13] Permission denied"
+ROWS["Sources that may not be read"] = (
+    locked("a file", "tiny.nc", REFUSED, f'data.source "{{dir}}/tiny.nc" {DENIED}', lambda d: write(d, netcdf)),
+    locked("one of many files", "part1.nc", REFUSED, f'data.source "{{dir}}/part1.nc" {DENIED}', many_files),
+    locked(
+        "the folder of a file",
+        "run0",
+        REFUSED,
+        'data.source "{dir}/run0/tiny.nc" cannot be looked for: Permission denied. Check the path and its permissions.',
+        in_folders,
+        "data.source={dir}/run0/tiny.nc",
+    ),
+    locked(
+        "the folder of a glob",
+        "run0",
+        REFUSED,
+        'data.source "{dir}/run0/*.nc" cannot be looked for: Permission denied. Check the path and its permissions.',
+        in_folders,
+        "data.source={dir}/run0/*.nc",
+    ),
+    locked(
+        "one of the folders of a glob",
+        "run1",
+        REFUSED,
+        'data.source "{dir}/run*/tiny.nc": the folder {dir}/run1 cannot be listed, so files may be missing.',
+        in_folders,
+    ),
+    locked("a store", "tiny.zarr", REFUSED, DENIED, zarr(lambda store: None)),
+    locked(
+        "a variable of a store",
+        "tiny.zarr/u",
+        REFUSED,
+        'data.source "{dir}/tiny.zarr" cannot be read as zarr: [Errno 13] Permission denied',
+        zarr(lambda store: None),
+    ),
+    locked(
+        "a variable's chunks",
+        "tiny.zarr/u/c",
+        ON_READING,
+        'data.source: "u" cannot be read: [Errno 13] Permission denied',
+        zarr(lambda store: None),
+    ),
+    locked(
+        "the recipe", "tiny.toml", REFUSED, "recipe {dir}/tiny.toml: Permission denied.", lambda d: write(d, netcdf)
     ),
 )
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import signal
 import tempfile
 
+import distributed  # noqa: F401  (sets its logger up)
+
 import flows
 
+# pytest gives its handlers to loggers that do not propagate, and Dask silences the handlers of its own.
+for logger in [
+    logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(("bokeh", "distributed"))
+]:
+    logger.handlers.clear()
+    logger.propagate = True
 # A shell's background jobs ignore Ctrl-C, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Set before any test module imports what reads it.

@@ -145,7 +145,7 @@ def test_an_unknown_key_names_the_nearest(recipe: dict[str, Any], near: tuple[st
     [
         (tree(train={"steps": "many"}), '"train.steps": expected a whole number, got "many" (default 2000).'),
         (tree(train={"steps": 2.5}), '"train.steps": expected a whole number, got 2.5 (default 2000).'),
-        (tree(train={"lr": -1}), '"train.lr": expected a number greater than 0, got -1 (default 0.001).'),
+        (tree(train={"lr": -1}), '"train.lr": expected a number greater than 0, got -1 (default 0.01).'),
         (tree(train=3), '"train" is a section, got 3. Put keys below [train], or set one with train.KEY = VALUE.'),
         (data(modes="y"), '"data.modes": expected a list in brackets, got "y" (the sample\'s dims, in tensor order).'),
         (data(modes=[]), '"data.modes": expected at least one entry, got [] (the sample\'s dims, in tensor order).'),

@@ -45,7 +45,7 @@ def test_every_metric_is_complete_and_json():
     )
     assert json.loads(json.dumps(table, allow_nan=False)) == table
     for metric in table.values():
-        assert metric["better"] in ("lower", "near 1", "near 0.5")
+        assert metric["better"] in ("lower", "near 1", "near 0.9", "near 0.5")
         assert metric["label"]
         assert metric["meaning"].endswith(".")
         assert metric["value"] is not None
@@ -161,6 +161,69 @@ def test_forecasts_stand_beside_trivial_predictors():
         assert beats(metric, "persistence")
 
 
+def test_forecast_rows_say_mean_members_and_pooled_errors():
+    given = with_forecasts(truth_reconstruction=draw(7, 4) + np.float32(0.01))
+    table = evaluate(given)
+    error, size = given.ensemble - given.truth[:, None], np.linalg.norm(given.truth.reshape(4, -1), axis=1)
+    members = np.linalg.norm(error.reshape(4, 3, -1), axis=2) / size[:, None]
+    assert table["member_relative_l2"]["value"] == pytest.approx(members.mean(), rel=1e-4)
+    pooled = np.sqrt((error**2).mean(axis=1).sum() / (given.truth**2).sum())
+    assert table["member_relative_l2_pooled"]["value"] == pytest.approx(pooled, rel=1e-4)
+    pooled = np.linalg.norm(error.mean(axis=1)) / np.linalg.norm(given.truth)
+    assert table["relative_l2_pooled"]["value"] == pytest.approx(pooled, rel=1e-4)
+    for name in ("relative_l2", "relative_l2_pooled"):  # a single forecast has one member
+        for column in ("persistence", "training_mean", "codec"):
+            assert table[name][column] == pytest.approx(table[f"member_{name}"][column], rel=1e-12)
+        assert table[name]["value"] < table[f"member_{name}"]["value"]
+        assert table[name]["codec"] < 1e-3
+
+
+def test_calibrated_ensembles_are_near_their_ideals():
+    rng = np.random.default_rng(0)
+    truth = draw(7, 6)
+    centre = truth + rng.normal(size=truth.shape)
+    table = evaluate(fields(ensemble=centre[:, None] + rng.normal(size=(6, 5, *SIZES)), truth=truth))
+    assert table["spread_skill"]["value"] == pytest.approx(1.0, abs=0.05)
+    assert table["interval_coverage"]["value"] == pytest.approx(0.9, abs=0.02)
+    assert "5 members, fewer than 19" in table["interval_coverage"]["meaning"]
+    assert distance_from_ideal(table["interval_coverage"]) < 0.02
+    sure = evaluate(fields(ensemble=centre[:, None] + 0.1 * rng.normal(size=(6, 19, *SIZES)), truth=truth))
+    assert sure["spread_skill"]["value"] < 0.2
+    assert sure["interval_coverage"]["value"] < 0.3
+    assert "fewer" not in sure["interval_coverage"]["meaning"]
+    assert table["spread_skill"]["persistence"] is None
+    assert "spread_skill" not in evaluate(fields(ensemble=centre[:, None], truth=truth))
+
+
+def test_a_residual_stands_beside_those_of_the_truth_and_the_codec():
+    def distance_from_smooth(x):
+        return np.abs(np.diff(x, axis=-1)).mean(axis=(1, 2, 3))
+
+    assert "pde_residual" not in evaluate(with_forecasts())
+    given = with_forecasts(residual=distance_from_smooth, truth_reconstruction=draw(7, 4) + np.float32(1))
+    row = evaluate(given)["pde_residual"]
+    assert row["truth"] == pytest.approx(distance_from_smooth(given.truth).mean())
+    assert row["codec"] == pytest.approx(row["truth"], rel=1e-3)
+    members = [distance_from_smooth(given.ensemble[:, i]).mean() for i in range(3)]
+    assert row["value"] == pytest.approx(np.mean(members))
+    assert row["persistence"] is None
+
+
+def test_neighbourhoods_tell_what_is_missing_from_what_is_wrong():
+    table = evaluate(fields())
+    for name in ("precision", "recall", "density", "coverage"):
+        assert table[name]["value"] > 0.6
+        assert table[name]["train_vs_test"] > 0.6
+    one = np.repeat(draw(1)[:1], 24, axis=0) + np.float32(0.01) * (draw(2) - 300)
+    collapsed, wrong = evaluate(fields(generated=one)), evaluate(fields(generated=draw(2) + np.float32(30)))
+    assert collapsed["precision"]["value"] == 1.0
+    assert collapsed["recall"]["value"] < 0.5 * table["recall"]["value"]
+    assert collapsed["coverage"]["value"] < 0.5 * table["coverage"]["value"]
+    assert all(wrong[name]["value"] == 0.0 for name in ("precision", "recall", "density", "coverage"))
+    sets = {name: draw(seed, 5) for seed, name in enumerate(("train", "test", "generated"))}
+    assert "precision" not in evaluate(fields(**sets, gaussian=None, reconstruction=None))
+
+
 def test_nearest_training_uses_primitives_where_given():
     z = np.arange(60.0)[:, None] * np.ones((1, 3))
     given = fields(z_train=z, z_test=z[:24] + 0.2, z_generated=z[:24] + 0.1)
@@ -216,6 +279,7 @@ def test_unequal_counts_are_refused():
 def test_directions():
     assert beats({"value": 0.9, "gaussian": 1.2, "better": "near 1"})
     assert not beats({"value": 0.2, "gaussian": 0.6, "better": "near 0.5"})
+    assert beats({"value": 0.95, "gaussian": 0.8, "better": "near 0.9"})
     assert distance_from_ideal({"value": None, "better": "lower"}) is None
 
 

@@ -360,7 +360,8 @@ def check(store: Store, recipe: Recipe) -> None:
     lost, size = (np.sqrt((part**2).sum(axis=axes)) for part in (a - b, a))
     stored = data["tucker"]["relative_error"].values[good]
     # what was subtracted may be far larger than the sample, whose digits are then lost
-    eps = 100 * np.finfo(x.dtype).eps
+    # the factors' departure from orthonormality, which shows in float64 only
+    eps = (100 if x.dtype == np.float32 else 1000) * np.finfo(x.dtype).eps
     largest = np.abs(np.where(known, (np.abs(scaling.mean) + scaling.scale) / unit, 0)).max(axis=axes) + np.abs(b).max(
         axis=axes
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,16 +19,25 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from test_operation_counts import of, watched
-from tiny_runs import PRIMITIVES, calls, changed, run, small_recipe, waves
+from tiny_runs import MODEL, PRIMITIVES, calls, changed, run, small_recipe, waves
 
 from diffats import plots, report, stages
 from diffats.config import Data, Recipe, Split
-from diffats.errors import DriftError, SourceChangedError, SourceError, StoreError, TooManyFailedError
+from diffats.errors import (
+    DriftError,
+    InputError,
+    RecipeError,
+    SourceChangedError,
+    SourceError,
+    StoreError,
+    StoreNotFoundError,
+    TooManyFailedError,
+)
 from diffats.sources import Samples, open_samples
 from diffats.sources.cuts import Grid
 from diffats.sources.joining import JoinedArray
 from diffats.sources.splits import by_block, held_values, lasting_choice
-from diffats.stages import Workspace, align, decompose, drift, files, fit_normalisation, plan, select_anchor, train
+from diffats.stages import Workspace, align, decompose, drift, fit_normalisation, plan, select_anchor, train, versions
 from diffats.store import PENDING, Store, Version
 
 CHUNK, SHARD = 4, 7
@@ -451,15 +461,20 @@ def test_more_values_change_no_side(values: list[int], n: int) -> None:
     np.testing.assert_array_equal(long[:n], short)
 
 
-def test_without_growth_nothing_is_stored_for_it(tmp_path: Path) -> None:
+def test_without_growth_a_version_holds_no_times_of_files(tmp_path: Path) -> None:
     write(tmp_path, 24)
     recipe = recipe_of(tmp_path, grows=False)
     run(recipe, ["decompose"])
     version = tucker(recipe)
-    assert not {"source_digest", "source_stamp"} & set(version.dataset())
+    assert "source_stamp" not in version.dataset()
     limits = changed(recipe, drift={"effect": 0.9})
     assert decompose.tucker_fingerprint(Workspace(limits)) == version.fingerprint
     assert Samples(recipe.data).boundary is None
+    for path in (tmp_path / "u.zarr").rglob("*"):
+        os.utime(path, ns=(1, 1))
+    run(recipe, ["decompose"])
+    again = tucker(recipe)
+    assert (again.digest, again.fingerprint == version.fingerprint) == (version.digest, False)
 
 
 class Serial:
@@ -624,17 +639,6 @@ def test_without_test_samples_drift_is_not_judged(tmp_path: Path, monkeypatch: p
     assert said == ["drift is not looked for: the first version has 4 good test samples, and 8 are needed"]
 
 
-def test_verify_names_known_samples_of_the_source_that_differ(tmp_path: Path) -> None:
-    write(tmp_path, 20)
-    recipe = recipe_of(tmp_path)
-    run(recipe, ["decompose"])
-    append(tmp_path, 20, 24)
-    assert files.problems(Workspace(recipe)) == []
-    zarr.open_array(tmp_path / "u.zarr" / "u", mode="r+")[9, 0, 0] = 7.0
-    (problem,) = files.problems(Workspace(recipe))
-    assert "sample 9 is not what was encoded" in problem
-
-
 def test_a_repository_that_moves_on_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -660,3 +664,89 @@ def test_a_repository_that_moves_on_while_it_is_read_is_refused(
     run(recipe, ["decompose"])
     scale = decompose.scaling_version(Workspace(recipe)).dataset()["scale"].values
     assert scale == pytest.approx(10 * FIELD[:20].std(), rel=0.3)
+
+
+# --- earlier versions -----------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_version_is_trained_on_as_it_was_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(tmp_path)
+    write(tmp_path, 24)
+    first = run(recipe, MODEL)
+    versions.tag(Workspace(recipe), "spring")
+    append(tmp_path, 24, 38)
+    run(recipe, PRIMITIVES)
+    assert primitives(recipe).record.n == 38
+    for name in ("spring", primitives(recipe).snapshot):
+        pinned = changed(recipe, data={"version": name})
+        n = 24 if name == "spring" else 38
+        assert (tucker(pinned).record.n, primitives(pinned).record.n) == (n, n)
+    pinned = changed(recipe, data={"version": "spring"})
+    with watched(monkeypatch) as seen:
+        again = run(pinned, MODEL)
+    assert not [key for key in seen.raw if key.startswith("u/")]
+    assert all(result.skipped for result in again.values())
+    assert {stage: result.version for stage, result in again.items()} == {s: r.version for s, r in first.items()}
+    # Trained anew, it is the same model.
+    shutil.rmtree(tmp_path / "root" / "bundles")
+    shutil.rmtree(tmp_path / "root" / "training")
+    trained = run(pinned, ["train"])["train"]
+    assert not trained.skipped
+    assert trained.version == first["train"].version
+    assert run(recipe, PRIMITIVES)["decompose"].facts["n_new"] == 14  # the newest one is still what others use
+
+
+def test_a_version_that_cannot_be_pinned_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    write(tmp_path, 24)
+    run(recipe, ["decompose"])
+    old = tucker(recipe).snapshot
+    for version, options, error, message in (
+        ("autumn", {}, StoreNotFoundError, 'data.version "autumn" names no version'),
+        (old, {"decompose": {"ranks": {"time": 2, "x": 2}}}, InputError, "is not there as these options encode it"),
+    ):
+        with pytest.raises(error, match=message):
+            run(changed(recipe, data={"version": version}, **options), ["decompose"])
+    pinned = changed(recipe, data={"version": old})
+    with pytest.raises(InputError, match=r"remove data\.version"):
+        run(pinned, ["decompose"], restart=True)
+    append(tmp_path, 24, 30)
+    run(recipe, ["decompose"], restart=True)
+    with pytest.raises(InputError, match="other anchors"):
+        run(pinned, ["decompose"])
+    with pytest.raises(RecipeError, match=r"data\.grows"):
+        changed(recipe, data={"version": old, "grows": False})
+
+
+def test_prune_says_that_it_does_not_know_the_models_of_other_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(versions.log, "warning", lambda text, *values: said.append(text % values))
+    write(tmp_path, 24)
+    shared = changed(recipe_of(tmp_path), store=str(tmp_path / "shared"))
+    other = changed(recipe_of(tmp_path, root="other"), store=str(tmp_path / "shared"))
+    run(shared, ["decompose"])
+    assert run(other, ["decompose"])["decompose"].skipped
+    versions.prune(Workspace(other), 1, dry_run=True)
+    assert len(said) == 1
+    assert f"store {tmp_path}/shared may serve other roots" in said[0]
+    own = recipe_of(tmp_path, root="own")
+    run(own, ["decompose"])
+    versions.prune(Workspace(own), 1, dry_run=True)
+    assert len(said) == 1
+
+
+def test_only_samples_that_are_newly_bad_count_as_failed(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, max_failed=0.2)
+    bad = FIELD.copy()
+    bad[3] = bad[33] = np.nan
+    dataset(0, 24, bad).to_zarr(tmp_path / "u.zarr", zarr_format=3, consolidated=False)
+    failed = [run(recipe, PRIMITIVES)]
+    failed.append(run(recipe, PRIMITIVES))
+    for start, stop in ((24, 30), (30, 36)):
+        append(tmp_path, start, stop, bad)
+        failed.append(run(recipe, PRIMITIVES))
+    for stage in ("decompose", "align"):
+        assert [made[stage].failed for made in failed] == [1, 0, 0, 1]
+    assert [made["decompose"].metrics["n_failed"] for made in failed] == [1, 1, 1, 2]

@@ -61,10 +61,73 @@ def test_embedding_works_by_blocks_and_on_equal_samples(monkeypatch):
 
 
 def test_classifier_tells_shifted_sets_apart_and_not_equal_ones():
-    a, b = RNG.normal(size=(2, 200, 2))
-    assert 0.4 < metrics.two_sample_accuracy(a, b) < 0.6
-    assert metrics.two_sample_accuracy(a, b + 20) == 1.0
-    assert metrics.two_sample_accuracy(a, a + 1e-9) == 0.0  # copies
+    draws = [metrics.two_sample_accuracy(*RNG.normal(size=(2, 40, 30))) for _ in range(5)]
+    assert abs(np.mean(draws) - 0.5) < 0.08
+    a, b = RNG.normal(size=(2, 80, 30))
+    assert metrics.two_sample_accuracy(a, b + 3) > 0.95
+    assert metrics.two_sample_accuracy(a, a + 1e-9) < 0.6  # copies do not differ
+    assert metrics.two_sample_accuracy(a, b, seed=1) == metrics.two_sample_accuracy(a, b, seed=1)
+    assert metrics.two_sample_accuracy(a[:2], b[:2]) in (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_classifier_sees_what_the_mean_does_not_show():
+    rough = RNG.normal(size=(2, 100, 60)) / np.arange(1, 61)
+    small = np.arange(60) < 20
+    assert metrics.two_sample_accuracy(rough[0], rough[1] * small) > 0.9  # without its weak components: too smooth
+    assert metrics.two_sample_accuracy(rough[0], 2 * rough[1]) > 0.8  # the same mean, another spread
+    few = np.repeat(rough[1][:10], 10, axis=0) + 1e-3
+    assert metrics.two_sample_accuracy(rough[0], few) > 0.8  # repeats
+
+
+def test_classifier_takes_equal_samples():
+    assert metrics.two_sample_accuracy(np.ones((6, 3)), np.ones((6, 3))) <= 0.5
+
+
+def brute_force_neighbourhoods(real, generated, k):
+    def reach(points):
+        return [sorted(np.linalg.norm(points - point, axis=1))[k] for point in points]
+
+    to = [[float(np.linalg.norm(x - y)) for y in generated] for x in real]
+    n, real_reach, own_reach = len(real), reach(real), reach(generated)
+    inside = [[to[i][j] < real_reach[i] for j in range(n)] for i in range(n)]
+    return {
+        "precision": sum(any(inside[i][j] for i in range(n)) for j in range(n)) / n,
+        "recall": sum(any(to[i][j] < own_reach[j] for j in range(n)) for i in range(n)) / n,
+        "density": sum(map(sum, inside)) / (k * n),
+        "coverage": sum(any(inside[i]) for i in range(n)) / n,
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(5, 12), st.integers(1, 4), st.floats(0, 2), st.integers(0, 2**31))
+def test_neighbourhoods_are_brute_force_and_have_no_order(k, n, features, shift, seed):
+    rng = np.random.default_rng(seed)
+    real, generated = rng.normal(size=(n, features)), rng.normal(shift, 1, size=(n, features))
+    own = metrics.precision_recall(real, generated, k=k)
+    assert own == pytest.approx(brute_force_neighbourhoods(real, generated, k))
+    assert metrics.precision_recall(rng.permutation(real), rng.permutation(generated), k=k) == pytest.approx(own)
+    back = metrics.precision_recall(generated, real, k=k)
+    assert (back["precision"], back["recall"]) == pytest.approx((own["recall"], own["precision"]))
+
+
+def test_neighbourhoods_of_equal_distributions_have_known_means():
+    n, k = 40, 5
+    draws = [metrics.precision_recall(*RNG.normal(size=(2, n, 3)), k=k) for _ in range(300)]
+    mean = {name: np.mean([draw[name] for draw in draws]) for name in draws[0]}
+    covered = 1 - np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])  # Naeem et al., lemma 2
+    assert mean["coverage"] == pytest.approx(covered, abs=0.01)
+    assert mean["density"] == pytest.approx(1.0, abs=0.03)
+    assert mean["precision"] == pytest.approx(mean["recall"], abs=0.02)
+
+
+def test_neighbourhoods_of_what_is_elsewhere_and_of_what_repeats_itself():
+    real = RNG.normal(size=(50, 4))
+    assert set(metrics.precision_recall(real, real + 100).values()) == {0.0}
+    one = metrics.precision_recall(real, np.repeat(real[:1], 50, axis=0) + 1e-6 * RNG.normal(size=(50, 4)))
+    assert one["precision"] == 1.0
+    assert max(one["recall"], one["coverage"]) < 0.3
+    with pytest.raises(InputError, match="more than 5 samples"):
+        metrics.precision_recall(real[:5], real[:5])
 
 
 def test_nearest_distances_are_brute_force():
@@ -133,6 +196,13 @@ def test_crps_of_a_gaussian_ensemble_is_the_closed_form():
         assert metrics.crps(ensemble, np.full((cases, 1), y)).mean() == pytest.approx(exact, abs=0.04)
 
 
+def test_crps_is_the_sum_over_pairs():
+    ensemble, truth = RNG.normal(size=(3, 5, 7)), RNG.normal(size=(3, 7))
+    pairs = np.abs(ensemble[:, :, None] - ensemble[:, None]).sum(axis=(1, 2)) / (2 * 5 * 4)
+    brute = (np.abs(ensemble - truth[:, None]).mean(axis=1) - pairs).mean(axis=1)
+    np.testing.assert_allclose(metrics.crps(ensemble, truth), brute)
+
+
 def test_crps_of_one_member_is_the_absolute_error_and_skips_missing_points():
     truth = np.array([[1.0, np.nan, 4.0]])
     assert metrics.crps(np.array([[[2.0, 9.0, 1.0]]]), truth).tolist() == [2.0]
@@ -140,10 +210,83 @@ def test_crps_of_one_member_is_the_absolute_error_and_skips_missing_points():
         metrics.crps(truth, truth)
 
 
+def test_pooled_error_weighs_samples_by_their_size():
+    x, truth = RNG.normal(size=(2, 3, 4, 5))
+    assert metrics.pooled_relative_l2(x, truth) == pytest.approx(np.linalg.norm(x - truth) / np.linalg.norm(truth))
+    assert metrics.pooled_relative_l2(x[:1], truth[:1]) == pytest.approx(metrics.relative_l2(x[:1], truth[:1])[0])
+    truth[0] *= 1e-6  # a sample near zero rules the mean alone
+    assert metrics.relative_l2(x, truth).mean() > 1e5
+    assert metrics.pooled_relative_l2(x, truth) < 10
+    truth[0] = np.nan
+    assert metrics.pooled_relative_l2(x, truth) == pytest.approx(metrics.pooled_relative_l2(x[1:], truth[1:]))
+    assert np.isnan(metrics.pooled_relative_l2(x, 0 * x))
+
+
+def test_scores_in_units_of_a_scale():
+    ensemble, truth = RNG.normal(size=(3, 4, 2, 5)), RNG.normal(size=(3, 2, 5))
+    scale = np.array([[2.0], [5.0]])
+    np.testing.assert_allclose(
+        metrics.crps(ensemble, truth, scale=scale), metrics.crps(ensemble / scale, truth / scale)
+    )
+    own = metrics.spread_skill(ensemble, truth, scale=scale)
+    assert own == pytest.approx(metrics.spread_skill(ensemble / scale, truth / scale))
+
+
+def ensembles(members, *, spread=1.0, cases=50, points=400):
+    """Truth and members are draws about a centre that only they share; members with another spread than the truth."""
+    centre = 3 * RNG.normal(size=(cases, points))
+    truth = centre + RNG.normal(size=(cases, points))
+    return centre[:, None] + spread * RNG.normal(size=(cases, members, points)), truth
+
+
+@pytest.mark.parametrize("members", [2, 3, 8, 19, 20, 39])
+def test_a_calibrated_ensemble_is_called_so_whatever_its_members(members):
+    ensemble, truth = ensembles(members)
+    assert metrics.spread_skill(ensemble, truth) == pytest.approx(1.0, abs=0.02)
+    assert metrics.interval_coverage(ensemble, truth).mean() == pytest.approx(0.9, abs=0.01)
+    # as exact for numbers that tie: counts, or pixels at the end of their range
+    tied = [np.maximum(np.round(x), 0) for x in (ensemble, truth)]
+    assert metrics.interval_coverage(*tied).mean() == pytest.approx(0.9, abs=0.01)
+
+
+def test_an_ensemble_that_is_too_sure_or_too_unsure():
+    sure, truth = ensembles(40, spread=0.5)
+    exact = np.sqrt(0.25 * (1 + 1 / 40) / (1 + 0.25 / 40))
+    assert metrics.spread_skill(sure, truth) == pytest.approx(exact, abs=0.02)
+    wide, truth_of_wide = ensembles(400, spread=2.0, cases=10)
+    for ensemble, y, spread in ((sure, truth, 0.5), (wide, truth_of_wide, 2.0)):
+        exact = 2 * stats.norm.cdf(spread * stats.norm.ppf(0.95)) - 1  # of infinitely many members
+        assert metrics.interval_coverage(ensemble, y).mean() == pytest.approx(exact, abs=0.02)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 60), st.floats(0.5, 0.99))
+def test_intervals_cover_exactly_their_level_of_all_places(members, level):
+    """The truth once in each of the places that it may take among the members: no draw, no distribution."""
+    ensemble = np.repeat(np.arange(members, dtype=float)[None, :, None], members + 1, axis=2)
+    truth = np.arange(members + 1)[None] - 0.5
+    assert metrics.interval_coverage(ensemble, truth, level=level)[0] == pytest.approx(level)
+
+
+def test_calibration_has_no_order_and_skips_missing_points():
+    ensemble, truth = ensembles(6, cases=4, points=30)
+    members, points = RNG.permutation(6), RNG.permutation(30)
+    for metric in (metrics.spread_skill, metrics.interval_coverage):
+        own = metric(ensemble, truth)
+        np.testing.assert_allclose(metric(ensemble[:, members][:, :, points], truth[:, points]), own)
+        holes = truth.copy()
+        holes[:, ::3] = np.nan
+        keep = np.arange(30) % 3 > 0
+        np.testing.assert_allclose(metric(ensemble, holes), metric(ensemble[:, :, keep], truth[:, keep]))
+        with pytest.raises(InputError, match="at least 2 members"):
+            metric(ensemble[:, :1], truth)
+    assert np.isnan(metrics.spread_skill(ensemble, ensemble.mean(axis=1)))
+
+
 @pytest.mark.parametrize("shapes", [((3, 2), (4, 2)), ((3, 2), (3, 5)), ((1, 2), (1, 2)), ((3, 2, 2), (3, 2, 2))])
 def test_distances_refuse_unequal_sets(shapes):
     a, b = (np.zeros(shape) for shape in shapes)
-    for distance in (metrics.energy_distance, metrics.two_sample_accuracy):
+    for distance in (metrics.energy_distance, metrics.two_sample_accuracy, metrics.precision_recall):
         with pytest.raises(InputError, match=r"equal counts|at least 2"):
             distance(a, b)
     with pytest.raises(InputError):

@@ -15,7 +15,9 @@ from diffats.models import (
     CONDITION_TOKENS,
     Denoiser,
     FieldCondition,
+    PlacedCondition,
     StreamTokens,
+    core_places,
     patch_shape,
     resolve_device,
 )
@@ -163,10 +165,10 @@ def test_condition_tokens_are_few_and_cover_the_field(shape: list[int]) -> None:
 
 def test_condition_patches_hold_neighbours() -> None:
     field = FieldCondition((16, 64), 4)
-    assert field.patch == (2, 8)
+    assert field.patch == (4, 16)
     field.embed = torch.nn.Identity()  # type: ignore[assignment]
     x = torch.arange(16 * 64.0).reshape(1, 16, 64)
-    torch.testing.assert_close(field(x)[0, 17], x[0, 4:6, 8:16].reshape(-1))
+    torch.testing.assert_close(field(x)[0, 5], x[0, 4:8, 16:32].reshape(-1))
 
 
 def test_many_tokens_warn_with_the_fix(caplog: pytest.LogCaptureFixture) -> None:
@@ -181,3 +183,61 @@ def test_unknown_device() -> None:
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(InputError, match=r'device "tpu" is not available here .* Set compute\.device'):
         resolve_device("tpu")
+
+
+# --- conditions at the core's tokens -------------------------------------------------------------------------------
+
+FLOW = Layout(
+    "tgp", ("component", "t", "y", "x"), {"component": 2, "t": 4, "y": 7, "x": 5}, {"t": 2, "x": 3}, ("t", "x")
+)
+
+
+def changed_tokens(
+    layout: Layout, core_patch: int, dims: tuple[str, ...], place: tuple[int, ...], finer: int = 1
+) -> list[int]:
+    """Tokens of the core that a change of a given field at one point reaches."""
+    core = StreamTokens.of(layout.streams[0], core_patch)
+    shape = [finer * layout.sizes[dim] for dim in dims]
+    placed = PlacedCondition(core_places(layout, core), core, dims, shape, 4)
+    x = torch.randn(1, *shape)
+    other = x.clone()
+    other[(0, *place)] += 1.0
+    difference = (placed(x) - placed(other)).abs().sum(dim=2)[0]
+    assert difference.shape == (core.count,)
+    return torch.nonzero(difference > 1e-6).flatten().tolist()
+
+
+def test_a_token_gets_the_part_of_a_given_field_at_its_place() -> None:
+    assert changed_tokens(FLOW, 1, ("component", "y", "x"), (1, 3, 4)) == [3, 7 + 3]  # of both components
+    assert changed_tokens(FLOW, 2, ("component", "y", "x"), (1, 3, 4)) == [1, 4 + 1]
+    assert changed_tokens(FLOW, 2, ("x", "y"), (4, 6)) == [3, 4 + 3]
+    matrix = LAYOUTS["matrix"]  # patches of 2 x 3: 4 along y, 2 along x, for each of 2 channels
+    assert changed_tokens(matrix, 1, ("y", "x"), (5, 1)) == [4, 8 + 4]
+    assert changed_tokens(matrix, 1, ("x",), (1,)) == [0, 2, 4, 6, 8, 10, 12, 14]  # at every y
+    assert changed_tokens(matrix, 2, ("ch", "y"), (1, 5)) == [2, 4 + 2]
+    assert changed_tokens(FLOW, 1, ("y", "x"), (13, 0), finer=2) == [6, 7 + 6]
+
+
+def test_a_field_without_a_place_is_in_tokens_only() -> None:
+    placed = Denoiser(FLOW, ConditionLayout(initial=(2, 7, 5), initial_dims=("component", "y", "x")), SMALL)
+    assert placed.placed_names == ("initial",)
+    for conditions in (
+        ConditionLayout(initial=(2, 4), initial_dims=("component", "t")),  # the core keeps y
+        ConditionLayout(fields={"orography": (7, 5)}),  # dims that are not known
+        ConditionLayout(fields={"orography": (3, 5)}, field_dims={"orography": ("y", "x")}),  # on another grid
+    ):
+        assert Denoiser(FLOW, conditions, SMALL).placed_names == ()
+    assert Denoiser(LAYOUTS["two aligned of two"], ConditionLayout((6,), ("y",)), SMALL).placed_names == ()
+    given = ConditionLayout(fields={"orography": (7, 5)}, field_dims={"orography": ("y", "x")})
+    assert Denoiser(FLOW, given, SMALL).placed_names == ("field_orography",)
+
+
+def test_a_dropped_condition_is_seen_nowhere() -> None:
+    conditions = ConditionLayout(initial=(2, 7, 5), initial_dims=("component", "y", "x"))
+    denoiser = trained(FLOW, conditions)
+    z, t, initial = torch.randn(2, FLOW.numbers), torch.tensor([3, 500]), torch.randn(2, 2, 7, 5)
+    drop = torch.tensor([True, False])
+    out = denoiser(z, t, {"initial": initial}, drop)
+    torch.testing.assert_close(out[0], denoiser(z, t, {})[0])
+    torch.testing.assert_close(out[1], denoiser(z, t, {"initial": initial})[1])
+    assert not torch.allclose(out[1], denoiser(z, t, {"initial": initial + 1})[1])

@@ -27,7 +27,7 @@ import xarray as xr
 import zarr.core.sync
 from fsspec.registry import _registry
 from moto.server import ThreadedMotoServer
-from tiny_runs import MODEL, PRIMITIVES, changed, run, small_recipe, waves
+from tiny_runs import MODEL, PRIMITIVES, Remembered, changed, run, small_recipe, trajectories
 from typer.testing import CliRunner
 
 import diffats
@@ -44,17 +44,6 @@ from diffats.store.repository import Repository
 SECRET = "PlantedSecretOfTheEnvironment"
 N = 35  # five shards of seven
 GROUPS = ("tucker", "anchor", "primitives", "normalisation")
-
-
-class Remembered(logging.Handler):
-    """Every record of every library, as text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(self.format(record))
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +97,8 @@ def s3(log: list[str]) -> Iterator[Any]:
 def local(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A finished recipe whose data and stores are local directories; its data are in the bucket, too."""
     folder = tmp_path_factory.mktemp("local")
-    field = waves(N, 12, 16).astype("f4")
-    ds = xr.Dataset({"u": (("run", "t", "x"), field), "nu": ("run", np.geomspace(1e-3, 1, N))})
-    for place in (str(folder / "u.zarr"), "s3://bucket/u.zarr"):
-        ds.to_zarr(place, zarr_format=3, consolidated=False)
-    data = {
-        "source": str(folder / "u.zarr"),
-        "variables": ["u"],
-        "modes": ["t", "x"],
-        "sample_dim": "run",
-        "split": {"test": 0.2},
-        "condition": {"initial": {"dim": "t"}, "scalars": ["nu"]},
-    }
+    trajectories("s3://bucket/u.zarr", N, 12, 16)
+    data = trajectories(folder / "u.zarr", N, 12, 16)
     recipe = small_recipe(folder / "root", data, decompose={"ranks": {"t": 6, "x": 6}})
     run(recipe, MODEL)
     return recipe

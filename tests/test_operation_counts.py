@@ -25,7 +25,7 @@ N, SHARD, CHUNK = 60, 10, 5
 SHARDS, CHUNKS = N // SHARD, N // CHUNK
 SMALL = {"time": 6, "x": 8}
 FORMS = ["anomaly_error", "condition_initial", "core", "factor_time", "factor_x", "numerical_rank", "relative_error"]
-FORMS += ["spectrum_time", "spectrum_x", "truncation_error"]
+FORMS += ["source_digest", "spectrum_time", "spectrum_x", "truncation_error"]
 
 
 def recipe_of(folder: Path, sizes: dict[str, int] = SMALL, **compute: Any) -> Recipe:

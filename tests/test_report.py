@@ -149,6 +149,15 @@ def test_forecasts_name_their_trivial_predictors():
 
 
 @pytest.mark.parametrize(
+    ("better", "words"), [("near 0.9", "Closer to 0.9"), ("near 1", "Closer to 1"), ("lower", "Lower")]
+)
+def test_every_direction_is_said(better, words):
+    table = {"energy_distance": METRIC | {"better": better, "truth": 0.01}}
+    assert f"{words} is better." in " ".join(summary(content(metrics=table)))
+    assert "The truth itself</th>" in render(content(metrics=table))
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"errors": {"anomaly": {"mean": 0.42}}}, "loses much"),

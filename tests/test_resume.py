@@ -10,15 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import xarray as xr
-from tiny_runs import ALL, MODEL, calls, changed, run, small_recipe, waves
+from tiny_runs import ALL, MODEL, calls, changed, content, run, small_recipe, trajectories
 
 from diffats.config import Recipe
 from diffats.stages import Workspace, align, decompose, evaluate, fit_normalisation, generate, select_anchor, train
 from diffats.stages import register as register_stage
-from diffats.store import Version
 
 N = 35  # five shards of seven
 
@@ -27,17 +24,7 @@ N = 35  # five shards of seven
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A recipe that has been run in one go."""
     folder = tmp_path_factory.mktemp("unbroken")
-    field = waves(N, 6, 8).astype("f4")
-    ds = xr.Dataset({"u": (("run", "t", "x"), field), "nu": ("run", np.geomspace(1e-3, 1, N))})
-    ds.to_zarr(folder / "u.zarr", zarr_format=3, consolidated=False)
-    data = {
-        "source": str(folder / "u.zarr"),
-        "variables": ["u"],
-        "modes": ["t", "x"],
-        "sample_dim": "run",
-        "split": {"test": 0.2},
-        "condition": {"initial": {"dim": "t"}, "scalars": ["nu"]},
-    }
+    data = trajectories(folder / "u.zarr", N, 6, 8)
     recipe = small_recipe(
         folder / "root", data, decompose={"tolerance": 0.1}, train={"steps": 6, "checkpoint_every": 3}
     )
@@ -60,23 +47,6 @@ def after(unbroken: Recipe, tmp_path: Path) -> Callable[[str], Recipe]:
 
 def before(stage: str) -> tuple[str, ...]:
     return ALL[: ALL.index(stage)]
-
-
-def content(recipe: Recipe) -> dict[str, str]:
-    """What tells every result of a recipe from another, to the bit."""
-    work = Workspace(recipe)
-    tucker = select_anchor.require_tucker(work)
-    model = train.require_bundle(work)
-    versions: dict[str, Version | None] = {
-        "scaling": decompose.scaling_version(work),
-        "tucker": tucker,
-        "anchor": select_anchor.anchor_version(work, tucker),
-        "primitives": align.primitives_version(work),
-        "normalisation": fit_normalisation.normalisation_version(work),
-        "samples": generate.samples_version(work, model),
-    }
-    digests = {name: version.digest if version is not None else "" for name, version in versions.items()}
-    return {**digests, "weights": train.weights_digest(model.directory)}
 
 
 class Interrupted(Exception):

@@ -34,7 +34,7 @@ import zarr
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 from tiny_recipe import write_recipe
-from tiny_runs import changed, small_recipe, waves
+from tiny_runs import Remembered, changed, small_recipe, waves
 from typer.testing import CliRunner
 
 import diffats
@@ -117,17 +117,6 @@ def test_the_look_at_modules_finds_what_it_should() -> None:
 
 
 # A finished recipe with hostile data, secrets around it -------------------------------------------------------------
-
-
-class Remembered(logging.Handler):
-    """Every record of every library, with its traceback, as text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(self.format(record))
 
 
 @pytest.fixture(scope="module")
@@ -735,8 +724,8 @@ def test_a_bundle_with_a_flipped_bit_or_without_a_file(copied: Path, name: str) 
 
 
 def test_a_bundle_of_a_later_release_names_it(copied: Path) -> None:
-    rewrite(copied, lambda tree: tree.update(format=2, release="9.1"))
-    with pytest.raises(IntegrityError, match=r"format 2, this version reads 1\. .*\(diffats 9\.1\)"):
+    rewrite(copied, lambda tree: tree.update(format=99, release="9.1"))
+    with pytest.raises(IntegrityError, match=r"format 99, this version reads 2\. .*\(diffats 9\.1\)"):
         bundle.load(copied)
 
 

@@ -646,3 +646,20 @@ def test_a_store_that_was_removed_and_made_again_is_a_new_one(tmp_path):
         shutil.rmtree(tmp_path / "store")
     with pytest.raises(StoreNotFoundError):
         Store.open(tmp_path / "store")
+
+
+def test_two_processes_may_tie_a_new_store_at_once(store: Store, tmp_path: Path, monkeypatch) -> None:
+    other, looks = Store(tmp_path / "store"), []
+    seen = other.head
+
+    def late() -> object:
+        session = seen()
+        if not looks:
+            looks.append(session)
+            store.check("tiny", ["y", "x"])
+        return session
+
+    monkeypatch.setattr(other, "head", late)
+    other.check("tiny", ["y", "x"])
+    with pytest.raises(RootMismatchError):
+        other.check("another", ["y", "x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,17 @@ import xarray as xr
 from diffats import stages
 from diffats.compute import open_cluster
 from diffats.config import Recipe, parse_recipe
-from diffats.stages import StageResult
+from diffats.stages import (
+    StageResult,
+    Workspace,
+    align,
+    decompose,
+    fit_normalisation,
+    generate,
+    select_anchor,
+    train,
+)
+from diffats.store import Version
 
 PRIMITIVES = ("decompose", "select_anchor", "align", "fit_normalisation")
 MODEL = (*PRIMITIVES, "train", "generate")
@@ -60,6 +71,50 @@ def waves(n: int, *sizes: int, seed: int = 0, rank: int = 3, noise: float = 0.05
     ]
     field = np.einsum(f"nr,{','.join(f'{c}r' for c in letters)}->n{letters}", x, *modes)
     return field + noise * rng.normal(size=field.shape)
+
+
+def trajectories(place: Path | str, n: int, *sizes: int) -> dict[str, Any]:
+    """Waves ``u(run, t, x)`` with a number for each run, in a Zarr store unless it is there, and its recipe section."""
+    if not Path(place).exists():
+        field = waves(n, *sizes).astype("f4")
+        ds = xr.Dataset({"u": (("run", "t", "x"), field), "nu": ("run", np.geomspace(1e-3, 1, n))})
+        ds.to_zarr(place, zarr_format=3, consolidated=False)
+    return {
+        "source": str(place),
+        "variables": ["u"],
+        "modes": ["t", "x"],
+        "sample_dim": "run",
+        "split": {"test": 0.2},
+        "condition": {"initial": {"dim": "t"}, "scalars": ["nu"]},
+    }
+
+
+def content(recipe: Recipe) -> dict[str, str]:
+    """What tells every result of a recipe from another, to the bit."""
+    work = Workspace(recipe)
+    tucker = select_anchor.require_tucker(work)
+    model = train.require_bundle(work)
+    versions: dict[str, Version | None] = {
+        "scaling": decompose.scaling_version(work),
+        "tucker": tucker,
+        "anchor": select_anchor.anchor_version(work, tucker),
+        "primitives": align.primitives_version(work),
+        "normalisation": fit_normalisation.normalisation_version(work),
+        "samples": generate.samples_version(work, model),
+    }
+    digests = {name: version.digest if version is not None else "" for name, version in versions.items()}
+    return {**digests, "weights": train.weights_digest(model.directory)}
+
+
+class Remembered(logging.Handler):
+    """Every record of every library, with its traceback, as text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(self.format(record))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from diffats.primitives.codec import (
     decompose,
     decomposed_modes,
     encode,
+    field_sensitivity,
     find_ranks,
     orthonormality_defect,
     reconstruction_errors,
@@ -18,21 +19,25 @@ from diffats.primitives.codec import (
     retract,
 )
 from diffats.primitives.conditions import ConditionLayout
-from diffats.primitives.layout import Layout, Stream
+from diffats.primitives.layout import PATCH, Layout, Stream
 from diffats.primitives.normalisation import FieldScaling, Moments, Normalisation
+from diffats.primitives.shifts import Shifts
 
 __all__ = [
+    "PATCH",
     "ConditionLayout",
     "FieldScaling",
     "Layout",
     "Moments",
     "Normalisation",
+    "Shifts",
     "Stream",
     "align",
     "decode",
     "decompose",
     "decomposed_modes",
     "encode",
+    "field_sensitivity",
     "find_ranks",
     "orthonormality_defect",
     "reconstruction_errors",

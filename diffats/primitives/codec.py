@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 import torch
 from array_api_compat import array_namespace, device
 
@@ -11,9 +12,9 @@ from diffats import spectrum
 from diffats.config import Recipe
 from diffats.errors import InputError
 from diffats.primitives.layout import Layout, Streams, pick
-from diffats.primitives.normalisation import FieldScaling
+from diffats.primitives.normalisation import FieldScaling, NumpyArray
 from diffats.procrustes import align_to_anchor
-from diffats.spectrum import Array, as_torch, like, mode_dot, transpose, widen
+from diffats.spectrum import Array, as_numpy, as_torch, like, mode_dot, transpose, widen
 from diffats.tucker import TuckerTensor, hooi, multi_mode_dot, ranks_for_tolerance, ratio, sthosvd
 
 
@@ -148,6 +149,38 @@ def retract(streams: Streams, layout: Layout) -> dict[str, Array]:
         mode = layout.working_modes.index(cast(str, stream.mode))
         G = mode_dot(G, xp.astype(P, G.dtype, copy=False), mode, len(layout.working_modes))
     return {"core": G, **retracted}
+
+
+def field_sensitivity(streams: Streams, layout: Layout) -> dict[str, NumpyArray]:
+    """How much of the field each number of a primitive is, to first order: ``E |dX|^2 / dp^2`` by stream.
+
+    A change of the core changes the field as much; one of a factor's entry as much as that column's part of the core.
+
+    Parameters
+    ----------
+    streams
+        Of samples over which is averaged, ``{name: (k, *shape)}``, with factors that are orthonormal.
+
+    Returns
+    -------
+    By stream: its shape, float64.
+
+    >>> import numpy as np
+    >>> layout = Layout("tgp", ("y", "x"), {"y": 4, "x": 6}, {"y": 2, "x": 2}, ("y", "x"))
+    >>> core = np.array([[[3.0, 0.0], [0.0, 1.0]]])
+    >>> streams = {"core": core, "factor_y": np.eye(4, 2)[None], "factor_x": np.eye(6, 2)[None]}
+    >>> found = field_sensitivity(streams, layout)
+    >>> found["factor_x"][0].tolist(), found["core"][0].tolist()
+    ([9.0, 1.0], [1.0, 1.0])
+    """
+    core = layout.streams[0]
+    energy = np.mean(as_numpy(pick(streams, core)).astype(np.float64) ** 2, axis=0)
+    found = {core.name: np.ones(core.shape)}
+    for stream in layout.streams[1:]:
+        kept = {*range(len(layout.labelled)), core.dims.index(f"rank_{stream.mode}")}
+        columns = energy.sum(axis=tuple(axis for axis in range(energy.ndim) if axis not in kept))  # (*labelled, rank)
+        found[stream.name] = np.broadcast_to(columns[..., None, :], stream.shape).copy()
+    return found
 
 
 def orthonormality_defect(streams: Streams, layout: Layout) -> dict[str, Array]:

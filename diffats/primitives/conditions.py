@@ -22,8 +22,8 @@ class ConditionLayout:
     ----------
     initial, initial_dims
         Shape and dims of the initial slice; None and empty without one.
-    fields
-        Shape of each given field.
+    fields, field_dims
+        Shape of each given field, and its dims where they are known.
     scalars, scalar_log
         Names, and whether the logarithm is taken (positive, and spanning a factor above 100).
     n_labels, label_names
@@ -36,6 +36,7 @@ class ConditionLayout:
     initial: tuple[int, ...] | None = None
     initial_dims: tuple[str, ...] = ()
     fields: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    field_dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     scalars: tuple[str, ...] = ()
     scalar_log: tuple[bool, ...] = ()
     n_labels: int = 0
@@ -53,6 +54,7 @@ class ConditionLayout:
         raw: Mapping[str, NumpyArray] | Iterable[Mapping[str, NumpyArray]],
         *,
         initial_dims: tuple[str, ...] = (),
+        field_dims: Mapping[str, tuple[str, ...]] | None = None,
         label_names: Iterable[str] = (),
     ) -> ConditionLayout:
         """From the raw conditions of the training split.
@@ -80,6 +82,7 @@ class ConditionLayout:
             initial=fits["initial"].shape if "initial" in fits else None,
             initial_dims=tuple(initial_dims) if "initial" in fits else (),
             fields={n.removeprefix("field_"): fit.shape for n, fit in fits.items() if n.startswith("field_")},
+            field_dims={name: tuple(dims) for name, dims in (field_dims or {}).items()},
             scalars=scalars,
             scalar_log=tuple(fits[f"scalar_{name}"].log for name in scalars),
             n_labels=len(names),
@@ -135,6 +138,7 @@ class ConditionLayout:
             initial=None if initial is None else tuple(initial),
             initial_dims=tuple(tree["initial_dims"]),
             fields={name: tuple(shape) for name, shape in tree["fields"].items()},
+            field_dims={name: tuple(dims) for name, dims in tree["field_dims"].items()},
             scalars=tuple(tree["scalars"]),
             scalar_log=tuple(tree["scalar_log"]),
             n_labels=int(tree["n_labels"]),

@@ -6,17 +6,17 @@
 written anew. ``samples`` ties them together.
 """
 
-from diffats.sources.parts import DIGEST_BYTES
-from diffats.sources.samples import Samples, content_digests, look, open_samples
+from diffats.sources.parts import DIGEST_BYTES, sample_digests
+from diffats.sources.samples import Samples, look, open_samples
 from diffats.sources.templates import decoded_dataset, template_from_json, template_to_json
 
 __all__ = [
     "DIGEST_BYTES",
     "Samples",
-    "content_digests",
     "decoded_dataset",
     "look",
     "open_samples",
+    "sample_digests",
     "template_from_json",
     "template_to_json",
 ]

@@ -74,6 +74,7 @@ def locate(data: Data) -> list[str]:
     if "://" in source:
         return _locate_url(source, data)
     if _is_glob(source) and not _exists(source):
+        _check_listable(source)
         found = sorted(glob.glob(source, recursive=True))
         if not found:
             raise SourceError(f'data.source "{source}" matches no file. Check the pattern.')
@@ -81,6 +82,19 @@ def locate(data: Data) -> list[str]:
     if not _exists(source):
         raise _missing(source)
     return [source]
+
+
+def _check_listable(pattern: str) -> None:
+    """Refuse a pattern with a folder on its way that cannot be listed: ``glob`` leaves its files out without a word."""
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if _is_glob(part))
+    for stop in range(first, len(parts)):
+        for folder in glob.iglob(str(Path(*parts[:stop])), recursive=True):
+            if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                raise SourceError(
+                    f'data.source "{pattern}": the folder {folder} cannot be listed, so files may be missing. Check '
+                    "its permissions, or narrow the pattern."
+                )
 
 
 def _exists(source: str) -> bool:

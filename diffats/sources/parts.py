@@ -1,4 +1,4 @@
-"""Which file or chunk holds which samples of a source, with stamps that tell which of them were written anew."""
+"""What tells samples of a source apart: digests of their content, and stamps of the files and chunks that hold them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+import xxhash
 
 from diffats.config import Data
 from diffats.sources import opening
@@ -94,6 +95,30 @@ def _chunk_parts(folder: Path, array: xr.DataArray, dim: str) -> Iterator[Part]:
             else:
                 number, size = int(re.findall(r"\d+", place)[axis]), int(sizes[axis])
                 yield Part(stamp, number * size, (number + 1) * size)
+
+
+def files_along(dataset: xr.Dataset, dim: str) -> list[tuple[str, int]]:
+    """Names of the files of a glob that are joined along a dim, each with its length; none of any other source."""
+    files = dataset.encoding.get("parts") or []
+    return [(Path(path).name, length) for path, along, length in files if along == dim]
+
+
+def sample_digests(x: Array, conditions: Mapping[str, Array]) -> Array:
+    """A digest ``(k, 16)`` uint8 of each sample ``x`` ``(k, ...)`` and its conditions, as they were read.
+
+    XXH3 of 128 bits: it finds damage and does not stop forgery, and runs at the speed of memory: 0.6 ms for 16 MiB.
+
+    >>> sample_digests(np.zeros((2, 3)), {"label": np.array([0, 1])}).shape
+    (2, 16)
+    """
+    arrays = [np.ascontiguousarray(array) for array in (x, *(conditions[name] for name in sorted(conditions)))]
+    out = np.empty((len(x), DIGEST_BYTES), np.uint8)
+    for i in range(len(x)):
+        found = xxhash.xxh3_128()
+        for array in arrays:
+            found.update(array[i : i + 1].reshape(-1).view(np.uint8).data)
+        out[i] = np.frombuffer(found.digest(), np.uint8)
+    return out
 
 
 def stamps(parts: Sequence[Part], ranges: Iterable[tuple[int, int]]) -> Array:

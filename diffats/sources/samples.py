@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -406,22 +405,6 @@ class Samples:
                 key = f"source_{name}" if name in coords else str(name)
                 coords[key] = _moved(coord.variable, sample_dim, cuts.position)
         return coords
-
-
-def content_digests(x: Array, conditions: Mapping[str, Array]) -> Array:
-    """A digest ``(k, 16)`` uint8 of each sample ``x`` ``(k, ...)`` and its conditions, as they were read.
-
-    >>> content_digests(np.zeros((2, 3)), {"label": np.array([0, 1])}).shape
-    (2, 16)
-    """
-    arrays = [np.ascontiguousarray(array) for array in (x, *(conditions[name] for name in sorted(conditions)))]
-    out = np.empty((len(x), parts.DIGEST_BYTES), np.uint8)
-    for i in range(len(x)):
-        found = hashlib.sha256()  # processors have instructions for it: about 10 ms for 16 MiB
-        for array in arrays:
-            found.update(array[i : i + 1].reshape(-1).view(np.uint8).data)
-        out[i] = np.frombuffer(found.digest(), np.uint8)[: parts.DIGEST_BYTES]
-    return out
 
 
 def _reserved(variables: Sequence[str], modes: Sequence[str]) -> set[str]:

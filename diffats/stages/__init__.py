@@ -387,7 +387,7 @@ def _decompose_summary(result: StageResult) -> dict[str, Any]:
     return {
         "version": result.version,
         "n_samples": result.total,
-        "n_failed": result.failed,
+        "n_failed": int(metrics["n_failed"]),
         "n_dropped": result.facts["n_dropped"],
         "compression": metrics["compression"],
         "reconstruction_error": errors["relative_error"],

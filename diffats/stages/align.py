@@ -184,7 +184,7 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
         skipped=skipped,
         done=len(good),
         total=len(good),
-        failed=int((~good).sum()),
+        failed=growth.newly_failed(version, good, skipped=skipped),
         seconds=time.monotonic() - started,
         metrics={**metrics, "low_overlap": float(low)},
         facts={"overlap_sigma_min": quantiles, "digest": version.digest},

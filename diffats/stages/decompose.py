@@ -22,7 +22,7 @@ import xarray as xr
 from diffats import sources
 from diffats.compute import Cluster, open_cluster
 from diffats.config import Data
-from diffats.errors import DiffatsError, NonFiniteError, SourceError, TooManyFailedError
+from diffats.errors import DiffatsError, InputError, NonFiniteError, SourceError, TooManyFailedError
 from diffats.primitives import (
     FieldScaling,
     Layout,
@@ -32,6 +32,7 @@ from diffats.primitives import (
     reconstruction_errors,
 )
 from diffats.sources import spacing
+from diffats.sources.parts import sample_digests
 from diffats.spectrum import as_numpy, as_torch, encoding_device, norm2
 from diffats.stages import growth
 from diffats.stages.workspace import (
@@ -333,9 +334,7 @@ def decompose_shard(
         forms, converged[converged] = {name: values[healthy] for name, values in forms.items()}, healthy
     status[good[~converged]] = STATUS["not_converged"]
     good = status == STATUS["ok"]
-    out: dict[str, Array] = {"status": status}
-    if data.grows:
-        out[growth.DIGEST] = sources.content_digests(x, conditions)
+    out: dict[str, Array] = {"status": status, growth.DIGEST: sample_digests(x, conditions)}
     if good.any():
         out |= {name: _scatter(values, good) for name, values in forms.items()}
     else:
@@ -493,8 +492,7 @@ def template(work: Workspace, layout: Layout, shard: int) -> xr.Dataset:
         own = tuple(f"{name}_{axis}" for axis in range(value.ndim - 1))
         specs[f"condition_{name}"] = (own, value.shape[1:], value.dtype)
     specs["status"] = ((), (), np.dtype(np.int8))
-    if samples.data.grows:
-        specs[growth.DIGEST] = (("digest_byte",), (sources.DIGEST_BYTES,), np.dtype(np.uint8))
+    specs[growth.DIGEST] = (("digest_byte",), (sources.DIGEST_BYTES,), np.dtype(np.uint8))
     data: dict[str, Any] = {
         name: (("sample", *dims), lazy_zeros((n, *shape), dtype)) for name, (dims, shape, dtype) in specs.items()
     }
@@ -638,7 +636,7 @@ def begin(work: Workspace, cluster: Cluster, scaling: str, shard: int, hooks: Ho
         condition_dims=condition_dims(work),
         n_dropped=samples.dropped,
         scaling=scaling,
-        source=work.source_digest,
+        **growth.files_attr(samples),
     )
     filled, grows = template(work, layout, shard), samples.data.grows
     options: dict[str, Any] = {"fingerprint": identity, "shard": shard, "attrs": attrs, "grows": grows}
@@ -651,9 +649,8 @@ def grow(work: Workspace, previous: Version, cluster: Cluster, identity: str) ->
     filled = template(work, layout_of(previous), previous.record.shard)
     growth.check_appended(work, previous, filled, cluster)
     kept = {key: previous.attrs[key] for key in ("layout", "template", "label_names", "condition_dims", "scaling")}
-    attrs = work.attrs(
-        **kept, **growth.grown_attrs(previous), n_dropped=work.samples.dropped, source=work.source_digest
-    )
+    kept |= growth.grown_attrs(previous) | growth.files_attr(work.samples)
+    attrs = work.attrs(**kept, n_dropped=work.samples.dropped)
     log.info("%d of %d samples are new", growth.new_samples(work, previous), work.samples.n)
     return work.store.grow(previous, filled, fingerprint=identity, attrs=attrs)
 
@@ -664,6 +661,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     version = None if hooks.restart else tucker_version(work)
     if version is not None and version.complete:
         return result(work, version, started, skipped=True)
+    check_not_pinned(work)
     if hooks.restart:
         work.rebase()
     samples, recipe = work.samples, work.recipe
@@ -693,6 +691,16 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     check_steady(work)
     check_failures(work, version)
     return result(work, work.keep(version.finish()), started)
+
+
+def check_not_pinned(work: Workspace) -> None:
+    """Refuse to encode the source as it is now under the name of how it once was."""
+    if work.recipe.data.version is not None:
+        raise InputError(
+            f'data.version "{work.recipe.data.version}" is not there as these options encode it, or was encoded with '
+            "other anchors, and is not made again. Use the options that it was made with, roll back to it, or remove "
+            "data.version."
+        )
 
 
 def allowed_failures(work: Workspace, n: int) -> int:
@@ -767,7 +775,7 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
         skipped=skipped,
         done=n,
         total=n,
-        failed=failed,
+        failed=growth.newly_failed(version, good, skipped=skipped),
         seconds=time.monotonic() - started,
         metrics={**metrics, "n_failed": float(failed), "beyond_tolerance": float(beyond), "gauge_noise_share": noise},
         facts={

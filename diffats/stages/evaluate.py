@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from diffats import bundle, evaluation
 from diffats.config import METRICS
 from diffats.errors import InputError
+from diffats.simulate import residuals
 from diffats.stages import decompose, fit_normalisation, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
 from diffats.store import STATUS, Version
@@ -107,6 +109,9 @@ def compared(work: Workspace, model: bundle.Bundle, generated: Array, *, forecas
     z_train = normalised(work, model, generate.truth_indices(work, gaussian_limit(model), "train"))
     z_gaussian = evaluation.gaussian_pca(z_train, k, seed=work.recipe.seed)
     ensembles = forecasts(work, model) if forecast else {}
+    if ensembles:
+        cases = generate.truth_indices(work, len(ensembles["truth"]), "test")
+        ensembles["truth_reconstruction"] = model.fields(stored_streams(work, model, cases))
     return replace(
         plain,
         gaussian=model.fields(unnormalised(model, z_gaussian)),
@@ -195,7 +200,20 @@ def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
     if initial is not None:
         axis = 1 + work.recipe.tensor_modes.index(initial.dim)
         out["persistence"] = np.broadcast_to(truth.take([initial.index], axis=axis), truth.shape)
-    return out
+    return out | equation(work, raw)
+
+
+def equation(work: Workspace, raw: dict[str, Array]) -> dict[str, Any]:
+    """The residual of the simulated equation under raw conditions; empty where these lack one of its parameters."""
+    simulate, samples = work.recipe.simulate, work.samples
+    known = residuals.EQUATIONS.get(simulate.problem) if simulate is not None else None
+    if simulate is None or known is None or not all(f"scalar_{name}" in raw for name in known.parameters):
+        return {}
+    whole = all(samples.sizes.get(dim) == size for dim, size in simulate.sizes.items())
+    if not whole or samples.modes != known.dims or samples.variables != known.variables:
+        return {}  # an equation of other fields
+    parameters = {name: raw[f"scalar_{name}"] for name in known.parameters}
+    return {"residual": functools.partial(residuals.residual, simulate.problem, parameters=parameters)}
 
 
 def result(
@@ -205,7 +223,7 @@ def result(
     numbers = {
         name if column == "value" else f"{name}_{column}": float(row[column])
         for name, row in metrics.items()
-        for column in ("value", "train_vs_test", "gaussian", "persistence", "training_mean")
+        for column in evaluation.COLUMNS
         if row.get(column) is not None
     }
     decisive = work.recipe.evaluate.metric

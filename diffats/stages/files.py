@@ -3,61 +3,214 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import xarray as xr
 
 from diffats import bundle
+from diffats.compute import open_cluster
 from diffats.errors import DiffatsError, IntegrityError, SourceError
+from diffats.sources import DIGEST_BYTES
+from diffats.sources.parts import files_along
 from diffats.stages import decompose, growth
-from diffats.stages.workspace import Workspace, find_store, shard_bounds
+from diffats.stages.growth import DIGEST
+from diffats.stages.workspace import Progress, Workspace, find_store, shard_bounds
 from diffats.store import Version
 
+Array = npt.NDArray[Any]
 
-def problems(work: Workspace) -> list[str]:
-    """What is damaged or has changed, a line each."""
+_SHOWN = 20  # lines about samples
+_RESTORE = "Bring the source back, or run the stages again: a source that has changed is encoded anew."
+
+
+def problems(work: Workspace, *, progress: Progress | None = None) -> list[str]:
+    """What is damaged or has changed, a line each. All samples of the source are read.
+
+    Parameters
+    ----------
+    progress
+        Called with samples read, all samples, and those that are not what was encoded; logged where left out.
+    """
+    from diffats.stages import LoggedProgress
     from diffats.training import damaged_checkpoints
 
     checkpoints = [text for path in sorted(work.root.glob("training/*")) for text in damaged_checkpoints(path)]
-    return [*_source(work), *checkpoints, *_bundles(work.root)]
+    source = _source(work, progress or LoggedProgress("verify, samples of the source"))
+    return [*source, *checkpoints, *_bundles(work.root)]
 
 
-def _source(work: Workspace) -> list[str]:
-    """Whether the source is the one whose samples are stored, by its stamps; by its content, where it grows."""
-    store, data = find_store(work.store_location), work.portable["data"]
+# --- the source ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What is stored of the source's samples: their digests ``(n, 16)`` (None of an earlier release) and places."""
+
+    version: Version
+    digests: Array | None
+    coords: xr.Dataset
+
+    @classmethod
+    def find(cls, work: Workspace) -> _Encoded | None:
+        """Of the Tucker forms that the recipe uses, or, where its source has changed, used; None where they are lost.
+
+        Damage of the store itself is for the store's own verification to tell.
+        """
+        try:
+            version = _newest(work)
+            if version is None:
+                return None
+            ds = version.dataset(indexes=False)
+            names = [name for name, coord in ds.coords.items() if coord.dims[:1] == ("sample",)]
+            digests = ds[DIGEST].values if DIGEST in version.record.filled else None
+            return cls(version, digests, ds[names].load())
+        except SourceError:
+            raise
+        except DiffatsError:
+            return None
+
+    @property
+    def n(self) -> int:
+        """How many samples are stored."""
+        return self.version.record.n
+
+
+def _newest(work: Workspace) -> Version | None:
+    store = find_store(work.store_location)
+    if store is None:
+        return None
+    used = decompose.tucker_version(work)
+    if used is not None and used.complete:
+        return used
+    newest = store.latest("tucker")
+    if newest is None:
+        return None
+    recipe, mine = json.loads(newest.attrs["recipe"]), work.portable
+    return newest if (recipe["data"], recipe["seed"]) == (mine["data"], mine["seed"]) else None
+
+
+def _source(work: Workspace, progress: Progress) -> Iterator[str]:
+    """Whether the source holds the samples that are stored."""
+    where = f'data.source "{work.recipe.data.source}"'
     try:
-        stored = None if store is None else store.latest("tucker")
-    except DiffatsError:  # found by the store's own verification
-        return []
-    if stored is None or json.loads(stored.attrs["recipe"])["data"] != data:
-        return []
-    try:
-        if work.recipe.data.grows:
-            return list(_samples(work, stored))
-        used = decompose.tucker_version(work)
+        encoded = _Encoded.find(work)
+        found = [] if encoded is None else list(_differences(work, encoded, progress))
     except SourceError as error:
-        return [str(error)]
-    if (used is not None and used.complete) or stored.attrs.get("source", work.source_digest) == work.source_digest:
+        yield str(error)
+        return
+    yield from (f"{where}: {text}. {_RESTORE}" for text in found)
+
+
+def _differences(work: Workspace, encoded: _Encoded, progress: Progress) -> Iterator[str]:
+    if encoded.digests is None:
+        if encoded.version.attrs.get("source") != work.source_digest:
+            yield "its files, their sizes or times, or its metadata have changed since it was encoded"
+        return
+    yield from _lost_files(work, encoded.version.attrs.get("files", []))
+    n = work.samples.n
+    if n < encoded.n or (n > encoded.n and not work.recipe.data.grows):
+        yield f"it has {n} samples, and {encoded.n} were encoded"
+    yield from (f"its samples were encoded {text}" for text in growth.kind_differences(work, encoded.version))
+    yield from _samples(work, encoded, encoded.digests, progress)
+
+
+def _lost_files(work: Workspace, recorded: list[tuple[str, int]]) -> Iterator[str]:
+    """Files of a glob that are gone."""
+    dim, start = work.samples.growing_dim, 0
+    there = Counter(name for name, _ in files_along(work.samples.dataset, dim))
+    for name, length in recorded:
+        there[name] -= 1
+        if there[name] < 0:
+            yield f'file {name} is gone, which held points {start} to {start + length - 1} along "{dim}"'
+        start += length
+
+
+def _samples(work: Workspace, encoded: _Encoded, before: Array, progress: Progress) -> Iterator[str]:
+    """Samples that are not what was encoded, a line for each run of them; all are read."""
+    now, unreadable = _digests(work, encoded.version.record.shard, progress)
+    both = min(len(before), len(now))
+    differs = np.ones(len(before), bool)
+    differs[:both] = (before[:both] != now[:both]).any(axis=1)
+    there = {each.tobytes() for each in now}
+    moved = np.array([bool(d) and each.tobytes() in there for d, each in zip(differs, before, strict=True)])
+    lost = np.flatnonzero(differs & ~moved)
+    runs = np.split(lost, np.flatnonzero(np.diff(lost) > 1) + 1) if lost.size else []
+    for run in runs[:_SHOWN]:
+        why = f" ({unreadable[int(run[0])]})" if int(run[0]) in unreadable else ""
+        yield f"{_named(work, encoded, int(run[0]), int(run[-1]))} not what was encoded{why}"
+    if len(runs) > _SHOWN:
+        yield f"{sum(map(len, runs[_SHOWN:]))} more samples are not what was encoded"
+    if moved.any():
+        yield f"{moved.sum()} samples, the first of them sample {moved.argmax()}, are at other places"
+    if not differs.any():
+        names = growth.moved_coordinates(encoded.coords, _coords(work, encoded))
+        yield from (f'coordinate "{name}" of its samples has other values than were stored' for name in names)
+
+
+def _digests(work: Workspace, shard: int, progress: Progress) -> tuple[Array, dict[int, str]]:
+    """Digests ``(n, 16)`` of all samples as the source has them now, and why some cannot be read."""
+    n, done = work.samples.n, 0
+    digests, unreadable = np.zeros((n, DIGEST_BYTES), np.uint8), dict[int, str]()
+    read = partial(_read, data=work.data, seed=work.recipe.seed, boundary=work.samples.boundary)
+    with open_cluster(work.recipe.compute) as cluster:
+        for (start, stop), (found, errors) in cluster.map(read, shard_bounds(n, shard)):
+            digests[start:stop] = found
+            unreadable |= errors
+            done += stop - start
+            progress(done, n, len(unreadable))
+    return digests, unreadable
+
+
+def _read(bounds: tuple[int, int], **opened: Any) -> tuple[Array, dict[int, str]]:
+    """Digests of the samples of a run, zeros for those that cannot be read, and why they cannot."""
+    try:
+        return growth.read_digests(bounds, **opened), {}
+    except SourceError as error:
+        start, stop = bounds
+        if stop - start == 1:
+            return np.zeros((1, DIGEST_BYTES), np.uint8), {start: str(error).removesuffix(".")}
+        middle = (start + stop) // 2
+        (a, why_a), (b, why_b) = _read((start, middle), **opened), _read((middle, stop), **opened)
+        return np.concatenate([a, b]), why_a | why_b
+
+
+def _named(work: Workspace, encoded: _Encoded, first: int, last: int) -> str:
+    """Samples by number, coordinates and file."""
+    coords = encoded.coords
+    words = growth.place_of(coords, first, growth.places_of(coords))
+    words += f" to {last}" if last > first else ""
+    files = _files(work, first, last)
+    words += f" in {files[0]}" if len(files) == 1 else f" in {files[0]} to {files[-1]}" if files else ""
+    return f"{words} {'are' if last > first else 'is'}"
+
+
+def _files(work: Workspace, first: int, last: int) -> list[str]:
+    """The files of a glob that some samples are read from."""
+    samples, dim = work.samples, work.samples.growing_dim
+    at = samples.position if dim == samples.data.sample_dim else samples.starts[dim]
+    if at is None or last >= samples.n:
         return []
-    return [
-        f'data.source "{work.recipe.data.source}" is not what was encoded: its files, their sizes or times, or its '
-        "metadata have changed since. Bring it back, or run the stages again, which encode it anew."
-    ]
+    low, high = at[first : last + 1].min(), at[first : last + 1].max() + samples.data.windows.size.get(dim, 1)
+    found, start = [], 0
+    for name, length in files_along(samples.dataset, dim):
+        if start < high and start + length > low:
+            found.append(name)
+        start += length
+    return found
 
 
-def _samples(work: Workspace, stored: Version) -> Iterator[str]:
-    """Samples of a growing source that are not what was encoded; all are read."""
-    source, n = work.recipe.data.source, min(stored.record.n, work.samples.n)
-    if n < stored.record.n:
-        yield f'data.source "{source}": samples {n} to {stored.record.n - 1} are gone.'
-    digests = stored.raw(growth.DIGEST)
-    read = partial(growth.read_digests, data=work.data, seed=work.recipe.seed, boundary=work.samples.boundary)
-    for bounds in shard_bounds(n, stored.record.shard):
-        differs = (read(bounds) != np.asarray(digests[slice(*bounds)])).any(axis=1)
-        for i in np.flatnonzero(differs):
-            yield f'data.source "{source}": sample {bounds[0] + i} is not what was encoded. Bring it back.'
+def _coords(work: Workspace, encoded: _Encoded) -> xr.Dataset:
+    return decompose.template(work, decompose.layout_of(encoded.version), encoded.version.record.shard)
+
+
+# --- models -------------------------------------------------------------------------------------------------------
 
 
 def _bundles(root: Path) -> list[str]:

@@ -84,7 +84,13 @@ def condition_layout(work: Workspace, primitives: Version) -> ConditionLayout:
     parts = condition_parts(first, work.recipe.seed, primitives.record.shard)
     modes, initial = work.recipe.tensor_modes, work.recipe.data.condition.initial
     dims = tuple(mode for mode in modes if mode != initial.dim) if initial is not None else ()
-    return ConditionLayout.fit(parts, initial_dims=dims, label_names=tuple(primitives.attrs["label_names"]))
+    known = {str(name): tuple(each) for name, each in primitives.attrs["condition_dims"].items()}
+    return ConditionLayout.fit(
+        parts,
+        initial_dims=dims,
+        field_dims={name.removeprefix("field_"): each for name, each in known.items() if name.startswith("field_")},
+        label_names=tuple(primitives.attrs["label_names"]),
+    )
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:

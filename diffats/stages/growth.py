@@ -1,11 +1,13 @@
 """A source that grows: what its versions share, what in it is new, and whether what is old is still there.
 
-Samples are told apart by their digests (`source_digest`). So that not all of them must be read for it, each shard has a
-digest of the files and chunks that it was read from (`source_stamp`); only where that differs are samples read again.
+Samples of any source are told apart by their digests (`source_digest`). So that not all of a growing one must be read
+for it, each of its shards has a digest of the files and chunks that it was read from (`source_stamp`); only where that
+differs are samples read again.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from diffats import sources
 from diffats.compute import Cluster
 from diffats.config import Data
 from diffats.errors import SourceChangedError
+from diffats.sources.parts import files_along, sample_digests
 from diffats.stages.workspace import Workspace, open_group, shard_bounds
 from diffats.store import Version
 from diffats.store.shards import Fill
@@ -30,6 +33,7 @@ log = logging.getLogger("diffats.growth")
 DIGEST, STAMP = "source_digest", "source_stamp"
 _DESCRIBING = ("sample", "split")  # coordinates of ours, which say nothing of where a sample comes from
 _SHOWN = 10
+_FILES = 1000  # whose names a version keeps; more would make every commit longer
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,20 @@ def grown_attrs(previous: Version) -> dict[str, Any]:
     """What a version says about those that it has grown from; they may be gone when it is read."""
     direct = Base(previous.fingerprint, previous.digest, previous.record.n)
     return {"base": asdict(base_of(previous)), "grown_from": asdict(direct)}
+
+
+def newly_failed(version: Version, good: Array, *, skipped: bool) -> int:
+    """How many samples a call has left out; of a growing source, those of earlier growths were told then."""
+    known = known_samples(version)
+    if not json.loads(version.attrs["recipe"])["data"]["grows"]:
+        return int((~good).sum())
+    return 0 if skipped else int((~good[known:]).sum())
+
+
+def files_attr(samples: sources.Samples) -> dict[str, Any]:
+    """What a version says about the files of a glob: their names and lengths, in order; nothing where they are many."""
+    files = files_along(samples.dataset, samples.growing_dim)
+    return {"files": files} if 0 < len(files) <= _FILES else {}
 
 
 def only_new(function: Fill, version: Version, location: str) -> Fill:
@@ -99,16 +117,16 @@ def check_appended(work: Workspace, previous: Version, template: xr.Dataset, clu
     """
     _check_places(work, previous.dataset(), template)
     bounds = shard_bounds(previous.record.n, previous.record.shard)
-    same = (np.asarray(previous.raw(STAMP)[...]) == work.samples.stamps(bounds)).all(axis=1)
+    same = (previous.dataset(indexes=False)[STAMP].values == work.samples.stamps(bounds)).all(axis=1)
     doubtful = [bound for bound, unchanged in zip(bounds, same, strict=True) if not unchanged]
     if not doubtful:
         return
     function = partial(read_digests, data=work.data, seed=work.recipe.seed, boundary=work.samples.boundary)
-    stored, changed = previous.raw(DIGEST), []
+    changed = []
     for (start, stop), found in cluster.map(function, doubtful, ordered=True):
-        known = np.asarray(stored[start:stop])
+        known = previous.read([DIGEST], start, stop)[DIGEST]
         for i in np.flatnonzero((known != found).any(axis=1)):
-            place = _place(template, int(start + i), _places(template))
+            place = place_of(template, int(start + i), places_of(template))
             changed.append(f"{place}: digest {known[i].tobytes().hex()[:8]}, now {found[i].tobytes().hex()[:8]}")
     if changed:
         raise _changed(work, "with other values than now", changed)
@@ -121,7 +139,7 @@ def read_digests(bounds: tuple[int, int], *, data: Data, seed: int, boundary: in
     samples = sources.open_samples(data, seed, boundary, fresh=False)
     indices = np.arange(*bounds)
     x = samples.read(indices)
-    return sources.content_digests(x, samples.conditions(indices, x))
+    return sample_digests(x, samples.conditions(indices, x))
 
 
 def check_kind(work: Workspace, previous: Version) -> None:
@@ -132,17 +150,23 @@ def check_kind(work: Workspace, previous: Version) -> None:
     SourceChangedError
         Which says what differs.
     """
+    for text in kind_differences(work, previous):
+        raise _changed(work, text)
+
+
+def kind_differences(work: Workspace, previous: Version) -> Iterator[str]:
+    """In what shape, dtype, unit, grid or classes the source's samples differ from stored ones."""
     old, new = sources.template_from_json(previous.attrs["template"]), work.samples.template()
     for name, variable in old.data_vars.items():
         before, now = _kind(variable), _kind(new[name]) if name in new else "nothing"
         if now != before:
-            raise _changed(work, f'as another kind: variable "{name}" was {before}, and is {now} now')
+            yield f'as another kind: variable "{name}" was {before}, and is {now} now'
     for name, coord in old.coords.items():
         if name in new.coords and name not in work.recipe.data.windows.size and not coord.equals(new.coords[name]):
-            raise _changed(work, f'as another kind: coordinate "{name}" had other values')
+            yield f'as another kind: coordinate "{name}" had other values'
     labels = list(work.samples.label_names)
     if labels != previous.attrs["label_names"]:
-        raise _changed(work, f"with classes {previous.attrs['label_names']}, which are {labels} now")
+        yield f"with classes {previous.attrs['label_names']}, which are {labels} now"
 
 
 def _kind(array: xr.DataArray) -> str:
@@ -166,6 +190,13 @@ def _check_places(work: Workspace, old: xr.Dataset, new: xr.Dataset) -> None:
         raise _changed(work, "that are gone or elsewhere", _moves(old, new, np.flatnonzero(moved).tolist()))
 
 
+def moved_coordinates(old: xr.Dataset, new: xr.Dataset) -> list[str]:
+    """Coordinates of samples that have other values in the one than in the other, as far as both have samples."""
+    both = min(old.sizes["sample"], new.sizes["sample"])
+    names = [str(n) for n, coord in old.coords.items() if coord.dims[:1] == ("sample",) and n not in _DESCRIBING]
+    return [n for n in names if n not in new.coords or _differ(old[n].values[:both], new[n].values[:both]).any()]
+
+
 def _differ(old: Array, new: Array) -> Array:
     if old.shape[1:] != new.shape[1:]:
         return np.ones(len(old), bool)
@@ -175,7 +206,7 @@ def _differ(old: Array, new: Array) -> Array:
 
 def _moves(old: xr.Dataset, new: xr.Dataset, numbers: list[int]) -> Iterator[str]:
     """What has become of samples, told by their coordinates."""
-    places = _places(old)
+    places = places_of(old)
     now = {key: i for i, key in enumerate(_keys(new, places))}
     before = _keys(old, places)
     for i in numbers:
@@ -185,12 +216,12 @@ def _moves(old: xr.Dataset, new: xr.Dataset, numbers: list[int]) -> Iterator[str
         elif j is not None:
             fate = f"now sample {j}"
         else:
-            fate = f"gone, in its place {_place(new, i, places)}" if i < new.sizes["sample"] and places else "gone"
-        yield f"{_place(old, i, places)}: {fate}"
+            fate = f"gone, in its place {place_of(new, i, places)}" if i < new.sizes["sample"] and places else "gone"
+        yield f"{place_of(old, i, places)}: {fate}"
 
 
-def _places(ds: xr.Dataset) -> list[str]:
-    """Coordinates with one value a sample that say where it comes from."""
+def places_of(ds: xr.Dataset) -> list[str]:
+    """Names of coordinates with one value a sample that say where it comes from."""
     return [str(name) for name, c in ds.coords.items() if c.dims == ("sample",) and name not in _DESCRIBING]
 
 
@@ -198,7 +229,8 @@ def _keys(ds: xr.Dataset, places: list[str]) -> list[tuple[str, ...]]:
     return list(zip(*(map(_text, ds[name].values) for name in places), strict=True))
 
 
-def _place(ds: xr.Dataset, i: int, places: list[str]) -> str:
+def place_of(ds: xr.Dataset, i: int, places: list[str]) -> str:
+    """A sample by its number and where it comes from."""
     values = ", ".join(f"{name}={_text(ds[name].values[i])}" for name in places)
     return f"sample {i} ({values})" if values else f"sample {i}"
 

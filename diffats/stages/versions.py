@@ -218,7 +218,8 @@ def prune(work: Workspace, keep: int, *, grace: timedelta = timedelta(hours=24),
     """Free what no version needs that is to stay, in all of the recipe's repositories.
 
     The newest ``keep`` versions of each group stay, those that this recipe uses as it is now, those that have a tag,
-    those that a registered model, or one under this root, was made from, and what these were made from.
+    those that a registered model, or one under this root, was made from, and what these were made from. Models under
+    other roots that share the store are not known; a warning says so.
 
     Parameters
     ----------
@@ -237,6 +238,12 @@ def prune(work: Workspace, keep: int, *, grace: timedelta = timedelta(hours=24),
         Where MLflow, which knows the registered models, cannot be reached.
     """
     _require_store(work, "prune")
+    if work.recipe.store:
+        log.warning(
+            "store %s may serve other roots, whose models are not known here. What they were made from stays if it has "
+            "a tag, or they are registered in this recipe's MLflow; --dry-run says what would go",
+            work.recipe.store,
+        )
     with writer_lock(work.root):
         used = {(group, version.snapshot) for group, version in present(work).items()}
         models = _models(work)

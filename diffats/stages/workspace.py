@@ -25,19 +25,19 @@ from diffats.store.location import absolute as absolute_place
 # Raise a number where a stage's results change though its configuration does not.
 ALGORITHMS = {
     "scaling": 2,
-    "tucker": 3,
+    "tucker": 4,
     "anchor": 2,
     "primitives": 1,
     "normalisation": 2,
     "drift": 1,
     "model": 1,
     "samples": 1,
-    "evaluation": 2,
+    "evaluation": 3,
 }
 SHARD_BYTES, LARGEST_SHARD_BYTES = 16 * 2**20, 64 * 2**20
 MAX_SHARD_SAMPLES = 4096
 # Where the source is and how it is opened: its digest tells what it holds. The condition belongs to the next group.
-_NOT_CONTENT = ("source", "engine", "storage_options", "condition", "max_failed", "grows")
+_NOT_CONTENT = ("source", "engine", "storage_options", "condition", "max_failed", "grows", "version")
 
 Log = Callable[[dict[str, float], int], None]
 Progress = Callable[[int, int, int], None]
@@ -288,8 +288,21 @@ class Workspace:
 
     @cached_property
     def source_digest(self) -> str:
-        """What identifies the content of the source."""
-        return self.samples.fingerprint()
+        """What identifies the content of the source; where ``data.version`` is given, as it was encoded then."""
+        text = self.recipe.data.version
+        return self.samples.fingerprint() if text is None else self._encoded_from(text)
+
+    def _encoded_from(self, text: str) -> str:
+        """The source's digest that a stored version holds."""
+        store = find_store(self.store_location)
+        entries = [] if store is None else store.resolve(text)
+        found = {entry["source"] for entry in entries if entry["group"] in ("tucker", "primitives")}
+        if len(found) != 1:
+            raise StoreNotFoundError(
+                f'data.version "{text}" names no version of the groups tucker and primitives in {self.store_location}. '
+                "See `diffats inspect RECIPE.toml --history`."
+            )
+        return str(found.pop())
 
     @property
     def store_location(self) -> str:

@@ -160,7 +160,10 @@ def prune(store: Store, keep: int, why: Reason, *, grace: timedelta = timedelta(
     if keep < 1:
         raise InputError(f"prune cannot keep {keep} versions. Keep at least 1.")
     with store_lock(store.location):
+        lost = store.lost()  # which would go with what no version needs
         if not dry_run:
+            for entry in lost:
+                store.tag(entry["group"], entry["fingerprint"], entry["snapshot"])
             _tag_finished(store)
         complete = [entry for entry in store.versions() if entry["complete"]]
         kept = _kept(store, complete, keep, why)

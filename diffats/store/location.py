@@ -9,10 +9,18 @@ from urllib.parse import urlsplit
 
 import icechunk
 
-from diffats.errors import StoreError, StoreNotFoundError
+from diffats.errors import IntegrityError, StoreError, StoreNotFoundError
 from diffats.storage import check_endpoint, explain, object_storage
 
 _FAILURES = (icechunk.IcechunkError, ConnectionError)
+_HEAD, _SETTINGS = "refs/branch.main/ref.json", "config.yaml"
+# Words of Icechunk's that tell which of a repository's own files is damaged.
+_DAMAGED = {"ref json": _HEAD, "config deserialization": _SETTINGS}
+_FIXES = {
+    _HEAD: 'Bring it back: it holds {"snapshot": "ID"}, the id of the newest commit. Without a copy, remove the store '
+    "and run the stages again.",
+    _SETTINGS: "Remove it: it holds settings, and nothing of the data.",
+}
 
 
 def local_path(location: str | Path) -> Path | None:
@@ -59,6 +67,7 @@ def create_repository(location: str | Path) -> icechunk.Repository:
         check_endpoint(str(location))
         return icechunk.Repository.open_or_create(storage_for(location))
     except _FAILURES as error:
+        _check_damage(str(location), str(error))
         raise StoreError(f"store {location}: cannot be opened or made {explain(error)}") from error
 
 
@@ -94,10 +103,32 @@ def _open(location: str, _place: int) -> icechunk.Repository:
         check_endpoint(location)
         storage = storage_for(location)
         if not icechunk.Repository.exists(storage):
+            _check_head(location)
             raise StoreNotFoundError(_MISSING.format(location))
         return icechunk.Repository.open(storage)
     except _FAILURES as error:
+        _check_damage(location, str(error))
         raise StoreError(f"store {location}: cannot be opened {explain(error)}") from error
+
+
+def _check_head(location: str) -> None:
+    """Tell a repository that has lost its head from a place where there is none."""
+    path = local_path(location)
+    if path is not None and any(path.glob("snapshots/*")):
+        raise _damaged(location, _HEAD)
+
+
+def _check_damage(location: str, text: str) -> None:
+    """Name the repository's file that a failure comes from, where its text tells."""
+    if "clean prefixes" in text:  # where a repository shall be made
+        _check_head(location)
+    for words, file in _DAMAGED.items():
+        if words in text:
+            raise _damaged(location, file)
+
+
+def _damaged(location: str, file: str) -> IntegrityError:
+    return IntegrityError(f"store {location}: {file} is damaged or lost. {_FIXES[file]}")
 
 
 def forget() -> None:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import icechunk
 import zarr
 
-from diffats.errors import StoreError
+from diffats.errors import IntegrityError, StoreError
 from diffats.storage import explain
 from diffats.store.location import absolute, open_repository, reason
 from diffats.store.lock import store_lock
@@ -62,6 +62,23 @@ class Repository:
     def head(self) -> icechunk.Session:
         """A session that reads the newest commit."""
         return self.repo.readonly_session(BRANCH)
+
+    @contextlib.contextmanager
+    def readable(self, what: str = "a snapshot or manifest") -> Iterator[None]:
+        """Say what to do where the repository's own files are damaged.
+
+        Raises
+        ------
+        IntegrityError
+            In place of what damaged files raise.
+        """
+        try:
+            yield
+        except METADATA_DAMAGE as error:
+            raise IntegrityError(
+                f"store {self.location}: {what} is damaged or lost ({reason(error)}). Bring the file back, or remove "
+                "the store and run the stages again."
+            ) from error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[icechunk.Session]:

@@ -60,6 +60,8 @@ class Record:
     """Digest of each variable written with the template."""
     complete: bool = False
     digest: str = ""
+    attributes: str = ""
+    """Digest of a complete version's group attributes, which ``digest`` leaves out."""
     format: int = 1
 
     def to_attr(self) -> dict[str, Any]:
@@ -91,9 +93,14 @@ class Record:
         """First sample of a shard and the one after its last."""
         return shard * self.shard, min((shard + 1) * self.shard, self.n)
 
-    def completed(self, digest: str) -> Record:
+    def completed(self, digest: str, attrs: Mapping[str, Any]) -> Record:
         """The record of the finished version."""
-        return replace(self, complete=True, digest=digest)
+        return replace(self, complete=True, digest=digest, attributes=attributes_digest(attrs))
+
+
+def attributes_digest(attrs: Mapping[str, Any]) -> str:
+    """SHA-256 of a group's attributes."""
+    return hashlib.sha256(json.dumps(dict(attrs), sort_keys=True).encode()).hexdigest()
 
 
 def plain(attrs: Mapping[str, Any] | None) -> dict[str, Any]:

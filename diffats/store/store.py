@@ -13,7 +13,7 @@ snapshot that still has these arrays, so workers need not wait for commits.
 
 from __future__ import annotations
 
-import contextlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -102,15 +102,16 @@ class Store(Repository):
         RootMismatchError
             Where the store belongs to another name or other dims.
         """
-        attrs = root_attrs(self.head())
         expected = {"name": name, "dims": list(dims)}
-        if RECORD not in attrs:
+        with self.readable():
+            got = root_attrs(self.head()).get(RECORD)
+        if got is None:
             with self.writing() as session:
-                root = zarr.open_group(session.store, mode="a", zarr_format=3)
-                root.attrs[RECORD] = expected
-                self.commit(session, f"store of {name}", {"name": name})
-            return
-        got = attrs[RECORD]
+                got = root_attrs(session).get(RECORD)  # another process may have been here meanwhile
+                if got is None:
+                    zarr.open_group(session.store, mode="a", zarr_format=3).attrs[RECORD] = expected
+                    self.commit(session, f"store of {name}", {"name": name})
+                    return
         for key, what in (("name", "recipe"), ("dims", "samples with dims")):
             if got[key] != expected[key]:
                 raise RootMismatchError(
@@ -227,7 +228,8 @@ class Store(Repository):
             ready = ds.drop_encoding().assign_attrs(schema.plain(attrs))
             schema.write_template(ready, session.store, group, (), 1)
             record = Record(fingerprint, 0, 1, (), schema.static_digests(session.store, group, ()))
-            record = record.completed(schema.content_digest(session.store, group, record))
+            content = schema.content_digest(session.store, group, record)
+            record = record.completed(content, read_attrs(session, group)[1])
             known = self._complete(group, fingerprint)
             if known is not None and (known.digest, known.attrs) == (record.digest, read_attrs(session, group)[1]):
                 return known
@@ -273,8 +275,12 @@ class Store(Repository):
         IntegrityError
             Where the repository's own files are damaged.
         """
-        with self._readable():
-            tagged = list(self._tagged(self.repo.list_tags()))
+        return self._entries()
+
+    def _entries(self, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+        """The same; of tags whose snapshots are damaged, ``damaged`` gets a line each, where it is given."""
+        with self.readable():
+            tagged = list(self._tagged(self.repo.list_tags(), damaged))
             entries = [*tagged, *self._untagged(tagged)]
         ordered: list[dict[str, Any]] = [{**_BLANK, **entry, "names": []} for entry in entries]
         ordered.sort(key=lambda entry: (entry["written_at"], entry["group"]))
@@ -287,11 +293,15 @@ class Store(Repository):
 
     def names(self) -> dict[str, dict[str, Any]]:
         """What users have named: by name, ``versions`` (fingerprint and digest by group), ``author`` and time."""
-        return dict(root_attrs(self.head()).get(HISTORY, {}).get("names", {}))
+        return dict(self._noted().get("names", {}))
 
     def events(self) -> list[dict[str, Any]]:
         """What was named, unnamed, rolled back and pruned, oldest first: ``event``, ``written_at``, ``author``, ..."""
-        return list(root_attrs(self.head()).get(HISTORY, {}).get("events", []))
+        return list(self._noted().get("events", []))
+
+    def _noted(self) -> dict[str, Any]:
+        with self.readable():
+            return dict(root_attrs(self.head()).get(HISTORY, {}))
 
     def resolve(self, text: str, group: str | None = None) -> list[dict[str, Any]]:
         """The versions that a user means; none where there is no such version.
@@ -345,13 +355,65 @@ class Store(Repository):
             Where there is no such group.
         """
         fresh = type(self)(self.location, fresh=True)
+        damaged: list[str] = []
         try:
-            entries = [entry for entry in fresh.versions() if group in (None, entry["group"])]
+            entries = [entry for entry in fresh._entries(damaged) if group in (None, entry["group"])]
         except IntegrityError as error:
             return [Problem(group or "", "", str(error))]
-        if group is not None and not entries:
+        if group is not None and not entries and not damaged:
             raise StoreNotFoundError(f"store {self.location} has no group {group}. Run the stage that makes it.")
-        return verify_versions((Version(fresh, e["group"], e["snapshot"]) for e in reversed(entries)), progress)
+        try:
+            damaged += map(self._lost_tag, fresh.lost())
+        except IntegrityError as error:
+            damaged.append(str(error))
+        versions = []
+        for entry in reversed(entries):
+            try:
+                versions.append(Version(fresh, entry["group"], entry["snapshot"]))
+            except IntegrityError as error:
+                damaged.append(str(error))
+        return [*(Problem(group or "", "", text) for text in damaged), *verify_versions(versions, progress)]
+
+    def _lost_tag(self, entry: Mapping[str, Any]) -> str:
+        tag, content = f"{entry['group']}-{entry['fingerprint'][:16]}", json.dumps({"snapshot": entry["snapshot"]})
+        return (
+            f"store {self.location}: the file refs/tag.{tag}-N/ref.json of a version of group {entry['group']} is "
+            f"damaged or lost, so the version is not found. Bring it back: it holds {content}. The next prune makes it "
+            "again, too."
+        )
+
+    def lost(self) -> list[dict[str, Any]]:
+        """Versions that were finished, and neither pruned nor rolled back, and that no tag keeps any more.
+
+        Raises
+        ------
+        IntegrityError
+            Where the history cannot be read.
+        """
+        known = {(entry["group"], *_identity(entry)) for entry in self._entries([])}
+        pruned = {each["snapshot"] for event in self.events() for each in event.get("removed", ())}
+        found: dict[tuple[str, ...], dict[str, Any]] = {}
+        for info in self._history():
+            made = info.metadata
+            if made.get("complete") and str(info.id) not in pruned:
+                identity = (made["group"], *_identity(made))
+                if identity not in known:
+                    found.setdefault(identity, {**made, "snapshot": str(info.id)})
+        return list(found.values())
+
+    def _history(self) -> Iterator[icechunk.SnapshotInfo]:
+        """The commits, newest first."""
+        parent: str | None = self.repo.lookup_branch(BRANCH)
+        try:
+            for info in self.repo.ancestry(branch=BRANCH):
+                yield info
+                parent = info.parent_id
+        except METADATA_DAMAGE as error:
+            raise IntegrityError(
+                f"store {self.location}: snapshots/{parent}, a commit of the past, is damaged or lost "
+                f"({reason(error)}). What is stored can be read without it, but not pruned. Bring it back, or begin "
+                "anew in another root before the disk is full."
+            ) from error
 
     def export(self, destination: str | Path, *, under: str = "") -> None:
         """Copy the newest complete version of each group into a plain Zarr v3 tree.
@@ -392,34 +454,40 @@ class Store(Repository):
     def _tagged_versions(self, group: str, fingerprint: str | None) -> list[dict[str, Any]]:
         """Entries of the tagged versions of a group, oldest first, whose fingerprint is so or begins so."""
         prefix = f"{group}-" if fingerprint is None else f"{group}-{fingerprint[:16]}-"
-        with self._readable():
+        with self.readable():
             tags = [tag for tag in self.repo.list_tags() if tag.startswith(prefix)]
             entries = [e for e in self._tagged(tags) if e["fingerprint"].startswith(fingerprint or "")]
         return sorted(entries, key=lambda entry: str(entry["written_at"]))
 
     def _at_head(self, group: str) -> Version | None:
-        session = self.head()
-        return Version(self, group, session.snapshot_id) if group in group_names(session) else None
+        with self.readable():
+            session = self.head()
+            known = group in group_names(session)
+        return Version(self, group, session.snapshot_id) if known else None
 
-    @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
-        """Say what to do where the repository's own files are damaged."""
-        try:
-            yield
-        except METADATA_DAMAGE as error:
-            raise IntegrityError(
-                f"store {self.location}: a snapshot or manifest is damaged or lost ({reason(error)}). "
-                "Bring the file back, or remove the store and run the stages again."
-            ) from error
-
-    def _tagged(self, tags: Iterable[str]) -> Iterator[dict[str, Any]]:
+    def _tagged(self, tags: Iterable[str], damaged: list[str] | None = None) -> Iterator[dict[str, Any]]:
         for tag in tags:
             snapshot = self.repo.lookup_tag(tag)
-            info = self.repo.lookup_snapshot(snapshot)
+            try:
+                info = self._tag_info(tag, snapshot)
+            except IntegrityError as error:
+                if damaged is None:
+                    raise
+                damaged.append(str(error))
+                continue
             own, withdrawn = tag.removeprefix(WITHDRAWN), tag.startswith(WITHDRAWN)
             if info.metadata.get("complete") and own.startswith(f"{info.metadata['group']}-"):
                 about = {"snapshot": snapshot, "tag": tag, "written_at": time_of(info), "withdrawn": withdrawn}
                 yield {**info.metadata, **about}
+
+    def _tag_info(self, tag: str, snapshot: str) -> icechunk.SnapshotInfo:
+        try:
+            return self.repo.lookup_snapshot(snapshot)
+        except METADATA_DAMAGE as error:
+            raise IntegrityError(
+                f"store {self.location}: snapshots/{snapshot} of version {tag} is damaged or lost ({reason(error)}). "
+                f"Bring it back, or give this version up: remove refs/tag.{tag}."
+            ) from error
 
     def _untagged(self, tagged: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """What the head holds beyond the tagged versions: mostly one unfinished group."""

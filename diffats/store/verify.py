@@ -11,11 +11,9 @@ import numpy as np
 
 from diffats.store import schema
 from diffats.store.location import reason
+from diffats.store.reading import DAMAGE
 from diffats.store.schema import Array
 from diffats.store.version import Version
-
-#: What a damaged file raises on its way through Icechunk, the codecs and NumPy.
-_DAMAGE = (icechunk.IcechunkError, OSError, RuntimeError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def _shard(version: Version, shard: int, good: _Good) -> Iterator[Problem]:
     bounds = version.bounds(shard)
     try:
         expected = np.asarray(version.raw(schema.DIGESTS)[shard])
-    except _DAMAGE as error:
+    except DAMAGE as error:
         text = f"unreadable ({reason(error)})"
         yield Problem(version.group, version.snapshot, text, schema.DIGESTS, shard, bounds)
         return
@@ -141,7 +139,7 @@ def _whole(version: Version, known: Iterable[Problem]) -> Iterator[Problem]:
     try:
         same = version.content_digest() == version.digest
         text = "status or attributes differ from the version's digest"
-    except _DAMAGE as error:
+    except DAMAGE as error:
         same, text = False, f"status or attributes are unreadable ({reason(error)})"
     if not same:
         yield Problem(version.group, version.snapshot, text)
@@ -153,7 +151,7 @@ def _digest(version: Version, name: str, bounds: tuple[int, int] | None) -> str:
         array = version.raw(name)
         values = array[...] if bounds is None else array[bounds[0] : bounds[1]]
         return schema.array_digest(np.asarray(values)).hex()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         return f"unreadable ({reason(error)})"
 
 

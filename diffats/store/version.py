@@ -18,6 +18,7 @@ from zarr.core.sync import sync
 from diffats.errors import IntegrityError, StoreError, StoreNotFoundError
 from diffats.store import schema
 from diffats.store.location import reason
+from diffats.store.reading import guarded, reading
 from diffats.store.repository import METADATA_DAMAGE, Repository, commit_metadata, group_names, read_attrs, write_record
 from diffats.store.schema import DIGESTS, OK, PENDING, RECORD, Array, Record
 from diffats.store.shards import Fill, FillShard, ShardJob, WrittenShard
@@ -63,7 +64,7 @@ class Version:
 
     def move(self, snapshot: str) -> None:
         """Look at another snapshot that holds this version."""
-        where = f"store {self.store.location}, group {self.group}"
+        where = self._where
         try:
             self._session = self.store.repo.readonly_session(snapshot_id=snapshot)
             record, self.attrs = read_attrs(self._session, self.group)
@@ -74,6 +75,11 @@ class Version:
         self.snapshot = snapshot
         self._arrays: dict[str, Any] = {}
         self.record = Record.from_attr(record, where)
+        if self.record.attributes not in ("", schema.attributes_digest(self.attrs)):
+            raise IntegrityError(
+                f"{where}: the attributes in snapshots/{snapshot} are not what was written. Bring the file back, or "
+                "remove the store and run the stages again."
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to workers as an address."""
@@ -116,19 +122,24 @@ class Version:
             Read the coordinates along dims of their own name, that of all samples too, so that ``sel`` finds values.
         """
         store: Any = self._session.store
-        ds = xr.open_dataset(
-            store,
-            engine="zarr",
-            group=self.group,
-            consolidated=False,
-            cache=False,
-            chunks=None,
-            create_default_indexes=indexes,
-            # A variable in days is a quantity, not a time span.
-            decode_timedelta=CFTimedeltaCoder(decode_via_units=False),
-        )
+        with reading(self._where):
+            ds = xr.open_dataset(
+                store,
+                engine="zarr",
+                group=self.group,
+                consolidated=False,
+                cache=False,
+                chunks=None,
+                create_default_indexes=indexes,
+                # A variable in days is a quantity, not a time span.
+                decode_timedelta=CFTimedeltaCoder(decode_via_units=False),
+            )
         ds.attrs.pop(RECORD)
-        return ds.drop_vars(DIGESTS, errors="ignore")
+        return guarded(ds.drop_vars(DIGESTS, errors="ignore"), self._where)
+
+    @property
+    def _where(self) -> str:
+        return f"store {self.store.location}, group {self.group}"
 
     def raw(self, name: str) -> Any:
         """An array as stored, without decoding."""
@@ -140,14 +151,17 @@ class Version:
         Faster than `dataset` by a variable's fixed costs, which a worker would have for every shard.
         """
         wanted = list(names)
-        for name in wanted:
-            if name not in self._arrays:
-                self._arrays[name] = self.raw(name).async_array
-        return dict(zip(wanted, sync(_together([self._arrays[name] for name in wanted], start, stop)), strict=True))
+        with reading(f"{self._where}, samples {start} to {stop - 1}"):
+            for name in wanted:
+                if name not in self._arrays:
+                    self._arrays[name] = self.raw(name).async_array
+            arrays = sync(_together([self._arrays[name] for name in wanted], start, stop))
+        return dict(zip(wanted, arrays, strict=True))
 
     def shard_digests(self) -> Array:
         """``(shards, variables, 32)`` bytes, zeros for a pending shard."""
-        return np.asarray(self.raw(DIGESTS)[...])
+        with reading(f"{self._where}, variable {DIGESTS}"):
+            return np.asarray(self.raw(DIGESTS)[...])
 
     def content_digest(self) -> str:
         """What `digest` is, computed anew."""
@@ -157,7 +171,8 @@ class Version:
         """``(samples,)`` int8 flags; empty for a group written whole."""
         if not self.record.filled:
             return np.zeros(0, np.int8)
-        return np.asarray(self.raw("status")[...])
+        with reading(f"{self._where}, variable status"):
+            return np.asarray(self.raw("status")[...])
 
     def pending(self) -> list[int]:
         """Shards that no commit has yet."""
@@ -266,7 +281,8 @@ class Version:
             self.check_at_head(session)
             counts = self.summary()
             zarr.open_group(session.store, path=self.group, mode="r+", zarr_format=3).attrs.update(schema.plain(attrs))
-            record = self.record.completed(schema.content_digest(session.store, self.group, self.record))
+            content = schema.content_digest(session.store, self.group, self.record)
+            record = self.record.completed(content, read_attrs(session, self.group)[1])
             write_record(session, self.group, record)
             metadata = commit_metadata(self.group, record, counts["done"], counts["failed"], self.attrs)
             snapshot = self.store.commit(session, f"{self.group}: complete", metadata)

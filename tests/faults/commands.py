@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import xarray as xr
-from tiny_runs import small_recipe, waves
+import tiny_runs
+from tiny_runs import small_recipe, trajectories
 
 from diffats.config import Recipe
-from diffats.stages import Workspace, align, decompose, fit_normalisation, generate, select_anchor, train
-from diffats.store import STATUS, Version
+from diffats.stages import Workspace, align
+from diffats.store import STATUS
 
 N = 35
 SHARD = 3
@@ -37,18 +36,7 @@ STOP_SECONDS = 10.0  # in which a command that was asked to end must have ended
 
 def make_recipe(folder: Path, root: Path | None = None, **sections: Any) -> Recipe:
     """A data set of twelve shards with conditions, and a recipe whose every stage takes a moment."""
-    if not (folder / "u.zarr").exists():
-        field = waves(N, 6, 8).astype("f4")
-        ds = xr.Dataset({"u": (("run", "t", "x"), field), "nu": ("run", np.geomspace(1e-3, 1, N))})
-        ds.to_zarr(folder / "u.zarr", zarr_format=3, consolidated=False)
-    data = {
-        "source": str(folder / "u.zarr"),
-        "variables": ["u"],
-        "modes": ["t", "x"],
-        "sample_dim": "run",
-        "split": {"test": 0.2},
-        "condition": {"initial": {"dim": "t"}, "scalars": ["nu"]},
-    }
+    data = trajectories(folder / "u.zarr", N, 6, 8)
     given: dict[str, Any] = {
         "decompose": {"tolerance": 0.1},
         "train": {"steps": STEPS, "checkpoint_every": 5, "log_every": 5},
@@ -214,19 +202,7 @@ class Zygote:
 
 def content(recipe: Recipe) -> dict[str, str]:
     """What tells every stored result of a recipe from another, to the bit."""
-    work = Workspace(recipe)
-    tucker = select_anchor.require_tucker(work)
-    model = train.require_bundle(work)
-    versions: dict[str, Version | None] = {
-        "scaling": decompose.scaling_version(work),
-        "tucker": tucker,
-        "anchor": select_anchor.anchor_version(work, tucker),
-        "primitives": align.primitives_version(work),
-        "normalisation": fit_normalisation.normalisation_version(work),
-        "samples": generate.samples_version(work, model),
-    }
-    digests = {name: version.digest if version is not None else "" for name, version in versions.items()}
-    return {**digests, "weights": train.weights_digest(model.directory), **checkpoint_content(Path(recipe.root))}
+    return {**tiny_runs.content(recipe), **checkpoint_content(Path(recipe.root))}
 
 
 def checkpoint_content(root: Path) -> dict[str, str]:

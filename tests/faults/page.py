@@ -39,10 +39,11 @@ What diffats promises when something breaks, and what was broken to show it. Thi
   delivered when MLflow is back, or their loss is said at the end. A Prefect server that stays away ends the command
   with exit code 1 after its last stage. A flow run that was killed stays "Running" in Prefect until the next flow run
   on the same root, which marks it as crashed.
-- **Damage is noticed.** `diffats verify` reads everything back: each shard, snapshot and manifest of the stores, each
-  checkpoint, each model. Of a growing source it reads every sample and names those that are not what was encoded; of
-  any other it compares sizes, times and metadata, so a byte that changes under the same time is not seen there.
-  Training goes on from the newest checkpoint that is whole, and says which one was not; a damaged model is refused.
+- **Damage is noticed.** `diffats verify` reads everything back: each shard, commit and manifest of the stores, their
+  tags, each checkpoint, each model, and every sample of the source, whose digests are stored with what was made of it.
+  It names the shard, file or sample that is not what it was, also where a byte changed under the same time. Training
+  goes on from the newest checkpoint that is whole, and says which one was not; a damaged model is refused. Any other
+  command that meets damage ends with a message that says where.
 - **Clocks do not matter**: neither jumps nor time zones change what is computed or found.
 
 Bad data and bad recipes have a page of their own kind: `tests/bad_inputs.py` lists each input with what comes of it.

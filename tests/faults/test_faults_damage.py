@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
-from commands import SEED, STEPS, Unbroken, Zygote, checkpoint_content, content, write
+import xarray as xr
+from commands import SEED, STEPS, N, Unbroken, Zygote, checkpoint_content, content, samples, write
 from ledger import tried
+from tiny_runs import changed
 
 from diffats.config import Recipe
 from diffats.stages import Workspace
@@ -106,6 +110,51 @@ def test_damage_is_found(zygote: Zygote, finished: tuple[Recipe, Path], tmp_path
     assert whole.code == 0, whole.said
 
 
+# What a repository keeps beside the data, and what ``verify`` must name.
+KEPT = {
+    "repository, head": ("refs/branch.main/ref.json", "refs/branch.main/ref.json is damaged or lost"),
+    "repository, tag of a version": ("refs/tag.tucker-*/ref.json", "of "),
+    "repository, settings": ("config.yaml", "config.yaml is damaged or lost. Remove it"),
+    "repository, commit of the past": ("snapshots/*", "snapshots/"),
+    "repository, log of a commit": ("transactions/*", ""),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KEPT)
+def test_damage_beside_the_data_is_found_or_harmless(
+    zygote: Zygote, unbroken: Unbroken, tmp_path: Path, kind: str, damage: str
+) -> None:
+    recipe = unbroken.after("normalise", tmp_path)
+    file, store = write(recipe, tmp_path / "recipe.toml"), Path(recipe.root) / "store"
+    other = zygote.run("decompose", file, "--set", "decompose.tolerance=0.2", log=tmp_path / "other.log")
+    assert other.code == 0, other.said  # the recipe's own versions are now found by their tags
+    pattern, named = KEPT[kind]
+    rng = random.Random(f"{SEED} {kind} {damage}")
+    candidates = sorted(path for path in store.glob(pattern) if path.name != EMPTY)
+    outcome = "verify names it, or all is there as before; the next run ends well or with a message"
+    with tried(damage, kind, outcome, seed=SEED) as fault:
+        chosen = rng.sample(candidates, min(4, len(candidates)))
+        fault.count = len(chosen)
+        for number, path in enumerate(chosen):
+            kept = path.read_bytes()
+            DAMAGES[damage](path, rng)
+            told = zygote.run("verify", file, log=tmp_path / f"verify {number}.log")
+            assert "Traceback" not in told.said, told.said
+            assert (told.code, named in told.said) in ((1, True), (0, True), (0, False)), (path, told.said)
+            after = {verb: zygote.run(verb, file, log=tmp_path / f"{verb} {number}.log") for verb in ("plan", "align")}
+            for ended in after.values():
+                assert ended.code in (0, 1, 2), (path, ended.said)
+                assert "Traceback" not in ended.said, (path, ended.said)
+            if told.code == 0:
+                assert "already there" in after["align"].said, (path, after["align"].said)
+            path.write_bytes(kept)
+    whole = zygote.run("verify", file, log=tmp_path / "whole.log")
+    assert whole.code == 0, whole.said
+    assert samples(recipe) == unbroken.samples
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_training_goes_back_to_the_last_good_checkpoint(
     zygote: Zygote, brief: Unbroken, tmp_path: Path, damage: str
@@ -124,19 +173,34 @@ def test_training_goes_back_to_the_last_good_checkpoint(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("damage", ["a bit flipped", "removed"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_the_source_is_damaged(zygote: Zygote, unbroken: Unbroken, tmp_path: Path, damage: str) -> None:
-    shutil.copytree(unbroken.folder / "u.zarr", tmp_path / "u.zarr", copy_function=shutil.copy2)
-    recipe = unbroken.after(None, tmp_path, source=tmp_path)
+    # In files of six samples, so that one of them is damaged alone.
+    ds = xr.open_zarr(unbroken.folder / "u.zarr", consolidated=False).load()
+    for number, start in enumerate(range(0, N, 6)):
+        part = ds.isel(run=slice(start, start + 6)).assign_coords(run=np.arange(N)[start : start + 6])
+        part.to_netcdf(tmp_path / f"u_{number}.nc", engine="h5netcdf", encoding={"u": {"chunksizes": (1, 6, 8)}})
+    recipe = changed(unbroken.after(None, tmp_path), data={"source": str(tmp_path / "u_*.nc")})
     file = write(recipe, tmp_path / "recipe.toml")
     done = zygote.run("decompose", file, log=tmp_path / "decompose.log")
     assert done.code == 0, done.said
-    chunk = next(path for path in sorted((tmp_path / "u.zarr" / "u" / "c").rglob("*")) if path.is_file())
-    with tried(damage, "source", "verify says that it is not what was encoded", seed=SEED):
-        DAMAGES[damage](chunk, random.Random(SEED))
+    rng, path = random.Random(f"{SEED} source {damage}"), tmp_path / "u_3.nc"
+    kept = path.stat()
+    with tried(damage, "source, under the same time", "verify names the sample or the file", seed=SEED):
+        if damage == "a bit flipped":  # in the numbers of a sample
+            raw, sample = bytearray(path.read_bytes()), rng.randrange(18, 24)
+            at = raw.index(ds["u"].values[sample].tobytes()) + rng.randrange(6 * 8 * 4)
+            raw[at] ^= 1 << rng.randrange(8)
+            path.write_bytes(raw)
+            named = f"sample {sample} (run={sample}) in u_3.nc is not what was encoded"
+        else:
+            DAMAGES[damage](path, rng)
+            named = "u_3.nc"
+        if path.exists():
+            os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
         told = zygote.run("verify", file, log=tmp_path / "verify.log")
         assert told.code == 1, told.said
-        assert "u.zarr" in told.said, told.said
+        assert named in told.said, told.said
         assert "Traceback" not in told.said
 
 

@@ -8,9 +8,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import bad_inputs
 import pytest
 from commands import CHANGES, VERBS, Unbroken, Zygote, before, write
 from ledger import tried
+
+from diffats.store import Store
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -146,6 +149,29 @@ def test_permission_denied(powerless: Zygote, unbroken: Unbroken, tmp_path: Path
             assert refused.code == 2, refused.said
             assert "Traceback" not in refused.said
             assert "cannot be written" in refused.said
+
+
+@pytest.mark.faults
+def test_sources_that_may_not_be_read(powerless: Zygote, tmp_path: Path) -> None:
+    for row in bad_inputs.ROWS["Sources that may not be read"]:
+        folder = tmp_path / row.what.replace(" ", "-")
+        folder.mkdir()
+        assert row.make is not None
+        row.make(folder)
+        options = [word for option in row.options for word in ("--set", option.replace("{dir}", str(folder)))]
+        place = folder / row.locked
+        kept = place.stat().st_mode
+        place.chmod(0)
+        with tried("permission to read denied", row.what, "refused with exit code 2; nothing was made of it"):
+            for verb in ("plan", "decompose") if row.outcome == bad_inputs.REFUSED else ("decompose",):
+                refused = powerless.run(verb, folder / "tiny.toml", *options, log=tmp_path / f"{folder.name}.{verb}")
+                assert refused.code == bad_inputs.CODES[row.outcome], refused.said
+                assert row.says.replace("{dir}", str(folder)) in refused.said, refused.said
+                assert "Traceback" not in refused.said
+        place.chmod(kept)
+        store = folder / "root" / "store"
+        made = Store.open(store).latest("tucker") if store.is_dir() else None
+        assert made is None
 
 
 def forbid(place: Path) -> None:

@@ -1,0 +1,580 @@
+"""How good generated samples are: diffusion on aligned primitives against what else one could do, at equal cost.
+
+``python -m benchmarks.quality`` runs every task, method and seed of the plan, each in a process of one thread, two at
+a time; a run that is already there is not repeated, and one that was stopped continues. Then it writes
+``benchmarks/quality.json`` and ``docs/quality.md``. Every run is in MLflow (``runs/quality/mlflow.db``).
+
+What is equal for all methods of a task: the training samples, centring and scaling, the conditions, the denoiser's
+width and depth, and the number of floating point operations of the network in training (its steps follow from
+them), the sampler and its number of network calls, the test samples and the code that measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import quality_report
+from benchmarks.common import machine_line
+from benchmarks.quality_report import rows_of
+
+Array = npt.NDArray[Any]
+log = logging.getLogger("benchmarks.quality")
+
+ROOT = Path("runs/quality")
+RECIPES = Path(__file__).parent.parent / "deployments" / "recipes" / "small"
+RESULT, EXAMPLES = "result.json", "examples.npz"
+JSON = Path(__file__).parent / "quality.json"
+DOCS = Path(__file__).parent.parent / "docs"
+VERSION = 1  # of what a run measures; raise it when results change
+
+TASKS = ("burgers_1d", "reaction_diffusion_1d", "burgers_2d", "karman", "moving_digits", "image_patches")
+UNCONDITIONAL = ("moving_digits", "image_patches")
+LEAD = ("burgers_2d", "moving_digits")  # one conditional, one unconditional
+SEEDS = 3
+MEASURED = ("evaluate.members=20",)  # 90 % intervals need 19
+SAMPLERS = ("ddpm", "ddpm-accelerated", "ddim", "ddim-accelerated", "dpm++", "unipc")
+CALLS = (5, 10, 20, 50, 250)
+CASES = 16  # test conditions with an ensemble each
+UNTRAINED = ("gaussian of primitives", "gaussian of fields")
+OPERATOR = "neural operator"  # of conditional tasks
+METHODS = (
+    *("ours", "no alignment", "random anchor", "random rotations", "global basis", "average-pooled", "raw fields"),
+    *UNTRAINED,
+    OPERATOR,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement: a method on a task with a seed; ``changes`` are overrides of the recipe."""
+
+    task: str
+    method: str
+    seed: int
+    changes: tuple[str, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        """Where its training and results are."""
+        digest = hashlib.sha256(json.dumps([VERSION, self.changes]).encode()).hexdigest()[:8]
+        return ROOT / self.task / f"{self.method.replace(' ', '-')}-{self.seed}-{digest}"
+
+    @property
+    def training(self) -> Path:
+        """Where its network is trained, which runs share that only sample it in another way."""
+        learned = tuple(each for each in self.changes if not each.startswith(("generate.", "evaluate.")))
+        return replace(self, changes=learned).directory / "training"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What it measured, where it is done."""
+        path = self.directory / RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+# --- one run, in a process of its own -----------------------------------------------------------------------------
+
+
+class Task:
+    """The data of a task in memory, as every method gets them."""
+
+    def __init__(self, run: Run) -> None:
+        from diffats.config import load_recipe
+        from diffats.primitives import FieldScaling, Layout, Moments
+        from diffats.sources import open_samples
+
+        place = RECIPES / f"{run.task}.toml"
+        self.recipe = load_recipe(place, [f"seed={run.seed}", "compute.device=cpu", *run.changes])
+        samples = open_samples(self.recipe.data, 0)
+        self.modes = self.recipe.tensor_modes
+        self.is_test = np.asarray(samples.is_test)
+        every = np.arange(samples.n)
+        self.fields = samples.read(every)
+        self.given = self.raw_conditions = samples.conditions(every, self.fields)
+        moments = Moments()
+        for start in range(0, samples.n, 64):
+            block = slice(start, start + 64)
+            moments.add(self.fields[block][~self.is_test[block]])
+        center, scale = self.recipe.data.center, self.recipe.data.scale
+        self.scaling = FieldScaling.fit(moments, center, scale, component="component" in self.modes)
+        self.training_mean = moments.mean
+        self.layout = Layout.from_recipe(self.recipe, dict(zip(self.modes, self.fields.shape[1:], strict=True)))
+        self._fit_conditions()
+        coordinates = samples.sample_coords(every)
+        self.held_out = np.asarray(coordinates["held_out"].values) if "held_out" in coordinates else None
+
+    def _fit_conditions(self) -> None:
+        from diffats.primitives import ConditionLayout
+
+        known = {name: values[~self.is_test] for name, values in self.raw_conditions.items()}
+        self.conditions = ConditionLayout.fit(known, initial_dims=self.initial_dims)
+
+    def replace_initial(self, initial: Array) -> None:
+        """Give the network the initial states in another form."""
+        self.raw_conditions = self.raw_conditions | {"initial": initial}
+        self._fit_conditions()
+
+    @property
+    def initial_dims(self) -> tuple[str, ...]:
+        """Of the initial state."""
+        initial = self.recipe.data.condition.initial
+        return tuple(mode for mode in self.modes if initial is not None and mode != initial.dim)
+
+    @cached_property
+    def scaled(self) -> Array:
+        """All samples centred and scaled, float32."""
+        out = np.empty(self.fields.shape, np.float32)
+        for start in range(0, len(out), 64):
+            out[start : start + 64] = self.scaling.apply(self.fields[start : start + 64])
+        return out
+
+    @property
+    def train(self) -> Array:
+        """Numbers of the training samples."""
+        return np.flatnonzero(~self.is_test)
+
+    @property
+    def test(self) -> Array:
+        """Numbers of the test samples, in a fixed random order."""
+        return np.random.default_rng(0).permutation(np.flatnonzero(self.is_test))
+
+    def physical(self, x: Array) -> Array:
+        """Centred and scaled fields in physical units."""
+        out = np.empty(x.shape, np.float32)
+        for start in range(0, len(x), 64):
+            out[start : start + 64] = self.scaling.undo(x[start : start + 64].astype(np.float32, copy=True))
+        return out
+
+
+def flops_of_call(layout: Any, conditions: Any, model: Any) -> int:
+    """Floating point operations of the network for one sample, counted by torch."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from diffats.models import Denoiser
+
+    with torch.device("meta"):
+        network = Denoiser(layout, conditions, model)
+        shapes: dict[str, tuple[int, ...]] = {} if conditions.initial is None else {"initial": conditions.initial}
+        shapes |= {f"scalar_{name}": () for name in conditions.scalars}
+        cond = {name: torch.empty(1, *shape) for name, shape in shapes.items()}
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, layout.numbers), torch.zeros(1, dtype=torch.long), cond)
+    return int(counter.get_total_flops())
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Train, sample and measure; what is there already is kept."""
+    if (done := run.result) is not None:
+        return done
+    started = time.perf_counter()
+    task = Task(run)
+    run.directory.mkdir(parents=True, exist_ok=True)
+    if run.method in UNTRAINED:
+        sampled, facts = _gaussian(run, task)
+    elif run.method == OPERATOR:
+        sampled, facts = _operator(run, task)
+    else:
+        sampled, facts = _diffusion(run, task)
+    metrics = _measured(task, sampled)
+    done = {
+        "run": asdict(run),
+        "metrics": metrics,
+        "facts": facts | {"seconds": round(time.perf_counter() - started, 1)},
+    }
+    _keep_examples(run, task, sampled)
+    partial = run.directory / f"{RESULT}.partial"
+    partial.write_text(json.dumps(done, indent=1), encoding="utf-8")
+    os.replace(partial, run.directory / RESULT)
+    return done
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a method made, in physical units.
+
+    Attributes
+    ----------
+    generated
+        ``(k, *sizes)``: as many as test samples, under their conditions where there are any.
+    ensemble
+        ``(cases, members, *sizes)`` under the conditions of the first test samples; None without conditions.
+    reconstruction
+        ``(k, *sizes)``: the test samples written as the method's numbers, and back.
+    """
+
+    generated: Array
+    ensemble: Array | None
+    reconstruction: Array | None
+
+
+def _sizes_of_comparison(task: Task) -> tuple[int, int, int]:
+    """Samples of each kind, cases with an ensemble, and members of each."""
+    k = min(len(task.test), task.recipe.evaluate.samples)
+    if not task.conditions.any:
+        return k, 0, 0
+    return k, min(CASES, k), task.recipe.evaluate.members
+
+
+def _wanted(task: Task) -> tuple[Array, Array]:
+    """Test samples whose conditions are used, one for each sample to be drawn, and numbers of these samples."""
+    k, cases, members = _sizes_of_comparison(task)
+    sources = np.concatenate([task.test[:k], np.repeat(task.test[:cases], max(members - 1, 0))])
+    return sources, np.arange(len(sources))
+
+
+def _arranged(task: Task, fields: Array, reconstruction: Array | None) -> Sampled:
+    """Samples drawn for ``_wanted``: the first of each case is one of the ``generated``."""
+    k, cases, members = _sizes_of_comparison(task)
+    ensemble = None
+    if cases:
+        others = fields[k:].reshape(cases, members - 1, *fields.shape[1:])
+        ensemble = np.concatenate([fields[:cases, None], others], axis=1)
+    return Sampled(fields[:k], ensemble, reconstruction)
+
+
+def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
+    from benchmarks.quality_methods import REPRESENTATIONS
+    from diffats.diffusion import Diffusion
+    from diffats.generation import generate, load_denoiser
+    from diffats.training import train
+
+    x = task.scaled
+    made = REPRESENTATIONS[run.method](x[task.train], task.recipe, task.layout, run.seed)
+    ours = flops_of_call(task.layout, task.conditions, task.recipe.model)
+    recipe = task.recipe
+    if made.initial is not None and "initial" in task.raw_conditions:
+        task.replace_initial(made.initial(task.raw_conditions["initial"]))
+    if made.layout is not task.layout:  # its tokens are patches already
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"core_patch": 1})})
+    flops = flops_of_call(made.layout, task.conditions, recipe.model)
+    steps = max(1, round(recipe.train.steps * ours / flops))
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
+    streams = made.encode(x)
+    data = _primitive_set(task, made, streams, run.seed)
+    trained = train(data, recipe, run.training, device="cpu", progress=_progress(run))
+    network = load_denoiser(trained.weights, made.layout, task.conditions, recipe.model, device="cpu")
+    sources, numbers = _wanted(task)
+    cond = task.conditions.normalise({n: v[sources] for n, v in task.raw_conditions.items()})
+    began, options = time.perf_counter(), recipe.generate
+    z = generate(
+        network,
+        made.layout,
+        Diffusion(recipe.diffusion),
+        numbers.tolist(),
+        run.seed,
+        cond=cond,
+        steps=options.steps,
+        sampler=options.sampler,
+        guidance=options.guidance,
+        batch=options.batch,
+        device="cpu",
+    )
+    seconds = time.perf_counter() - began
+    fields = task.physical(made.decode(data.normalisation.undo(made.layout.unflatten(z))))
+    k, _, _ = _sizes_of_comparison(task)
+    back = made.decode({name: values[task.test[:k]] for name, values in streams.items()})
+    facts = {
+        "numbers": made.numbers,
+        "flops_per_call": flops,
+        "steps": steps,
+        "train_seconds": round(trained.seconds, 3),
+        "heldout_loss": trained.heldout_loss,
+        "network_calls": options.steps,
+        "seconds_per_sample": seconds / len(numbers),
+    }
+    return _arranged(task, fields, task.physical(back)), facts
+
+
+def _primitive_set(task: Task, made: Any, streams: Mapping[str, Array], seed: int) -> Any:
+    """What a method's denoiser is trained on."""
+    import xarray as xr
+
+    from benchmarks.quality_methods import AugmentedSet, ShiftedArrays, TokenLayout
+    from diffats.loader import PrimitiveSet
+    from diffats.primitives import Moments, Normalisation, Shifts
+
+    moments = {name: Moments() for name in streams}
+    rng = np.random.default_rng(seed)
+    for start in range(0, len(task.train), 64):
+        part = {name: values[task.train[start : start + 64]] for name, values in streams.items()}
+        for name, values in (made.augment(part, rng) if made.augment else part).items():
+            moments[name].add(values)
+    data: dict[str, Any] = {s.name: (("sample", *s.dims), streams[s.name]) for s in made.layout.streams}
+    for name, values in task.raw_conditions.items():
+        data[name] = (("sample", *(f"{name}_{axis}" for axis in range(1, values.ndim))), values)
+    split = np.where(task.is_test, "test", "train").astype(object)
+    dataset = xr.Dataset(data, coords={"split": ("sample", split)})
+    arguments = (dataset, made.layout, Normalisation.fit(moments), task.conditions)
+    modes = tuple(task.recipe.train.shift)
+    dims = {"initial": task.initial_dims}
+    if modes and isinstance(made.layout, TokenLayout):
+        return ShiftedArrays(arguments, made, Shifts(task.layout, modes, None, dims), task.scaled, task.given)
+    shifts = Shifts(made.layout, modes, made.anchors, dims) if modes else None
+    if made.augment is None:
+        return PrimitiveSet(*arguments, shard=64, shifts=shifts)
+    return AugmentedSet(arguments, made.augment, shifts)
+
+
+def _progress(run: Run) -> Any:
+    shown = [time.monotonic()]
+
+    def progress(done: int, total: int) -> None:
+        if time.monotonic() - shown[0] > 30:
+            shown[0] = time.monotonic()
+            print(f"{run.task}, {run.method}, seed {run.seed}: step {done} of {total}", file=sys.stderr, flush=True)
+
+    return progress
+
+
+def _gaussian(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
+    """A Gaussian with the training samples' moments, given the conditions where there are any."""
+    from benchmarks.quality_methods import REPRESENTATIONS, conditional_gaussian
+    from diffats.evaluation import gaussian_pca
+    from diffats.primitives import Moments, Normalisation
+
+    x, k = task.scaled, _sizes_of_comparison(task)[0]
+    sources, numbers = _wanted(task)
+    reconstruction = None
+    if run.method == "gaussian of primitives":
+        made = REPRESENTATIONS["ours"](x[task.train], task.recipe, task.layout, run.seed)
+        streams = made.encode(x)
+        moments = {name: Moments() for name in streams}
+        for name, values in streams.items():
+            moments[name].add(values[task.train])
+        normalisation = Normalisation.fit(moments)
+        z = np.asarray(made.layout.flatten(normalisation.apply(streams)))
+        back = made.decode({name: values[task.test[:k]] for name, values in streams.items()})
+        reconstruction = task.physical(back)
+    else:
+        z = x.reshape(len(x), -1)
+    if task.conditions.any:
+        cond = task.conditions.normalise(task.raw_conditions)
+        c = np.concatenate([values.reshape(len(x), -1) for values in cond.values()], axis=1)
+        drawn = conditional_gaussian(c[task.train], z[task.train], c[sources], seed=run.seed)
+    else:
+        drawn = gaussian_pca(z[task.train], len(numbers), seed=run.seed)
+    if run.method == "gaussian of primitives":
+        fields = task.physical(made.decode(normalisation.undo(made.layout.unflatten(drawn.astype(np.float32)))))
+    else:
+        fields = task.physical(drawn.reshape(-1, *x.shape[1:]))
+    return _arranged(task, fields, reconstruction), {"numbers": z.shape[1]}
+
+
+def _operator(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
+    """A Fourier neural operator, trained for as long as ours with the same seed was."""
+    from benchmarks import neural_operator
+
+    ours = Run(run.task, "ours", run.seed, run.changes).result
+    if ours is None:
+        raise SystemExit(f"{run.task}: the neural operator gets the time that ours took. Run ours first.")
+    initial = task.recipe.data.condition.initial
+    assert initial is not None
+    cond = task.conditions.normalise(task.raw_conditions)
+    scalars = np.stack([cond[f"scalar_{name}"] for name in task.conditions.scalars], axis=1)
+    began = time.perf_counter()
+    trained = neural_operator.train(
+        task.fields[task.train],
+        task.raw_conditions["initial"][task.train],
+        scalars[task.train],
+        modes=task.modes,
+        time_axis=task.modes.index(initial.dim),
+        seed=run.seed,
+        seconds=ours["facts"]["train_seconds"],
+    )
+    seconds, (k, cases, _) = time.perf_counter() - began, _sizes_of_comparison(task)
+    test = task.test[:k]
+    began = time.perf_counter()
+    fields = np.asarray(trained.predict(task.raw_conditions["initial"][test], scalars[test]))
+    facts = {"train_seconds": round(seconds, 1), "seconds_per_sample": (time.perf_counter() - began) / k}
+    return Sampled(fields, fields[:cases, None], None), facts | {"network_calls": 1}
+
+
+def _measured(task: Task, sampled: Sampled) -> dict[str, Any]:
+    """All metrics of `diffats.evaluation`."""
+    from diffats import evaluation
+
+    k, cases, _ = _sizes_of_comparison(task)
+    chosen = np.sort(np.random.default_rng(1).permutation(task.train)[:k])
+    test = task.test[:k]
+    more: dict[str, Any] = {}
+    if sampled.ensemble is not None:
+        truth = task.fields[test[:cases]]
+        more = {"ensemble": sampled.ensemble, "truth": truth}
+        initial = task.recipe.data.condition.initial
+        if initial is not None:
+            axis = 1 + task.modes.index(initial.dim)
+            more["persistence"] = np.broadcast_to(truth.take([initial.index], axis=axis), truth.shape)
+    fields = evaluation.Fields(
+        modes=task.modes,
+        train=task.fields[chosen],
+        test=task.fields[test],
+        generated=sampled.generated,
+        mean=np.asarray(task.training_mean),
+        scale=np.asarray(task.scaling.scale),
+        reconstruction=sampled.reconstruction,
+        n_train=len(task.train),
+        **more,
+    )
+    return evaluation.evaluate(fields)
+
+
+def _keep_examples(run: Run, task: Task, sampled: Sampled) -> None:
+    """A few samples for the gallery, and their truth."""
+    few = 8
+    arrays = {"generated": sampled.generated[:few], "test": task.fields[task.test[:few]]}
+    partial = run.directory / "examples.partial.npz"
+    np.savez(partial, generated=arrays["generated"], test=arrays["test"])
+    os.replace(partial, run.directory / EXAMPLES)
+
+
+# --- many runs ----------------------------------------------------------------------------------------------------
+
+
+def _one_thread() -> None:
+    """Before torch is imported: a run has one thread, so that two go side by side."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+def _measure_alone(run: Run) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    return measure(run)
+
+
+def make_data(tasks: Sequence[str]) -> None:
+    """Simulate what is not there yet."""
+    from diffats.config import load_recipe
+    from diffats.simulate import simulate
+
+    for task in tasks:
+        made = simulate(load_recipe(RECIPES / f"{task}.toml"))
+        if not made.skipped:
+            print(f"{task}: {made.total} samples made", flush=True)
+
+
+def run_all(runs: Sequence[Run], jobs: int) -> None:
+    """Measure what is not there yet, and keep it in MLflow."""
+    missing = [run for run in runs if run.result is None]
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} are there", flush=True)
+    _one_thread()
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        first = [run for run in missing if run.method != OPERATOR]
+        for part in (first, [run for run in missing if run.method == OPERATOR]):  # it gets the time that ours took
+            futures = {pool.submit(_measure_alone, run): run for run in part}
+            for future in as_completed(futures):
+                run, done = futures[future], future.result()
+                print(f"{run.task}, {run.method}, seed {run.seed} {list(run.changes) or ''}: {_line(done)}", flush=True)
+    track(runs)
+
+
+def track(runs: Sequence[Run]) -> None:
+    """Every finished run in MLflow, once."""
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{ROOT.resolve() / 'mlflow.db'}")
+    mlflow.set_experiment("quality")
+    known = set(mlflow.search_runs(search_all_experiments=True, output_format="pandas").get("tags.directory", ()))
+    for run in runs:
+        done, name = run.result, str(run.directory.relative_to(ROOT))
+        if done is None or name in known:
+            continue
+        with mlflow.start_run(run_name=name, tags={"directory": name, "task": run.task, "method": run.method}):
+            mlflow.log_params({"task": run.task, "method": run.method, "seed": run.seed, "changes": str(run.changes)})
+            rows = [row for row in rows_of(done) if row.method == run.method]
+            mlflow.log_metrics({row.metric: row.value for row in rows})
+
+
+def _line(done: Mapping[str, Any]) -> str:
+    names = ("relative_l2", "crps", "energy_distance", "sliced_wasserstein", "two_sample_accuracy", "spectrum_error")
+    metrics = done["metrics"]
+    parts = [f"{name} {metrics[name]['value']:.4g}" for name in names if metrics.get(name, {}).get("value") is not None]
+    return ", ".join(parts) + f"; {done['facts']['seconds']:.0f} s"
+
+
+def plan(
+    tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int], changes: tuple[str, ...] = ()
+) -> Iterator[Run]:
+    """The runs, leading tasks first; the neural operator where there are conditions."""
+    for task in sorted(tasks, key=lambda t: t not in LEAD):
+        conditional = task not in UNCONDITIONAL
+        for seed in seeds:
+            for method in methods:
+                if method != OPERATOR or conditional:
+                    yield Run(task, method, seed, changes)
+
+
+def sampling_plan(tasks: Sequence[str]) -> Iterator[Run]:
+    """Ours, sampled in other ways by the network of seed 0."""
+    for task in tasks:
+        for sampler in SAMPLERS:
+            for calls in CALLS:
+                options = (f"generate.sampler={sampler}", f"generate.steps={calls}")
+                yield Run(task, "ours", 0, ("evaluate.members=4", *options))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--set", dest="changes", action="append", default=[], help="override of the recipes")
+    parser.add_argument("--samplers", action="store_true", help="instead: ours by each sampler, 5 to 250 calls")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args(argv)
+    changes = (*MEASURED, *options.changes)
+    runs = list(plan(options.tasks, options.methods, options.seeds, changes))
+    if options.samplers:
+        missing = [task for task in options.tasks if Run(task, "ours", 0, MEASURED).result is None]
+        if missing:
+            parser.error(f"{missing[0]}: --samplers needs the network of `--methods ours --seeds 0`. Run that first.")
+        runs = list(sampling_plan(options.tasks))
+    make_data(list(dict.fromkeys(run.task for run in runs)))
+    run_all(runs, options.jobs)
+    if not options.changes:
+        write_results()
+
+
+def write_results() -> None:
+    """``benchmarks/quality.json`` and ``docs/quality.md`` from all finished runs without changes."""
+    found = [run.result for run in plan(TASKS, METHODS, range(SEEDS), MEASURED)]
+    rows = [row for done in found if done is not None for row in rows_of(done)]
+    for run in sampling_plan(TASKS):
+        if (done := run.result) is not None:
+            recipe = run.changes[-2:]
+            name = f"ours, {recipe[0].partition('=')[2]} at {recipe[1].partition('=')[2]}"
+            rows += [replace(row, method=name) for row in rows_of(done) if row.method == "ours"]
+    machine = machine_line()
+    text = ",\n".join(json.dumps(list(asdict(row).values())) for row in rows)
+    head = json.dumps(
+        {"machine": machine, "version": VERSION, "columns": ["task", "method", "seed", "metric", "value"]}
+    )
+    JSON.write_text(f'{head[:-1]}, "rows": [\n{text}\n]}}\n', encoding="utf-8")
+    examples: dict[str, dict[str, Path]] = {}
+    for run in plan(TASKS, METHODS, [0], MEASURED):
+        if run.result is not None:
+            examples.setdefault(run.task, {})[run.method] = run.directory / EXAMPLES
+    quality_report.write(rows, machine, DOCS, examples, RECIPES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The measurement of quality: every method runs on every kind of task, and its numbers mean what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import quality, quality_methods
+from benchmarks.quality import METHODS, Run, Task
+from diffats.config import load_recipe
+from diffats.simulate import simulate
+
+Array = np.ndarray[Any, Any]
+SHORT = ("train.steps=2", "train.batch=4", "model.width=16", "model.depth=1", "model.heads=2", "generate.steps=2")
+TINY = {
+    "burgers_1d": (
+        *SHORT,
+        "simulate.count=90",
+        "simulate.sizes={time=20,x=64}",
+        "primitive.patch={time=5,x=8}",
+        "primitive.rank=6",
+        "evaluate.members=3",
+    ),
+    "moving_digits": (
+        *SHORT,
+        "simulate.count=40",
+        "simulate.sizes={time=15,y=16,x=16}",
+        "decompose.ranks={time=6,x=6}",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
+    """Changes of the recipes by task, and data made for them."""
+    place = tmp_path_factory.mktemp("quality")
+    changes = {task: (*given, f"data.source={place / task}.zarr") for task, given in TINY.items()}
+    for task, given in changes.items():
+        simulate(load_recipe(quality.RECIPES / f"{task}.toml", given))
+    return changes
+
+
+@pytest.fixture(autouse=True)
+def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "ROOT", tmp_path)
+    monkeypatch.setattr(quality, "CASES", 3)
+
+
+TRAINED = [
+    (task, method)
+    for task in TINY
+    for method in METHODS
+    if method != "neural operator" or task == "burgers_1d"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "method"), TRAINED)
+def test_a_run_measures_and_is_not_repeated(data: dict[str, tuple[str, ...]], task: str, method: str) -> None:
+    run = Run(task, method, 0, data[task])
+    if method == "neural operator":  # it gets the time that ours took
+        pytest.importorskip("neuralop")
+        quality.measure(Run(task, "ours", 0, data[task]))
+    done = quality.measure(run)
+    metrics = done["metrics"]
+    assert np.isfinite(metrics["energy_distance"]["value"])
+    assert ("crps" in metrics) == (task == "burgers_1d")
+    assert json.loads((run.directory / quality.RESULT).read_text()) == json.loads(json.dumps(done))
+    (run.directory / quality.RESULT).write_text(json.dumps(done | {"mark": 1}))
+    assert quality.measure(run)["mark"] == 1
+
+
+@pytest.mark.parametrize("task", TINY)
+def test_all_methods_have_as_many_numbers_and_cost(data: dict[str, tuple[str, ...]], task: str) -> None:
+    found = Task(Run(task, "ours", 0, data[task]))
+    x = found.scaled
+    made = {
+        name: fit(x[found.train], found.recipe, found.layout, 0)
+        for name, fit in quality_methods.REPRESENTATIONS.items()
+    }
+    for name, method in made.items():
+        streams = method.encode(x[:8])
+        assert {n: v.shape[1:] for n, v in streams.items()} == {s.name: s.shape for s in method.layout.streams}, name
+        again = method.decode(streams)
+        error = np.linalg.norm(again - x[:8]) / np.linalg.norm(x[:8])
+        assert error < (1e-5 if name == "raw fields" else 0.6), name
+        if name != "raw fields":
+            assert 0.5 * found.layout.numbers < method.numbers <= found.layout.numbers, name
+    same = [made[name].decode(made[name].encode(x[:8])) for name in ("ours", "no alignment", "random anchor")]
+    np.testing.assert_allclose(same[1], same[0], atol=1e-4)
+    np.testing.assert_allclose(same[2], same[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", list(quality_methods.REPRESENTATIONS))
+def test_a_method_can_be_trained_on_shifted_samples(data: dict[str, tuple[str, ...]], method: str) -> None:
+    """A step of shifted samples is what the shifted fields and their initial states are written as."""
+    task = Task(Run("burgers_1d", method, 0, (*data["burgers_1d"], "train.shift=['x']")))
+    made = quality_methods.REPRESENTATIONS[method](task.scaled[task.train], task.recipe, task.layout, 0)
+    if made.initial is not None:
+        task.replace_initial(made.initial(task.given["initial"]))
+    found = quality._primitive_set(task, made, made.encode(task.scaled), 0)
+    z, cond = found.read_step(0, 0, 16)
+    x = task.scaled[found.batch(0, 0, 16)]
+    turned = {by: made.decode(made.encode(np.roll(x, by, axis=2))) for by in range(0, 64, 8)}  # by whole patches
+    fields = made.decode(found.normalisation.undo(made.layout.unflatten(z)))
+    shifts = [next(by for by in turned if np.allclose(turned[by][i], fields[i], atol=1e-3)) for i in range(16)]
+    assert len(set(shifts)) > 1
+    if made.initial is None:
+        initial = task.conditions.normalise(task.raw_conditions)["initial"][found.batch(0, 0, 16)]
+        wanted = np.stack([np.roll(each, by) for each, by in zip(initial, shifts, strict=True)])
+        np.testing.assert_allclose(cond["initial"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", TINY)
+def test_a_turned_gauge_is_the_same_field(data: dict[str, tuple[str, ...]], task: str) -> None:
+    found = Task(Run(task, "ours", 0, data[task]))
+    method = quality_methods.random_rotations(found.scaled[found.train], found.recipe, found.layout, 0)
+    streams = method.encode(found.scaled[:5])
+    assert method.augment is not None
+    turned = method.augment(streams, np.random.default_rng(0))
+    assert np.abs(turned["core"] - streams["core"]).max() > 0.1
+    np.testing.assert_allclose(method.decode(turned), method.decode(streams), atol=1e-4)
+
+
+def test_a_conditional_gaussian_finds_a_linear_law() -> None:
+    rng = np.random.default_rng(0)
+    given = rng.standard_normal((400, 3))
+    z = given @ rng.standard_normal((3, 5)) + 0.1 * rng.standard_normal((400, 5))
+    drawn = quality_methods.conditional_gaussian(given[:300], z[:300], np.repeat(given[300:], 20, axis=0), seed=0)
+    drawn = drawn.reshape(100, 20, 5)
+    assert np.abs(drawn.mean(axis=1) - z[300:]).mean() < 0.12
+    assert 0.08 < drawn.std(axis=1).mean() < 0.12
