@@ -16,12 +16,13 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ import numpy.typing as npt
 from benchmarks import quality_report
 from benchmarks.common import machine_line
 from benchmarks.quality_report import rows_of
+from diffats.errors import DiffatsError
 
 Array = npt.NDArray[Any]
 log = logging.getLogger("benchmarks.quality")
@@ -72,7 +74,10 @@ class Run:
     @property
     def directory(self) -> Path:
         """Where its training and results are."""
-        digest = hashlib.sha256(json.dumps([VERSION, self.changes]).encode()).hexdigest()[:8]
+        from diffats.config import load_recipe, portable
+
+        recipe = portable(load_recipe(RECIPES / f"{self.task}.toml", self.changes))
+        digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode()).hexdigest()[:8]
         return ROOT / self.task / f"{self.method.replace(' ', '-')}-{self.seed}-{digest}"
 
     @property
@@ -80,6 +85,24 @@ class Run:
         """Where its network is trained, which runs share that only sample it in another way."""
         learned = tuple(each for each in self.changes if not each.startswith(("generate.", "evaluate.")))
         return replace(self, changes=learned).directory / "training"
+
+    @property
+    def _note(self) -> Path:
+        return self.training / "finished.json"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its network is there."""
+        return self._note.is_file()
+
+    def note_training(self, seconds: float, heldout_loss: float) -> None:
+        """Keep that its network is there, and what it took in processor seconds."""
+        self._note.write_text(json.dumps({"seconds": seconds, "heldout_loss": heldout_loss}), encoding="utf-8")
+
+    def noted_training(self) -> dict[str, float]:
+        """What ``note_training`` kept."""
+        found: dict[str, float] = json.loads(self._note.read_text(encoding="utf-8"))
+        return found
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -253,7 +276,7 @@ def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
     from benchmarks.quality_methods import REPRESENTATIONS
     from diffats.diffusion import Diffusion
     from diffats.generation import generate, load_denoiser
-    from diffats.training import train
+    from diffats.training import WEIGHTS, train
 
     x = task.scaled
     made = REPRESENTATIONS[run.method](x[task.train], task.recipe, task.layout, run.seed)
@@ -268,11 +291,16 @@ def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
     streams = made.encode(x)
     data = _primitive_set(task, made, streams, run.seed)
-    trained = train(data, recipe, run.training, device="cpu", progress=_progress(run))
-    network = load_denoiser(trained.weights, made.layout, task.conditions, recipe.model, device="cpu")
+    if not run.is_trained:
+        shutil.rmtree(run.training, ignore_errors=True)  # a run that was stopped begins anew: its seconds count
+        began = time.process_time()  # of a shared machine, wall time says little
+        trained = train(data, recipe, run.training, device="cpu", progress=_progress(run))
+        run.note_training(time.process_time() - began, trained.heldout_loss)
+    training = run.noted_training()
+    network = load_denoiser(run.training / WEIGHTS, made.layout, task.conditions, recipe.model, device="cpu")
     sources, numbers = _wanted(task)
     cond = task.conditions.normalise({n: v[sources] for n, v in task.raw_conditions.items()})
-    began, options = time.perf_counter(), recipe.generate
+    began, options = time.process_time(), recipe.generate
     z = generate(
         network,
         made.layout,
@@ -286,7 +314,7 @@ def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
         batch=options.batch,
         device="cpu",
     )
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     fields = task.physical(made.decode(data.normalisation.undo(made.layout.unflatten(z))))
     k, _, _ = _sizes_of_comparison(task)
     back = made.decode({name: values[task.test[:k]] for name, values in streams.items()})
@@ -294,8 +322,8 @@ def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
         "numbers": made.numbers,
         "flops_per_call": flops,
         "steps": steps,
-        "train_seconds": round(trained.seconds, 3),
-        "heldout_loss": trained.heldout_loss,
+        "train_seconds": round(training["seconds"], 3),
+        "heldout_loss": training["heldout_loss"],
         "network_calls": options.steps,
         "seconds_per_sample": seconds / len(numbers),
     }
@@ -366,8 +394,10 @@ def _gaussian(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
         z = x.reshape(len(x), -1)
     if task.conditions.any:
         cond = task.conditions.normalise(task.raw_conditions)
-        c = np.concatenate([values.reshape(len(x), -1) for values in cond.values()], axis=1)
-        drawn = conditional_gaussian(c[task.train], z[task.train], c[sources], seed=run.seed)
+        states = np.concatenate([v.reshape(len(x), -1) for v in cond.values() if v.ndim > 1], axis=1)
+        scalars = np.stack([v for v in cond.values() if v.ndim == 1], axis=1)
+        wanted = states[sources], scalars[sources]
+        drawn = conditional_gaussian(states[task.train], scalars[task.train], z[task.train], wanted, seed=run.seed)
     else:
         drawn = gaussian_pca(z[task.train], len(numbers), seed=run.seed)
     if run.method == "gaussian of primitives":
@@ -388,7 +418,7 @@ def _operator(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
     assert initial is not None
     cond = task.conditions.normalise(task.raw_conditions)
     scalars = np.stack([cond[f"scalar_{name}"] for name in task.conditions.scalars], axis=1)
-    began = time.perf_counter()
+    began = time.process_time()
     trained = neural_operator.train(
         task.fields[task.train],
         task.raw_conditions["initial"][task.train],
@@ -397,18 +427,20 @@ def _operator(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
         time_axis=task.modes.index(initial.dim),
         seed=run.seed,
         seconds=ours["facts"]["train_seconds"],
+        clock=time.process_time,
     )
-    seconds, (k, cases, _) = time.perf_counter() - began, _sizes_of_comparison(task)
+    seconds, (k, cases, _) = time.process_time() - began, _sizes_of_comparison(task)
     test = task.test[:k]
-    began = time.perf_counter()
+    began = time.process_time()
     fields = np.asarray(trained.predict(task.raw_conditions["initial"][test], scalars[test]))
-    facts = {"train_seconds": round(seconds, 1), "seconds_per_sample": (time.perf_counter() - began) / k}
+    facts = {"train_seconds": round(seconds, 1), "seconds_per_sample": (time.process_time() - began) / k}
     return Sampled(fields, fields[:cases, None], None), facts | {"network_calls": 1}
 
 
 def _measured(task: Task, sampled: Sampled) -> dict[str, Any]:
     """All metrics of `diffats.evaluation`."""
     from diffats import evaluation
+    from diffats.simulate import residuals
 
     k, cases, _ = _sizes_of_comparison(task)
     chosen = np.sort(np.random.default_rng(1).permutation(task.train)[:k])
@@ -421,6 +453,13 @@ def _measured(task: Task, sampled: Sampled) -> dict[str, Any]:
         if initial is not None:
             axis = 1 + task.modes.index(initial.dim)
             more["persistence"] = np.broadcast_to(truth.take([initial.index], axis=axis), truth.shape)
+        if sampled.reconstruction is not None:
+            more["truth_reconstruction"] = sampled.reconstruction[:cases]
+        simulated = task.recipe.simulate
+        if simulated is not None and simulated.problem in residuals.EQUATIONS:
+            names = residuals.EQUATIONS[simulated.problem].parameters
+            parameters = {name: task.given[f"scalar_{name}"][test[:cases]] for name in names}
+            more["residual"] = partial(residuals.residual, simulated.problem, parameters=parameters)
     fields = evaluation.Fields(
         modes=task.modes,
         train=task.fields[chosen],
@@ -471,8 +510,9 @@ def make_data(tasks: Sequence[str]) -> None:
             print(f"{task}: {made.total} samples made", flush=True)
 
 
-def run_all(runs: Sequence[Run], jobs: int) -> None:
-    """Measure what is not there yet, and keep it in MLflow."""
+def run_all(runs: Sequence[Run], jobs: int) -> list[str]:
+    """Measure what is not there yet, and keep it in MLflow; what failed is returned."""
+    failed: list[str] = []
     missing = [run for run in runs if run.result is None]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} are there", flush=True)
     _one_thread()
@@ -481,9 +521,14 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
         for part in (first, [run for run in missing if run.method == OPERATOR]):  # it gets the time that ours took
             futures = {pool.submit(_measure_alone, run): run for run in part}
             for future in as_completed(futures):
-                run, done = futures[future], future.result()
-                print(f"{run.task}, {run.method}, seed {run.seed} {list(run.changes) or ''}: {_line(done)}", flush=True)
+                name = f"{futures[future].task}, {futures[future].method}, seed {futures[future].seed}"
+                try:
+                    print(f"{name} {list(futures[future].changes)}: {_line(future.result())}", flush=True)
+                except (DiffatsError, ArithmeticError, np.linalg.LinAlgError) as error:
+                    failed.append(name)
+                    print(f"{name} failed: {error}", flush=True)
     track(runs)
+    return failed
 
 
 def track(runs: Sequence[Run]) -> None:
@@ -544,36 +589,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = (*MEASURED, *options.changes)
     runs = list(plan(options.tasks, options.methods, options.seeds, changes))
     if options.samplers:
-        missing = [task for task in options.tasks if Run(task, "ours", 0, MEASURED).result is None]
+        missing = [task for task in options.tasks if not Run(task, "ours", 0, MEASURED).is_trained]
+        if options.changes:
+            parser.error("--samplers takes no --set: it samples the networks of the recipes as they are.")
         if missing:
             parser.error(f"{missing[0]}: --samplers needs the network of `--methods ours --seeds 0`. Run that first.")
         runs = list(sampling_plan(options.tasks))
     make_data(list(dict.fromkeys(run.task for run in runs)))
-    run_all(runs, options.jobs)
+    failed = run_all(runs, options.jobs)
     if not options.changes:
         write_results()
+    if failed:
+        sys.exit(f"{len(failed)} runs failed: {'; '.join(failed)}. The others are kept; run again to repeat these.")
 
 
 def write_results() -> None:
-    """``benchmarks/quality.json`` and ``docs/quality.md`` from all finished runs without changes."""
-    found = [run.result for run in plan(TASKS, METHODS, range(SEEDS), MEASURED)]
-    rows = [row for done in found if done is not None for row in rows_of(done)]
+    """``benchmarks/quality.json`` from what it holds and what was measured here; ``docs/quality.md`` from it."""
+    found: list[quality_report.Row] = []
+    examples: dict[str, dict[str, Path]] = {}
+    for run in plan(TASKS, METHODS, range(SEEDS), MEASURED):
+        if (done := run.result) is not None:
+            found += rows_of(done)
+            if run.seed == 0:
+                examples.setdefault(run.task, {})[run.method] = run.directory / EXAMPLES
     for run in sampling_plan(TASKS):
         if (done := run.result) is not None:
-            recipe = run.changes[-2:]
-            name = f"ours, {recipe[0].partition('=')[2]} at {recipe[1].partition('=')[2]}"
-            rows += [replace(row, method=name) for row in rows_of(done) if row.method == "ours"]
-    machine = machine_line()
+            sampler, calls = (option.partition("=")[2] for option in run.changes[-2:])
+            own = [row for row in rows_of(done) if row.method == "ours"]
+            found += [replace(row, method=f"ours, {sampler} at {calls}") for row in own]
+    kept = json.loads(JSON.read_text(encoding="utf-8")) if JSON.is_file() else {"rows": [], "machines": []}
+    measured = {(row.task, row.method, row.seed) for row in found}
+    earlier = [quality_report.Row(*row) for row in kept["rows"]]
+    rows = [row for row in earlier if (row.task, row.method, row.seed) not in measured] + found
+    machines = list(dict.fromkeys([*kept["machines"], machine_line()]))
+    columns = ["task", "method", "seed", "metric", "value"]
+    head = json.dumps({"version": VERSION, "machines": machines, "columns": columns})
     text = ",\n".join(json.dumps(list(asdict(row).values())) for row in rows)
-    head = json.dumps(
-        {"machine": machine, "version": VERSION, "columns": ["task", "method", "seed", "metric", "value"]}
-    )
     JSON.write_text(f'{head[:-1]}, "rows": [\n{text}\n]}}\n', encoding="utf-8")
-    examples: dict[str, dict[str, Path]] = {}
-    for run in plan(TASKS, METHODS, [0], MEASURED):
-        if run.result is not None:
-            examples.setdefault(run.task, {})[run.method] = run.directory / EXAMPLES
-    quality_report.write(rows, machine, DOCS, examples, RECIPES)
+    quality_report.write(rows, machines, DOCS, examples, RECIPES)
 
 
 if __name__ == "__main__":

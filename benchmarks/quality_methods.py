@@ -259,7 +259,17 @@ def average_pooled(x: Array, recipe: Recipe, layout: Layout, seed: int) -> Repre
         if error < least:
             best, least = shape, error
     shape = (*x.shape[1 : 1 + kept], *best)
-    return _tokenised(recipe, shape, lambda x: _pooled(x, best, "area"), lambda y: _pooled(y, tuple(fine), linear))
+    condition = recipe.data.condition.initial
+    spatial = [
+        n for mode, n in zip(recipe.tensor_modes[kept:], best, strict=True) if condition and mode != condition.dim
+    ]
+    return _tokenised(
+        recipe,
+        shape,
+        lambda x: _pooled(x, best, "area"),
+        lambda y: _pooled(y, tuple(fine), linear),
+        lambda x: _pooled(x, tuple(spatial), "area"),
+    )
 
 
 def _grids(fine: tuple[int, ...], budget: float) -> list[tuple[int, ...]]:
@@ -335,41 +345,46 @@ REPRESENTATIONS: dict[str, Fit] = {
 # --- without a network --------------------------------------------------------------------------------------------
 
 
-def conditional_gaussian(conditions: Array, z: Array, wanted: Array, *, seed: int, components: int = 128) -> Array:
-    """Draw from a Gaussian given conditions: ridge regression on their principal components, with its errors.
+def conditional_gaussian(
+    states: Array, scalars: Array, z: Array, wanted: tuple[Array, Array], *, seed: int, components: int = 128
+) -> Array:
+    """Draw from a Gaussian given conditions: ridge regression on them, and the covariance of its errors.
 
     Parameters
     ----------
-    conditions
-        ``(n, c)`` normalised conditions of the training samples.
+    states
+        ``(n, c)`` normalised fields that are given with the training samples; at most `components` principal
+        components of them are used.
+    scalars
+        ``(n, s)`` normalised numbers that are given; all are used.
     z
         ``(n, D)``: what is drawn.
     wanted
-        ``(k, c)``: a draw for each.
+        ``(k, c)`` and ``(k, s)``: a draw for each.
     seed
         Of the draw.
-    components
-        At most this many principal components of the conditions are used; ridge's penalty is chosen by leave-one-out.
 
     Returns
     -------
     array
-        ``(k, D)``.
+        ``(k, D)``. Ridge's penalty is chosen by leave-one-out, its errors are those of 10-fold cross-validation.
     """
     from sklearn.decomposition import PCA
     from sklearn.linear_model import Ridge, RidgeCV
     from sklearn.model_selection import cross_val_predict
 
     n = len(z)
-    fields, given = (
-        PCA(min(n - 1, 256, z.shape[1])).fit(z),
-        PCA(min(components, n // 4, conditions.shape[1])).fit(conditions),
-    )
-    scores, features = fields.transform(z), given.transform(conditions)
-    penalty = RidgeCV(np.logspace(-3, 5, 17)).fit(features, scores).alpha_
-    errors = scores - cross_val_predict(Ridge(penalty), features, scores, cv=min(10, n))
-    mean = Ridge(penalty).fit(features, scores).predict(given.transform(wanted))
-    weights = np.random.default_rng(seed).standard_normal((len(wanted), n))
+    fields, given = PCA(min(n - 1, 256, z.shape[1])).fit(z), PCA(min(components, n // 4, states.shape[1])).fit(states)
+    first = math.sqrt(given.explained_variance_[0])
+
+    def features(states: Array, scalars: Array) -> Array:
+        return np.concatenate([given.transform(states) / first, scalars], axis=1)
+
+    scores, known = fields.transform(z), features(states, scalars)
+    penalty = RidgeCV(np.logspace(-5, 5, 21)).fit(known, scores).alpha_
+    errors = scores - cross_val_predict(Ridge(penalty), known, scores, cv=min(10, n))
+    mean = Ridge(penalty).fit(known, scores).predict(features(*wanted))
+    weights = np.random.default_rng(seed).standard_normal((len(mean), n))
     return np.asarray(fields.inverse_transform(mean + weights @ (errors - errors.mean(0)) / math.sqrt(n - 1)), z.dtype)
 
 
@@ -390,11 +405,19 @@ class AugmentedSet(PrimitiveSet):
         super().__init__(*arguments, shard=BLOCK, shifts=shifts)
         self.augment = augment
 
+    def read(self, indices: Array) -> tuple[Array, dict[str, Array]]:
+        """As `PrimitiveSet.read`, each sample turned in a way that depends on the samples alone."""
+        z, cond = super().read(indices)
+        return self._turned(z, np.random.default_rng([len(indices), *map(int, indices)])), cond
+
     def read_step(self, seed: int, step: int, size: int, part: slice | None = None) -> tuple[Array, dict[str, Array]]:
-        """As `PrimitiveSet.read_step`, each sample turned."""
+        """As `PrimitiveSet.read_step`, each sample turned in a way that depends on the step."""
         z, cond = super().read_step(seed, step, size, part)
-        streams = self.augment(self.normalisation.undo(self.layout.unflatten(z)), np.random.default_rng((seed, step)))
-        return np.asarray(self.layout.flatten(self.normalisation.apply(streams)), np.float32), cond
+        return self._turned(z, np.random.default_rng((seed, step))), cond
+
+    def _turned(self, z: Array, rng: np.random.Generator) -> Array:
+        streams = self.augment(self.normalisation.undo(self.layout.unflatten(z)), rng)
+        return np.asarray(self.layout.flatten(self.normalisation.apply(streams)), np.float32)
 
 
 class ShiftedArrays(PrimitiveSet):

@@ -25,7 +25,6 @@ CONDITIONAL = {
     "spread_skill": "spread/error",
     "interval_coverage": "in 90 %",
     "pde_residual": "residual",
-    "energy_distance": "energy distance",
     "spectrum_error": "spectra, dB",
 }
 UNCONDITIONAL = {
@@ -42,7 +41,7 @@ UNCONDITIONAL = {
 COSTS = {
     "numbers": "numbers",
     "steps": "steps",
-    "train_seconds": "training, s",
+    "train_seconds": "training, s of a core",
     "seconds_per_sample": "s a sample",
     "network_calls": "calls",
 }
@@ -96,9 +95,9 @@ class Table:
         return float(np.mean(values)) if values else math.nan
 
     def half_width(self, method: str, metric: str) -> float:
-        """Of the 95 % interval of the mean over seeds (Student's t); NaN with one seed."""
+        """Of the 95 % interval of the mean over seeds (Student's t); NaN with one seed, or where all are equal."""
         values = list(self.values.get((method, metric), {}).values())
-        if len(values) < 2:
+        if len(set(values)) < 2:
             return math.nan
         return float(student.ppf((1 + INTERVAL) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
@@ -126,7 +125,11 @@ def _number(value: float) -> str:
 
 
 def write(
-    rows: Sequence[Row], machine: str, folder: Path, examples: Mapping[str, Mapping[str, Path]], recipes: Path
+    rows: Sequence[Row],
+    machines: Sequence[str],
+    folder: Path,
+    examples: Mapping[str, Mapping[str, Path]],
+    recipes: Path,
 ) -> None:
     """``quality.md`` in ``folder``, and its pictures beside it.
 
@@ -134,8 +137,8 @@ def write(
     ----------
     rows
         All that were measured.
-    machine
-        What they were measured on, in a line.
+    machines
+        What they were measured on, a line each.
     examples
         By task and method, the file of a run's examples.
     recipes
@@ -159,7 +162,7 @@ def write(
             parts.append(f"![Real samples above, generated ones below, of {task}](quality/{task}.png)")
         if samplers := sampler_table(table):
             parts += ["By sampler and network calls (columns), the same network and noise:", samplers]
-    parts.append(f"Measured on: {machine}")
+    parts += ["Measured on:", *(f"- {machine}" for machine in machines)]
     text = "\n\n".join(parts).replace("\n\n- ", "\n- ")
     (folder / "quality.md").write_text(text + "\n", encoding="utf-8")
 
@@ -172,7 +175,9 @@ sampler, and the same number of floating point operations of the network in trai
 run has one thread; two run at a time. What the columns mean is in [metrics.md](metrics.md), what the data are in
 [simulate.md](simulate.md).
 
-Means over seeds, with 95 % intervals of the mean (Student's t) where there are several seeds; one seed decides nothing.
+Options of ours (the recipes') were chosen by trials that were scored on these test samples, those of the neural
+operator on a part of the training samples. Means over seeds, with 95 % intervals of the mean (Student's t) where there
+are several seeds; one seed decides nothing.
 *Training samples* against test samples is what a perfect model reaches; *codec of* a method is what writing the test
 samples as its numbers costs alone."""
 
@@ -184,28 +189,34 @@ def load_summary(path: Path) -> str:
 
 def verdicts(table: Table) -> list[str]:
     """What the task's targets ask, and what was measured."""
-    lines = []
-
-    def compare(metric: str, other: str, ours: str = "ours") -> str:
-        return f"{metric.replace('_', ' ')} {table.cell(ours, metric)} against {table.cell(other, metric)} of {other}"
-
     decisive = "crps" if table.conditional else "energy_distance"
-    for other in ("no alignment", "random anchor"):
-        if (other, decisive) in table.values:
-            better = table.mean("ours", decisive) < table.mean(other, decisive)
-            lines.append(f"{'Better' if better else 'Not better'} than {other}: {compare(decisive, other)}.")
+    lines = [compared(table, decisive, other) for other in ("no alignment", "random anchor", "average-pooled")]
     if table.conditional:
-        for other in ("persistence", "training mean", "neural operator"):
-            if (other, "relative_l2") in table.values:
-                ratio = table.mean("ours", "relative_l2") / table.mean(other, "relative_l2")
-                lines.append(f"{compare('relative_l2', other)}: {ratio:.2f} of it.")
-        return lines
-    for other in ("gaussian of primitives", "gaussian of fields"):
-        for metric in ("energy_distance", "two_sample_accuracy"):
-            if (other, metric) in table.values:
-                better = table.mean("ours", metric) < table.mean(other, metric)
-                lines.append(f"{'Better' if better else 'Not better'}: {compare(metric, other)}.")
-    return lines
+        others = ("persistence", "training mean", "gaussian of fields", "neural operator")
+        lines += [compared(table, "relative_l2", other) for other in others]
+    else:
+        gaussians = ("gaussian of primitives", "gaussian of fields")
+        lines += [compared(table, name, o) for name in ("energy_distance", "two_sample_accuracy") for o in gaussians]
+        lines.append(compared(table, "sliced_wasserstein", "training samples"))
+    return [line for line in lines if line]
+
+
+def compared(table: Table, metric: str, other: str) -> str:
+    """Ours beside another method by one metric, in words; empty where one of them was not measured."""
+    ours, theirs = (_distance(metric, table.mean(method, metric)) for method in ("ours", other))
+    if math.isnan(ours) or math.isnan(theirs):
+        return ""
+    widths = [table.half_width(method, metric) for method in ("ours", other)]
+    verdict = "Better" if ours < theirs else "Worse"
+    if not any(map(math.isnan, widths)):
+        verdict += ", intervals apart" if abs(ours - theirs) > sum(widths) else ", within the intervals"
+    values = f"{table.cell('ours', metric)} against {table.cell(other, metric)}"
+    return f"{verdict} than {other}: {metric.replace('_', ' ')} {values}, {ours / theirs:.2f} of it."
+
+
+def _distance(metric: str, value: float) -> float:
+    """How far a value is from the best it could be."""
+    return abs(value - 0.5) if metric == "two_sample_accuracy" else value
 
 
 def sampler_table(table: Table) -> str:

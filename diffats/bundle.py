@@ -407,6 +407,12 @@ class Bundle:
         from diffats.generation import generate
 
         settings = self.recipe.generate
+        guidance = settings.guidance if guidance is None else guidance
+        if raw and guidance != 1 and self.recipe.data.condition.dropout == 0:
+            raise InputError(
+                f"guidance {guidance:g}: this model has never seen samples without their conditions. "
+                "Use guidance 1, or train with data.condition.dropout above 0."
+            )
         z = generate(
             self.denoiser,
             self.layout,
@@ -416,7 +422,7 @@ class Bundle:
             cond=self.conditions.normalise(dict(raw)) if raw else None,
             steps=settings.steps if steps is None else steps,
             sampler=settings.sampler if sampler is None else sampler,
-            guidance=settings.guidance if guidance is None else guidance,
+            guidance=guidance,
             batch=settings.batch,
             device=self.device,
         )

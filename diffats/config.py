@@ -319,7 +319,9 @@ class Train(Section):
 
     steps: Count = Field(2000, ge=1)
     batch: Count = Field(32, ge=1)
-    optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: of the blocks' matrices; adamw of the rest")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="muon of the blocks' matrices, adamw of the rest; or adamw of all, with an lr of about 1e-3"
+    )
     lr: float = Field(1e-2, gt=0)
     warmup: Count = Field(100, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0)
@@ -478,7 +480,28 @@ class Recipe(Section):
             )
         if self.anchor.strategy == "index" and self.anchor.index is None:
             raise ValueError('anchor.strategy "index" needs anchor.index, the number of the sample.')
+        given = condition.initial or condition.fields or condition.scalars or condition.labels
+        if given and condition.dropout == 0 and self.generate.guidance != 1:
+            raise ValueError(
+                f"generate.guidance {self.generate.guidance:g} needs a model that has also seen samples without their "
+                "conditions. Set data.condition.dropout above 0, such as 0.1, or guidance = 1."
+            )
+        self._check_shift()
         return self
+
+    def _check_shift(self) -> None:
+        data, initial = self.data, self.data.condition.initial
+        possible = [mode for mode in data.modes if self.primitive.kind == "tgp" or mode in self.primitive.patch]
+        for mode in self.train.shift:
+            if mode not in possible:
+                raise ValueError(f'train.shift names "{mode}"; it can be some of {", ".join(possible)}.')
+            if mode in data.windows.size:
+                raise ValueError(f'train.shift names "{mode}", which is cut into windows: their ends do not meet.')
+            if initial is not None and mode == initial.dim:
+                raise ValueError(f'train.shift names "{mode}", along which data.condition.initial is taken. Remove it.')
+        if self.train.shift and (data.center == "point" or data.missing == "mask"):
+            option = 'data.center = "point"' if data.center == "point" else 'data.missing = "mask"'
+            raise ValueError(f"train.shift moves fields, and {option} belongs to fixed points. Use one of them only.")
 
     def _check_tgp(self) -> None:
         given = [key for key in ("patch", "rank") if getattr(self.primitive, key)]

@@ -46,7 +46,6 @@ WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
 KEPT_CHECKPOINTS = 2
 SENSITIVITY_SAMPLES = 256
-SENSITIVITY_SAMPLES = 256
 HELDOUT_SAMPLES = 64
 _INITIAL, _STEP, _HELDOUT = 3, 4, 5  # keep the random numbers of these uses of one seed apart
 

@@ -420,8 +420,16 @@ ROWS["Overrides (`--set`)"] = (
     ),
     set_on("a number and a half", "train.steps=2.5", '"train.steps": expected a whole number, got 2.5 (default 2000).'),
     set_on("a list for a number", "train.lr=[1,2]", '"train.lr": expected a number, got [1, 2]'),
-    set_on("NaN", "train.lr=nan", '"train.lr": expected a finite number, got NaN (default 0.01).'),
-    set_on("infinity", "train.lr=inf", '"train.lr": expected a finite number, got Infinity (default 0.01).'),
+    set_on(
+        "NaN",
+        "train.lr=nan",
+        '"train.lr": expected a finite number, got NaN (default 0.01).',
+    ),
+    set_on(
+        "infinity",
+        "train.lr=inf",
+        '"train.lr": expected a finite number, got Infinity (default 0.01).',
+    ),
     set_on("negative", "train.lr=-1", '"train.lr": expected a number greater than 0, got -1'),
     set_on(
         "huge",

@@ -193,3 +193,14 @@ def test_retraction_passes_over_samples_that_are_not_finite(model: Bundle, monke
     assert bundle.finite_rows(streams).tolist() == [True, False, True]
     (defect,) = orthonormality_defect({name: value[[0, 2]] for name, value in streams.items()}, model.layout).values()
     assert defect.max() < 1e-5
+
+
+def test_guidance_needs_a_model_that_has_dropped_its_conditions(model: Bundle) -> None:
+    other = bundle.load(model.directory)
+    assert other.examples  # it is conditional
+    condition = other.recipe.data.condition.model_copy(update={"dropout": 0.0})
+    data = other.recipe.data.model_copy(update={"condition": condition})
+    other.recipe = other.recipe.model_copy(update={"data": data})
+    with pytest.raises(InputError, match=r"guidance 2: .* Use guidance 1"):
+        other.sample(1, guidance=2.0)
+    assert other.sample(1).sizes["sample"] == 1

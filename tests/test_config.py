@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,10 @@ def test_an_unknown_key_names_the_nearest(recipe: dict[str, Any], near: tuple[st
     [
         (tree(train={"steps": "many"}), '"train.steps": expected a whole number, got "many" (default 2000).'),
         (tree(train={"steps": 2.5}), '"train.steps": expected a whole number, got 2.5 (default 2000).'),
-        (tree(train={"lr": -1}), '"train.lr": expected a number greater than 0, got -1 (default 0.01).'),
+        (
+            tree(train={"lr": -1}),
+            '"train.lr": expected a number greater than 0, got -1 (default 0.01).',
+        ),
         (tree(train=3), '"train" is a section, got 3. Put keys below [train], or set one with train.KEY = VALUE.'),
         (data(modes="y"), '"data.modes": expected a list in brackets, got "y" (the sample\'s dims, in tensor order).'),
         (data(modes=[]), '"data.modes": expected at least one entry, got [] (the sample\'s dims, in tensor order).'),
@@ -301,3 +305,43 @@ def test_what_is_stored_names_no_place_on_this_machine(tmp_path: Path) -> None:
     assert str(tmp_path) not in stored
     assert "me@h" not in stored
     assert '"source": "a.nc"' in stored
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train": {"shift": ["z"]}}, 'train.shift names "z"; it can be some of'),
+        ({"train": {"shift": ["x"]}, "data": {"windows": {"size": {"x": 4}}}}, "cut into windows"),
+        ({"train": {"shift": ["y"]}, "data": {"condition": {"initial": {"dim": "y"}}}}, "data.condition.initial"),
+        ({"train": {"shift": ["x"]}, "data": {"center": "point"}}, 'data.center = "point" belongs to fixed points'),
+        ({"train": {"shift": ["x"]}, "data": {"missing": "mask"}}, 'data.missing = "mask" belongs to fixed points'),
+        (
+            {"train": {"shift": ["y"]}, "primitive": {"kind": "mgp", "patch": {"x": 2}, "rank": 2}, "decompose": {}},
+            'train.shift names "y"; it can be some of x',
+        ),
+    ],
+)
+def test_a_shift_along_what_does_not_wrap_is_refused(changes: dict[str, Any], words: str) -> None:
+    base: dict[str, Any] = {
+        "name": "a",
+        "data": {"source": "x.zarr", "modes": ["y", "x"], "sample_dim": "n"},
+        "decompose": {"ranks": {"y": 2, "x": 2}},
+    }
+    changed = base | changes | {"data": base["data"] | changes.get("data", {})}
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        parse_recipe(changed)
+    assert parse_recipe(base | {"train": {"shift": ["y", "x"]}}).train.shift == ["y", "x"]
+
+
+def test_guidance_of_a_model_that_never_drops_its_conditions_is_refused() -> None:
+    base: dict[str, Any] = {
+        "name": "a",
+        "data": {"source": "x.zarr", "modes": ["y", "x"], "sample_dim": "n"},
+        "decompose": {"ranks": {"y": 2, "x": 2}},
+        "generate": {"guidance": 2.0},
+    }
+    assert parse_recipe(base | {"data": base["data"] | {"condition": {"dropout": 0}}})  # nothing is given
+    given = base["data"] | {"condition": {"scalars": ["nu"], "dropout": 0}}
+    with pytest.raises(RecipeError, match=r"generate\.guidance 2 needs .* Set data\.condition\.dropout above 0"):
+        parse_recipe(base | {"data": given})
+    assert parse_recipe(base | {"data": given, "generate": {"guidance": 1.0}})
