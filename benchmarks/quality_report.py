@@ -130,6 +130,7 @@ def write(
     folder: Path,
     examples: Mapping[str, Mapping[str, Path]],
     recipes: Path,
+    planned: int,
 ) -> None:
     """``quality.md`` in ``folder``, and its pictures beside it.
 
@@ -143,10 +144,17 @@ def write(
         By task and method, the file of a run's examples.
     recipes
         Of the tasks.
+    planned
+        How many runs (task, method and seed) the whole measurement has.
     """
     pictures = folder / "quality"
     pictures.mkdir(parents=True, exist_ok=True)
     parts = [INTRODUCTION]
+    done = len({(row.task, row.method, row.seed) for row in rows if row.metric in ("seconds", *COSTS)})
+    if done < planned:
+        parts.append(
+            f"**Not finished: {done} of {planned} runs are measured.** Methods without a line wait for theirs."
+        )
     for task in dict.fromkeys(row.task for row in rows):
         table = Table(task, rows)
         measured = CONDITIONAL if table.conditional else UNCONDITIONAL
