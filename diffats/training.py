@@ -274,16 +274,16 @@ def _write_history(directory: Path, rows: list[dict[str, float]]) -> None:
 # The training itself
 
 
-def loss_weights(data: PrimitiveSet, weighting: str) -> Tensor:
+def loss_weights(data: PrimitiveSet, weighting: str, seed: int = 0) -> Tensor:
     """Weights ``(D,)`` of the numbers of a primitive in the loss, with sum 1.
 
     ``"stream"``: a mean over each stream, then over streams. ``"field"``: by how much of the field each number is, to
-    first order, so that the loss is the field's error as long as errors are small; found from training samples.
+    first order, so that the loss is the field's error as long as errors are small; found from the samples that the
+    first steps train on, which few shards hold.
     """
     if weighting == "stream":
         return element_weights(data.sizes)
-    chosen = np.linspace(0, len(data.train) - 1, min(len(data.train), SENSITIVITY_SAMPLES)).round().astype(int)
-    z, _ = data.read(data.train[chosen])
+    z, _ = data.read(data.batch(seed, 0, min(len(data.train), SENSITIVITY_SAMPLES)))
     sensitivity = field_sensitivity(data.normalisation.undo(data.layout.unflatten(z)), data.layout)
     scaled = [sensitivity[s.name].reshape(-1) * data.normalisation.scale[s.name] ** 2 for s in data.layout.streams]
     weights = np.concatenate(scaled)
@@ -386,7 +386,7 @@ class _Training:
         self.device = wanted if alone else self.accelerator.device
         self._check_batch()
         self.diffusion = Diffusion(recipe.diffusion)
-        self.element_weights = loss_weights(data, recipe.train.weighting).to(self.device)
+        self.element_weights = loss_weights(data, recipe.train.weighting, recipe.seed).to(self.device)
         self._build()
         self.step, self.seconds = 0, 0.0
         self.heldout_loss = math.nan

@@ -329,6 +329,20 @@ def test_the_loss_weighs_numbers_by_what_they_do_to_the_field() -> None:
     assert loss_weights(data, "stream").tolist() == element_weights(data.sizes).tolist()
 
 
+def test_loss_weights_come_from_the_shards_that_training_reads_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_set(24, labels=False)
+    asked: list[list[int]] = []
+    read = data.read
+
+    def recorded(indices: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        asked.append(indices.tolist())
+        return read(indices)
+
+    monkeypatch.setattr(data, "read", recorded)
+    loss_weights(data, "field", seed=3)
+    assert asked == [data.batch(3, 0, len(data.train)).tolist()]
+
+
 def test_adamw_can_be_had_and_differs(unbroken: TrainResult, tmp_path: Path) -> None:
     other = load_file(run(tmp_path, steps(12, optimizer="adamw")).weights)
     plain = load_file(unbroken.weights)
