@@ -502,7 +502,7 @@ def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
             kept = 100 * (1 - float(middle[chosen - 1]))
             ax.axvline(chosen, color=COLOURS["generated"], linewidth=1.1)
             ax.plot([chosen], [max(float(middle[chosen - 1]), 1e-12)], "o", color=COLOURS["generated"], markersize=4)
-            title = f"{mode}: rank {chosen} keeps {_percent(kept)}"
+            title = f"{mode}: rank {chosen}, {_percent(kept)}"
         _finish(ax, title, "rank", "energy left out")
     return figure
 

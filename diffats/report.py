@@ -118,7 +118,7 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "compression",
         "How much each rank keeps",
         "Energy left out when a mode keeps so many columns: median and 5–95 % range over samples; the line marks the "
-        "chosen rank.",
+        "chosen rank, the title says what it keeps.",
     ),
     "factors": (
         "alignment",

@@ -95,7 +95,7 @@ def test_one_mode_is_refused_by_name():
 def test_scree_marks_the_rank_and_what_it_keeps():
     energies = np.array([[90.0, 9.0, 0.9, 0.1]])
     figure = plots.scree({"y": energies, "x": energies[0]}, {"y": 2})
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["y: rank 2 keeps 99.0 %", "x: kept whole"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["y: rank 2, 99.0 %", "x: kept whole"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [0.1, 0.01, 0.001])
     opened(figure)
 
