@@ -612,8 +612,9 @@ def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors()]
         raise RecipeError(f"{where}: " + "\n  ".join(dict.fromkeys(problems))) from error
-    except PydanticSerializationError as error:  # bytes of a command line that are no text
-        raise RecipeError(f"{where}: a text in it is not UTF-8 ({str(error)[-80:]}). Write it anew.") from error
+    except (PydanticSerializationError, UnicodeEncodeError) as error:  # bytes of a command line that are no text
+        reason = str(error).rpartition("codec ")[2]
+        raise RecipeError(f"{where}: a text in it is not UTF-8 ({reason}). Write it anew.") from error
     return made
 
 

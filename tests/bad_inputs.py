@@ -441,6 +441,7 @@ ROWS["Overrides (`--set`)"] = (
     set_on("an unknown key", "train.stepps=3", 'unknown key "train.stepps". The nearest known key is "train.steps".'),
     set_on("an unknown section", "ranks.x=3", 'unknown key "ranks". The nearest known key is "decompose.ranks".'),
     set_on("a byte that is no text", "data.source=\udcff.nc", "a text in it is not UTF-8"),
+    set_on("a byte that is no text in a choice", "compute.scheduler=\udcff", "a text in it is not UTF-8"),
     set_on("a null in a path", 'data.source="a\\u0000b"', "data.source"),
     set_on(
         "a path too long", "data.source=" + "a" * 5000, "cannot be looked for: File name too long. Check the path and"
