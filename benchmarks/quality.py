@@ -32,14 +32,13 @@ import numpy.typing as npt
 
 from benchmarks import quality_report
 from benchmarks.common import machine_line
-from benchmarks.quality_report import rows_of
+from benchmarks.quality_report import RECIPES, rows_of
 from diffats.errors import DiffatsError
 
 Array = npt.NDArray[Any]
 log = logging.getLogger("benchmarks.quality")
 
 ROOT = Path("runs/quality")
-RECIPES = Path(__file__).parent.parent / "deployments" / "recipes" / "small"
 RESULT, EXAMPLES = "result.json", "examples.npz"
 JSON = Path(__file__).parent / "quality.json"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -65,12 +64,16 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One measurement: a method on a task with a seed; ``changes`` are overrides of the recipe."""
+    """One measurement: a method on a task with a seed; ``changes`` are overrides of the recipe.
+
+    ``validate``: scored on a part of the training samples that is kept from training, for choosing settings.
+    """
 
     task: str
     method: str
     seed: int
     changes: tuple[str, ...] = ()
+    validate: bool = False
 
     @property
     def directory(self) -> Path:
@@ -79,7 +82,8 @@ class Run:
 
         recipe = portable(load_recipe(RECIPES / f"{self.task}.toml", self.changes))
         digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode()).hexdigest()[:8]
-        return ROOT / self.task / f"{self.method.replace(' ', '-')}-{self.seed}-{digest}"
+        part = "-validation" if self.validate else ""
+        return ROOT / self.task / f"{self.method.replace(' ', '-')}-{self.seed}-{digest}{part}"
 
     @property
     def training(self) -> Path:
@@ -131,6 +135,9 @@ class Task:
         every = np.arange(samples.n)
         self.fields = samples.read(every)
         self.given = self.raw_conditions = samples.conditions(every, self.fields)
+        coordinates = {name: coord.values for name, coord in samples.sample_coords(every).items()}
+        if run.validate:
+            self._take_validation(coordinates)
         moments = Moments()
         for start in range(0, samples.n, 64):
             block = slice(start, start + 64)
@@ -140,8 +147,14 @@ class Task:
         self.training_mean = moments.mean
         self.layout = Layout.from_recipe(self.recipe, dict(zip(self.modes, self.fields.shape[1:], strict=True)))
         self._fit_conditions()
-        coordinates = samples.sample_coords(every)
-        self.held_out = np.asarray(coordinates["held_out"].values) if "held_out" in coordinates else None
+
+    def _take_validation(self, coordinates: Mapping[str, Array]) -> None:
+        """Let samples that resemble the test samples take their place, and forget those."""
+        part = validation_part(coordinates, self.given, self.is_test, self.modes, self.fields.shape[1:])
+        kept = ~self.is_test & (part >= 0)
+        self.is_test = part[kept] == 1
+        self.fields = self.fields[kept]
+        self.given = self.raw_conditions = {name: values[kept] for name, values in self.given.items()}
 
     def _fit_conditions(self) -> None:
         from diffats.primitives import ConditionLayout
@@ -184,6 +197,35 @@ class Task:
         for start in range(0, len(x), 64):
             out[start : start + 64] = self.scaling.undo(x[start : start + 64].astype(np.float32, copy=True))
         return out
+
+
+def validation_part(
+    coordinates: Mapping[str, Array],
+    given: Mapping[str, Array],
+    is_test: Array,
+    modes: Sequence[str],
+    sizes: Sequence[int],
+) -> Array:
+    """Which samples to train on (0), to choose settings by (1), and to leave out (-1), ``(n,)``.
+
+    As for the test samples, whole trajectories are kept, a tenth of them, and a narrow range of the first parameter;
+    of windows of pictures, those at the right of the training samples, none of which shares a pixel with training.
+    """
+    part = np.zeros(len(is_test), np.int64)
+    if "x_start" in coordinates:
+        start, width = coordinates["x_start"], sizes[modes.index("x")]
+        border = int(np.quantile(start[~is_test], 0.85))
+        part[start > border - width] = -1
+        part[start >= border] = 1
+        return part
+    trajectory = coordinates.get("trajectory", np.arange(len(is_test)))
+    others = np.unique(trajectory[~is_test])
+    part[np.isin(trajectory, np.random.default_rng(0).permutation(others)[: max(1, len(others) // 10)])] = 1
+    parameters = [values for name, values in given.items() if name.startswith("scalar_")]
+    if parameters:
+        low, high = np.quantile(parameters[0][~is_test], [0.27, 0.35], method="nearest")
+        part[(parameters[0] >= low) & (parameters[0] <= high)] = 1
+    return part
 
 
 def flops_of_call(layout: Any, conditions: Any, model: Any) -> int:
@@ -412,7 +454,7 @@ def _operator(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
     """A Fourier neural operator, trained for as long as ours with the same seed was."""
     from benchmarks import neural_operator
 
-    ours = Run(run.task, "ours", run.seed, run.changes).result
+    ours = replace(run, method="ours").result
     if ours is None:
         raise SystemExit(f"{run.task}: the neural operator gets the time that ours took. Run ours first.")
     initial = task.recipe.data.condition.initial
@@ -557,7 +599,11 @@ def _line(done: Mapping[str, Any]) -> str:
 
 
 def plan(
-    tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int], changes: tuple[str, ...] = ()
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    changes: tuple[str, ...] = (),
+    validate: bool = False,
 ) -> Iterator[Run]:
     """The runs, leading tasks first; the neural operator where there are conditions."""
     for task in sorted(tasks, key=lambda t: t not in LEAD):
@@ -565,7 +611,7 @@ def plan(
         for seed in seeds:
             for method in methods:
                 if method != OPERATOR or conditional:
-                    yield Run(task, method, seed, changes)
+                    yield Run(task, method, seed, changes, validate)
 
 
 def sampling_plan(tasks: Sequence[str]) -> Iterator[Run]:
@@ -584,21 +630,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", dest="changes", action="append", default=[], help="override of the recipes")
+    parser.add_argument("--validate", action="store_true", help="score on a part of the training samples, kept from it")
     parser.add_argument("--samplers", action="store_true", help="instead: ours by each sampler, 5 to 250 calls")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args(argv)
     changes = (*MEASURED, *options.changes)
-    runs = list(plan(options.tasks, options.methods, options.seeds, changes))
+    runs = list(plan(options.tasks, options.methods, options.seeds, changes, options.validate))
     if options.samplers:
         missing = [task for task in options.tasks if not Run(task, "ours", 0, MEASURED).is_trained]
-        if options.changes:
-            parser.error("--samplers takes no --set: it samples the networks of the recipes as they are.")
+        if options.changes or options.validate:
+            parser.error("--samplers samples the networks of the recipes as they are: leave out --set and --validate.")
         if missing:
             parser.error(f"{missing[0]}: --samplers needs the network of `--methods ours --seeds 0`. Run that first.")
         runs = list(sampling_plan(options.tasks))
     make_data(list(dict.fromkeys(run.task for run in runs)))
     failed = run_all(runs, options.jobs)
-    if not options.changes:
+    if not (options.changes or options.validate):
         write_results()
     if failed:
         sys.exit(f"{len(failed)} runs failed: {'; '.join(failed)}. The others are kept; run again to repeat these.")
@@ -628,7 +675,7 @@ def write_results() -> None:
     text = ",\n".join(json.dumps(list(asdict(row).values())) for row in rows)
     JSON.write_text(f'{head[:-1]}, "rows": [\n{text}\n]}}\n', encoding="utf-8")
     planned = len(list(plan(TASKS, METHODS, [0], MEASURED))) + (SEEDS - 1) * len(list(plan(LEAD, SEEDED, [0])))
-    quality_report.write(rows, machines, DOCS, examples, RECIPES, planned)
+    quality_report.write(rows, machines, DOCS, examples, planned)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ REFERENCES = {
     "truth": "truth itself",
 }
 INTERVAL = 0.95
+FRAMES = 16  # of a film, about
+RECIPES = Path(__file__).parent.parent / "deployments" / "recipes" / "small"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,6 @@ def write(
     machines: Sequence[str],
     folder: Path,
     examples: Mapping[str, Mapping[str, Path]],
-    recipes: Path,
     planned: int,
 ) -> None:
     """``quality.md`` in ``folder``, and its pictures beside it.
@@ -142,8 +143,6 @@ def write(
         What they were measured on, a line each.
     examples
         By task and method, the file of a run's examples.
-    recipes
-        Of the tasks.
     planned
         How many runs (task, method and seed) the whole measurement has.
     """
@@ -155,19 +154,20 @@ def write(
         parts.append(
             f"**Not finished: {done} of {planned} runs are measured.** Methods without a line wait for theirs."
         )
-    for task in dict.fromkeys(row.task for row in rows):
-        table = Table(task, rows)
+    tables = [Table(task, rows) for task in dict.fromkeys(row.task for row in rows)]
+    parts += [TARGETS_TEXT, targets(tables)]
+    for table in tables:
+        task = table.task
         measured = CONDITIONAL if table.conditional else UNCONDITIONAL
         table.methods = [m for m in table.methods if not m.startswith("ours, ")]  # they have a table of their own
         methods = [
             m for m in table.methods if not m.startswith("codec of") or (m, next(iter(measured))) in table.values
         ]
-        parts += [f"## {task}", load_summary(recipes / f"{task}.toml")]
+        parts += [f"## {task}", load_summary(RECIPES / f"{task}.toml")]
         parts += [table.markdown(measured, methods), table.markdown(COSTS, table.methods)]
-        parts += [f"- {line}" for line in verdicts(table)]
         if examples.get(task):
-            gallery(examples[task], pictures / f"{task}.png", recipes / f"{task}.toml")
-            parts.append(f"![Real samples above, generated ones below, of {task}](quality/{task}.png)")
+            picture = gallery(examples[task], pictures, task)
+            parts.append(f"![Real samples above, generated ones below, of {task}](quality/{picture.name})")
         if samplers := sampler_table(table):
             parts += ["By sampler and network calls (columns), the same network and noise:", samplers]
     parts += ["Measured on:", *(f"- {machine}" for machine in machines)]
@@ -190,36 +190,113 @@ are several seeds; one seed decides nothing.
 samples as its numbers costs alone."""
 
 
+TARGETS_TEXT = """## Targets
+
+Ours beside what it is measured against, by CRPS where there are conditions and by the energy distance elsewhere, unless
+another metric is named; *told apart* is the distance from one half. Targets that are missed are in bold."""
+
+
 def load_summary(path: Path) -> str:
     """What the recipe's first comment line says."""
     return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
 
 
-def verdicts(table: Table) -> list[str]:
-    """What the task's targets ask, and what was measured."""
-    decisive = "crps" if table.conditional else "energy_distance"
-    lines = [compared(table, decisive, other) for other in ("no alignment", "random anchor", "average-pooled")]
-    if table.conditional:
-        others = ("persistence", "training mean", "gaussian of fields", "neural operator")
-        lines += [compared(table, "relative_l2", other) for other in others]
-    else:
-        gaussians = ("gaussian of primitives", "gaussian of fields")
-        lines += [compared(table, name, o) for name in ("energy_distance", "two_sample_accuracy") for o in gaussians]
-        lines.append(compared(table, "sliced_wasserstein", "training samples"))
-    return [line for line in lines if line]
+@dataclass(frozen=True)
+class Target:
+    """Ours is to be nearer to the best value of ``metric`` than ``factor`` times what ``other`` reaches.
+
+    ``strict``: better; else not worse than it by more than both intervals.
+    """
+
+    label: str
+    conditional: bool | None
+    metric: str
+    other: str
+    factor: float = 1.0
+    strict: bool = True
+
+    def cell(self, table: Table) -> str:
+        """Both values and how they compare, in bold where the target is missed; empty where one is not there."""
+        if self.conditional not in (None, table.conditional):
+            return "—"
+        metric = self.metric or decisive(table)
+        ours, theirs = (_distance(metric, table.mean(method, metric)) for method in ("ours", self.other))
+        limit = self.factor * theirs
+        if math.isnan(ours) or math.isnan(limit):
+            return ""
+        widths = np.nan_to_num([table.half_width(method, metric) for method in ("ours", self.other)]).sum()
+        text = f"{_number(ours)} {'<' if ours < limit else '>' if ours > limit else '='} {_number(limit)}"
+        if widths and self.factor == 1:
+            text += " (apart)" if abs(ours - theirs) > widths else " (within intervals)"
+        missed = ours >= limit if self.strict else ours - limit > widths
+        return f"**{text}**" if missed else text
 
 
-def compared(table: Table, metric: str, other: str) -> str:
-    """Ours beside another method by one metric, in words; empty where one of them was not measured."""
-    ours, theirs = (_distance(metric, table.mean(method, metric)) for method in ("ours", other))
-    if math.isnan(ours) or math.isnan(theirs):
+TARGETS = (
+    Target("Must: better than no alignment", None, "", "no alignment"),
+    Target("Must: not worse than a random anchor", None, "", "random anchor", strict=False),
+    *(
+        Target(f"Must: L2 below {other}", True, "relative_l2", other)
+        for other in ("persistence", "training mean", "average-pooled")
+    ),
+    *(
+        Target(f"Must: {label} a {other}", False, metric, other)
+        for metric, label in (
+            ("energy_distance", "energy distance below"),
+            ("two_sample_accuracy", "less told apart than"),
+        )
+        for other in ("gaussian of primitives", "gaussian of fields")
+    ),
+    Target(
+        "Must: sliced Wasserstein within 1.5 of training samples", False, "sliced_wasserstein", "training samples", 1.5
+    ),
+    Target("Aim: L2 at most a quarter of persistence", True, "relative_l2", "persistence", 0.25),
+    Target("Aim: L2 not above the neural operator", True, "relative_l2", "neural operator", strict=False),
+)
+
+
+def decisive(table: Table) -> str:
+    """The metric by which methods are compared where nothing else is said."""
+    return "crps" if table.conditional else "energy_distance"
+
+
+def targets(tables: Sequence[Table]) -> str:
+    """What was aimed at, and what was measured, a column for each task."""
+    lines = [[target.label, *(target.cell(table) for table in tables)] for target in TARGETS]
+    lines.append(["Must: 10 network calls within 5 % of 250", *map(_few_calls, tables)])
+    lines.append(["Aim: 90 % intervals hold 85 to 95 %", *map(_covered, tables)])
+    lines.append(["Aim: best of all methods", *map(_best, tables)])
+    return markdown(["", *(table.task for table in tables)], lines)
+
+
+def _few_calls(table: Table) -> str:
+    sampler = load_recipe(RECIPES / f"{table.task}.toml").generate.sampler
+    few, many = (table.mean(f"ours, {sampler} at {calls}", decisive(table)) for calls in (10, 250))
+    if math.isnan(few) or math.isnan(many):
         return ""
-    widths = [table.half_width(method, metric) for method in ("ours", other)]
-    verdict = "Better" if ours < theirs else "Worse"
-    if not any(map(math.isnan, widths)):
-        verdict += ", intervals apart" if abs(ours - theirs) > sum(widths) else ", within the intervals"
-    values = f"{table.cell('ours', metric)} against {table.cell(other, metric)}"
-    return f"{verdict} than {other}: {metric.replace('_', ' ')} {values}, {ours / theirs:.2f} of it."
+    text = f"{_number(few)} : {_number(many)}"
+    return text if few <= many + 0.05 * abs(many) else f"**{text}**"
+
+
+def _covered(table: Table) -> str:
+    if not table.conditional:
+        return "—"
+    share = table.mean("ours", "interval_coverage")
+    if math.isnan(share):
+        return ""
+    return f"{share:.0%}" if 0.85 <= share <= 0.95 else f"**{share:.0%}**"
+
+
+def _best(table: Table) -> str:
+    """Whether ours is, or which method."""
+    aside = {*REFERENCES.values()}
+    metric = decisive(table)
+    methods = [m for m in table.methods if m not in aside and not m.startswith(("codec of", "ours, "))]
+    measured = {m: table.mean(m, metric) for m in methods if (m, metric) in table.values}
+    if len(measured) < 2 or "ours" not in measured:
+        return ""
+    best = min(measured, key=measured.__getitem__)
+    return f"of {len(measured)}" if best == "ours" else f"**{best}**"
 
 
 def _distance(metric: str, value: float) -> float:
@@ -237,8 +314,9 @@ def sampler_table(table: Table) -> str:
     return markdown([metric.replace("_", " "), *map(str, calls)], lines) if lines else ""
 
 
-def gallery(examples: Mapping[str, Path], path: Path, recipe: Path, *, columns: int = 6) -> None:
-    """A picture of test samples and, below, those that each method generated (under the same conditions)."""
+def gallery(examples: Mapping[str, Path], folder: Path, task: str) -> Path:
+    """Test samples and, below, those that each method generated (under the same conditions): a picture, or a film."""
+    from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.figure import Figure
 
     found: dict[str, Array] = {}
@@ -246,31 +324,43 @@ def gallery(examples: Mapping[str, Path], path: Path, recipe: Path, *, columns: 
         with np.load(file, allow_pickle=False) as arrays:
             found.setdefault("test", arrays["test"])
             found[method] = arrays["generated"]
-    modes = load_recipe(recipe).tensor_modes
-    names = list(found)
-    figure = Figure(figsize=(1.5 * columns + 1.2, 1.5 * len(names)), layout="constrained")
+    modes = load_recipe(RECIPES / f"{task}.toml").tensor_modes
+    moving = len(set(modes) - {"component"}) == 3 and "time" in modes
+    columns = 4 if moving else 6
+    films = {name: frames(samples, modes)[:columns] for name, samples in found.items()}
+    names, count = list(films), films["test"].shape[1]
+    figure = Figure(figsize=(columns + 1.2, len(names)), layout="constrained")
     axes = figure.subplots(len(names), columns, squeeze=False)
-    low, high = np.quantile(found["test"], [0.005, 0.995])
+    low, high = (0.0, 1.0) if "channel" in modes else np.quantile(found["test"], [0.005, 0.995])
+    images = []
     for line, name in zip(axes, names, strict=True):
-        for ax, sample in zip(line, found[name], strict=False):
-            image = picture(sample, modes)
-            if image.ndim == 3:
-                ax.imshow(np.clip(image, 0, 1))
-            else:
-                ax.imshow(image, vmin=low, vmax=high, cmap="viridis", aspect="auto")
+        for ax, film in zip(line, films[name], strict=False):
+            images.append((ax.imshow(np.clip(film[0], low, high), vmin=low, vmax=high, aspect="auto"), film))
             ax.set_xticks([])
             ax.set_yticks([])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    figure.savefig(path, dpi=80)
+    if count == 1:
+        figure.savefig(folder / f"{task}.png", dpi=110)
+        return folder / f"{task}.png"
+
+    def show(frame: int) -> list[Any]:
+        for image, film in images:
+            image.set_data(film[frame])
+        return [image for image, _ in images]
+
+    film = FuncAnimation(figure, show, frames=range(0, count, max(1, count // FRAMES)), blit=False)
+    film.save(folder / f"{task}.gif", writer=PillowWriter(fps=8), dpi=60)
+    return folder / f"{task}.gif"
 
 
-def picture(sample: Array, modes: Sequence[str]) -> Array:
-    """Two axes of a sample: its last frame where there are three, its colours last where there are channels."""
+def frames(samples: Array, modes: Sequence[str]) -> Array:
+    """Pictures of samples, ``(n, frames, rows, columns)`` or with colours last: of the first of several components."""
     if "component" in modes:
-        sample = sample[0]
+        samples = samples.take(0, axis=1 + modes.index("component"))
     modes = [mode for mode in modes if mode != "component"]
     if "channel" in modes:
-        return np.moveaxis(sample, modes.index("channel"), -1)
+        samples = np.moveaxis(samples, 1 + modes.index("channel"), -1)
+        modes = [mode for mode in modes if mode != "channel"]
     if len(modes) == 3 and "time" in modes:
-        return np.asarray(sample.take(-1, axis=modes.index("time")))
-    return sample
+        return np.moveaxis(samples, 1 + modes.index("time"), 1)
+    return samples[:, None]

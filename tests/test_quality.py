@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import quality, quality_methods
-from benchmarks.quality import METHODS, Run, Task
+from benchmarks import quality, quality_methods, quality_report
+from benchmarks.quality import METHODS, Run, Task, validation_part
+from benchmarks.quality_report import Row, Table
 from diffats.config import load_recipe
 from diffats.simulate import simulate
 from diffats.training import loss_weights
@@ -170,3 +172,106 @@ def test_a_changed_recipe_is_measured_anew() -> None:
     run = Run("moving_digits", "ours", 0)
     assert run.directory != Run("moving_digits", "ours", 0, ("train.steps=3",)).directory
     assert run.directory == Run("moving_digits", "ours", 0, (f"train.steps={STEPS}",)).directory
+
+
+# --- what the page says ------------------------------------------------------------------------------------------
+
+
+def rows(task: str, values: dict[tuple[str, str], tuple[float, ...]]) -> list[Row]:
+    return [
+        Row(task, method, seed, metric, value)
+        for (method, metric), measured in values.items()
+        for seed, value in enumerate(measured)
+    ]
+
+
+def target(label: str) -> quality_report.Target:
+    return next(each for each in quality_report.TARGETS if label in each.label)
+
+
+def test_a_target_that_is_missed_is_bold_and_one_that_is_met_is_not() -> None:
+    given = {("ours", "crps"): (0.1,), ("no alignment", "crps"): (0.4,), ("random anchor", "crps"): (0.09,)}
+    table = Table("burgers_1d", rows("burgers_1d", given))
+    assert target("no alignment").cell(table) == "0.1 < 0.4"
+    assert target("random anchor").cell(table) == "**0.1 > 0.09**"
+    assert target("persistence").cell(table) == ""  # not measured
+    assert target("energy distance").cell(table) == "—"  # of tasks without conditions
+
+
+def test_intervals_decide_where_there_are_several_seeds() -> None:
+    given = {
+        ("ours", "crps"): (0.10, 0.11, 0.12),
+        ("no alignment", "crps"): (0.4, 0.41, 0.42),
+        ("random anchor", "crps"): (0.09, 0.10, 0.12),
+    }
+    table = Table("burgers_2d", rows("burgers_2d", given))
+    assert target("no alignment").cell(table) == "0.11 < 0.41 (apart)"
+    assert target("random anchor").cell(table) == "0.11 > 0.103 (within intervals)"
+
+
+def test_a_classifier_is_better_the_nearer_it_is_to_one_half() -> None:
+    given = {
+        ("ours", "two_sample_accuracy"): (0.4,),
+        ("ours", "energy_distance"): (0.01,),
+        ("gaussian of fields", "two_sample_accuracy"): (0.75,),
+    }
+    table = Table("moving_digits", rows("moving_digits", given))
+    assert target("less told apart than a gaussian of fields").cell(table) == "0.1 < 0.25"
+
+
+@pytest.mark.parametrize(("few", "cell"), [(0.104, "0.104 : 0.1"), (0.106, "**0.106 : 0.1**")])
+def test_few_calls_are_compared_with_many(few: float, cell: str) -> None:
+    sampler = load_recipe(quality.RECIPES / "burgers_1d.toml").generate.sampler
+    given = {(f"ours, {sampler} at 10", "crps"): (few,), (f"ours, {sampler} at 250", "crps"): (0.1,)}
+    page = quality_report.targets([Table("burgers_1d", rows("burgers_1d", given))])
+    assert f"5 % of 250 | {cell} |" in page
+
+
+def test_frames_are_along_time_of_the_first_component_with_colours_last() -> None:
+    of_flow = np.arange(2 * 2 * 3 * 4 * 5).reshape(2, 2, 3, 4, 5)
+    np.testing.assert_array_equal(quality_report.frames(of_flow, ["component", "time", "y", "x"]), of_flow[:, 0])
+    of_photographs = np.zeros((2, 3, 4, 5))
+    assert quality_report.frames(of_photographs, ["channel", "y", "x"]).shape == (2, 1, 4, 5, 3)
+    assert quality_report.frames(np.zeros((2, 4, 5)), ["time", "x"]).shape == (2, 1, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("task", "sizes"), [("burgers_2d", (2, 6, 5, 5)), ("burgers_1d", (6, 5)), ("image_patches", (3, 8, 8))]
+)
+def test_the_gallery_is_a_film_where_fields_move(tmp_path: Path, task: str, sizes: tuple[int, ...]) -> None:
+    samples = np.random.default_rng(0).random((8, *sizes))
+    np.savez(tmp_path / "e.npz", generated=samples, test=samples)
+    path = quality_report.gallery({"ours": tmp_path / "e.npz"}, tmp_path, task)
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) == (6 if task == "burgers_2d" else 1)
+
+
+# --- the part for choosing settings -------------------------------------------------------------------------------
+
+
+def test_validation_keeps_whole_trajectories_and_a_range_of_parameters() -> None:
+    trajectory, is_test = np.repeat(np.arange(50), 4), np.repeat(np.arange(50) % 10 == 0, 4)
+    re = np.repeat(np.linspace(40, 90, 50), 4)
+    part = validation_part({"trajectory": trajectory}, {"scalar_re": re}, is_test, ["time", "x"], (5, 8))
+    chosen = ~is_test & (part == 1)
+    assert not set(trajectory[chosen]) & set(trajectory[~is_test & (part == 0)])
+    between = (re > re[~is_test][48]) & (re < re[~is_test][62])
+    assert chosen[between & ~is_test].all()
+    assert 0.1 < chosen.sum() / (~is_test).sum() < 0.25
+
+
+def test_validation_windows_share_no_pixel_with_those_of_training() -> None:
+    start = np.arange(0, 320, 8)
+    is_test = start > 240
+    part = validation_part({"x_start": start}, {}, is_test, ["channel", "y", "x"], (3, 64, 64))
+    train, chosen = (start[~is_test & (part == kind)] for kind in (0, 1))
+    assert len(train)
+    assert len(chosen)
+    assert train.max() + 64 <= chosen.min()
+
+
+def test_validation_never_scores_on_test_samples(data: dict[str, tuple[str, ...]]) -> None:
+    whole, part = (Task(Run("burgers_1d", "ours", 0, data["burgers_1d"], validate)) for validate in (False, True))
+    test = {sample.tobytes() for sample in whole.fields[whole.is_test]}
+    assert not test & {sample.tobytes() for sample in part.fields}
+    assert part.is_test.sum() > 0
