@@ -1,15 +1,16 @@
 """The denoiser: a diffusion transformer whose tokens are built from a primitive's layout.
 
-A factor gives one token per rank column. A core that keeps physical axes gives tokens over those axes; a core with all
-modes aligned gives one token per slice along its largest rank. Conditions are extra tokens that are never noised. No
-shape is a constant of the model: the layout is data.
+A core that keeps physical axes gives tokens over those axes; a core with all modes aligned gives one token per slice
+along its largest rank. A factor, which alignment has made nearly the same in all samples, gives few tokens, of several
+rank columns each. A field that is a condition is added to the core's tokens at its place, or has tokens of its own
+where it has no place; the other conditions have a token each. No shape is a constant of the model: the layout is data.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,11 @@ logger = logging.getLogger(__name__)
 MANY_TOKENS = 2048  # attention costs grow with the square: warn from here on
 CONDITION_TOKENS = 16  # at most this many tokens for one field that is a condition
 CONDITION_NUMBERS = 8  # and at least this many numbers in each of them
-SCALAR_FREQUENCIES = 8  # octaves from half a cycle per four standard deviations on
+# Octaves from half a cycle per four standard deviations on. More of them tell values apart that were never seen, and a
+# value between those of training then gets what none of its neighbours would.
+SCALAR_FREQUENCIES = 2
+FACTOR_TOKENS = 4  # at most this many tokens for one factor (of each batch entry)
+SHORT_AXIS = 4  # a core's axis of at most this length, such as components or colours, stays within a token
 TIME_FEATURES = 256
 
 Conditions = Mapping[str, Tensor]
@@ -74,11 +79,13 @@ class StreamTokens:
         axes = range(len(stream.dims))
         if stream.name == "core":
             kept = tuple(axis for axis in axes if not stream.dims[axis].startswith("rank_"))
-            token_axes = kept or (max(axes, key=lambda axis: stream.shape[axis]),)
-        else:  # (batch..., physical, rank): a column each
+            long = tuple(axis for axis in kept[:-1] if stream.shape[axis] > SHORT_AXIS)
+            token_axes = (*long, *kept[-1:]) or (max(axes, key=lambda axis: stream.shape[axis]),)
+        else:  # (batch..., physical, rank): some columns each
             token_axes = tuple(axis for axis in axes if axis != len(stream.dims) - 2)
         inside = tuple(axis for axis in axes if axis not in token_axes)
-        group = min(core_patch, stream.shape[token_axes[-1]]) if stream.name == "core" else 1
+        last = stream.shape[token_axes[-1]]
+        group = min(core_patch, last) if stream.name == "core" else math.ceil(last / FACTOR_TOKENS)
         return cls(stream.name, tuple(stream.shape), token_axes + inside, len(token_axes), group)
 
     @property
@@ -165,7 +172,8 @@ class PlacedCondition(nn.Module):
 
     The place of a token is its index along the core's last token axis: along a mode that the core keeps, or in the
     grid of patches of a matrix primitive. Where the field lacks a mode of that grid, as an initial state lacks time,
-    all places along it get the same; where its own grid is finer, a place is several of its points.
+    all places along it get the same; where its own grid is finer, a place is several of its points. Where it is dropped
+    or not given, all tokens get the same learned vector.
     """
 
     def __init__(
@@ -177,6 +185,7 @@ class PlacedCondition(nn.Module):
         lead, _, _ = tokens.grid
         numbers = math.prod(n // self.places.get(dim, 1) for dim, n in self.shape.items())
         self.embed = nn.Linear(tokens.group * numbers, lead * width)
+        self.null = nn.Parameter(torch.empty(width))
 
     def _at_places(self, x: Tensor) -> Tensor:
         """``(B, *shape)`` to ``(B, places, numbers)``."""
@@ -241,12 +250,10 @@ class LabelCondition(nn.Module):
         return tokens[:, None]
 
 
-def _condition_modules(conditions: ConditionLayout, width: int) -> dict[str, nn.Module]:
-    modules: dict[str, nn.Module] = {}
-    if conditions.initial is not None:
-        modules["initial"] = FieldCondition(tuple(conditions.initial), width)
-    for name, shape in (conditions.fields or {}).items():
-        modules[f"field_{name}"] = FieldCondition(tuple(shape), width)
+def _condition_modules(conditions: ConditionLayout, placed: Container[str], width: int) -> dict[str, nn.Module]:
+    fields = {} if conditions.initial is None else {"initial": conditions.initial}
+    fields |= {f"field_{name}": shape for name, shape in conditions.fields.items()}
+    modules: dict[str, nn.Module] = {n: FieldCondition(tuple(s), width) for n, s in fields.items() if n not in placed}
     for name in conditions.scalars:
         modules[f"scalar_{name}"] = ScalarCondition(width)
     if conditions.n_labels:
@@ -270,11 +277,14 @@ def _placed_modules(
 
 
 class ConditionTokens(nn.Module):
-    """All condition tokens ``(B, count, width)``; a learned null token stands for one that is dropped or not given."""
+    """Tokens ``(B, count, width)`` of the conditions that have no place in the core.
 
-    def __init__(self, conditions: ConditionLayout, width: int) -> None:
+    A learned null token stands for one that is dropped or not given.
+    """
+
+    def __init__(self, conditions: ConditionLayout, placed: Container[str], width: int) -> None:
         super().__init__()
-        modules = _condition_modules(conditions, width)
+        modules = _condition_modules(conditions, placed, width)
         self.names = tuple(modules)
         # a list, not a dict: a condition may be called like an attribute of torch's modules, or have a dot in its name
         self.embed = nn.ModuleList(modules.values())
@@ -283,7 +293,7 @@ class ConditionTokens(nn.Module):
 
     @property
     def count(self) -> int:
-        """Tokens of all conditions together."""
+        """Tokens of these conditions together."""
         return sum(self.counts)
 
     def forward(self, batch: int, cond: Conditions, drop: Tensor | None) -> list[Tensor]:
@@ -372,8 +382,8 @@ class Denoiser(nn.Module):
         self.counts = [stream.count for stream in self.streams]
         self.n_tokens = sum(self.counts)
         width = model.width
-        self.condition = ConditionTokens(conditions, width)
         placed = _placed_modules(layout, self.streams[0], conditions, width)
+        self.condition = ConditionTokens(conditions, placed, width)
         self.placed_names = tuple(placed)
         self.placed = nn.ModuleList(placed.values())
         self.embed = nn.ModuleList(nn.Linear(stream.features, width) for stream in self.streams)
@@ -399,7 +409,7 @@ class Denoiser(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.normal_(self.position, std=0.02)
-        for null in self.condition.null:
+        for null in (*self.condition.null, *(module.null for module in self.placed)):
             nn.init.normal_(null, std=0.02)
         zeros = [self.modulation, *self.head, *(block.modulation for block in self.blocks)]
         for module in zeros:  # adaLN-Zero: every block starts as the identity, the whole as zero
@@ -407,11 +417,15 @@ class Denoiser(nn.Module):
             nn.init.zeros_(module.weight)
 
     def _with_placed(self, core: Tensor, cond: Conditions, drop: Tensor | None) -> Tensor:
-        """The core's tokens with the fields that are given added at their places; a dropped one adds nothing."""
-        for name, embed in zip(self.placed_names, self.placed, strict=True):
-            if name in cond:
-                added = embed(cond[name])
-                core = core + (added if drop is None else added.masked_fill(drop[:, None, None], 0.0))
+        """The core's tokens with the fields that are given added at their places."""
+        for name, module in zip(self.placed_names, self.placed, strict=True):
+            assert isinstance(module, PlacedCondition)
+            if name not in cond:
+                core = core + module.null
+            elif drop is None:
+                core = core + module(cond[name])
+            else:
+                core = core + torch.where(drop[:, None, None], module.null, module(cond[name]))
         return core
 
     def forward(self, z: Tensor, t: Tensor, cond: Conditions | None = None, drop: Tensor | None = None) -> Tensor:

@@ -36,7 +36,8 @@ ALL_CONDITIONS = ConditionLayout(
 LAYOUTS = {
     "two aligned of two": Layout("tgp", ("y", "x"), {"y": 6, "x": 5}, {"y": 3, "x": 3}, ("y", "x")),
     "one kept": Layout("tgp", ("t", "y", "x"), {"t": 4, "y": 7, "x": 5}, {"t": 2, "x": 3}, ("t", "x")),
-    "two kept": Layout("tgp", ("a", "b", "c", "d"), {"a": 3, "b": 4, "c": 5, "d": 6}, {"a": 2, "d": 2}, ("a", "d")),
+    "two kept": Layout("tgp", ("a", "b", "c", "d"), {"a": 3, "b": 6, "c": 5, "d": 6}, {"a": 2, "d": 2}, ("a", "d")),
+    "short kept": Layout("tgp", ("a", "b", "c", "d"), {"a": 3, "b": 4, "c": 2, "d": 9}, {"a": 2, "d": 9}, ("a", "d")),
     "matrix": Layout("mgp", ("ch", "y", "x"), {"ch": 2, "y": 8, "x": 6}, {"pixel": 3}, ("pixel",), {"y": 2, "x": 3}),
 }
 
@@ -79,10 +80,11 @@ def test_tokens_are_numbers_and_back(name: str, core_patch: int) -> None:
         ("two aligned of two", 1, (3, 3), [(3, 6), (3, 5)]),
         ("one kept", 1, (7, 2 * 3), [(2, 4), (3, 5)]),
         ("one kept", 2, (4, 2 * 2 * 3), [(2, 4), (3, 5)]),
-        ("two kept", 1, (4 * 5, 2 * 2), [(2, 3), (2, 6)]),
-        ("two kept", 5, (4, 5 * 2 * 2), [(2, 3), (2, 6)]),
-        ("matrix", 1, (2 * 8, 3), [(2 * 3, 6)]),
-        ("matrix", 4, (2 * 2, 4 * 3), [(2 * 3, 6)]),
+        ("two kept", 1, (6 * 5, 2 * 2), [(2, 3), (2, 6)]),
+        ("two kept", 5, (6, 5 * 2 * 2), [(2, 3), (2, 6)]),
+        ("short kept", 1, (2, 4 * 2 * 9), [(2, 3), (3, 3 * 9)]),  # nine columns in at most four tokens
+        ("matrix", 1, (8, 2 * 3), [(2 * 3, 6)]),
+        ("matrix", 4, (2, 4 * 2 * 3), [(2 * 3, 6)]),
     ],
 )
 def test_tokens_follow_the_layout(
@@ -92,7 +94,7 @@ def test_tokens_follow_the_layout(
     assert [(t.count, t.features) for t in tokens] == [core, *others]
 
 
-def test_a_factor_token_is_a_column_and_a_core_token_a_slice() -> None:
+def test_a_factor_token_is_a_column_or_some_and_a_core_token_a_slice() -> None:
     layout = LAYOUTS["one kept"]
     streams = layout.unflatten(torch.arange(2 * layout.numbers).reshape(2, -1).float())
     tokens = {s.name: StreamTokens.of(s).split(streams[s.name].reshape(2, -1)) for s in layout.streams}
@@ -100,6 +102,11 @@ def test_a_factor_token_is_a_column_and_a_core_token_a_slice() -> None:
     torch.testing.assert_close(
         tokens["core"][:, 4], streams["core"][:, :, 4].reshape(2, -1)
     )  # core (rank_t, y, rank_x)
+    wide = LAYOUTS["short kept"].streams[2]
+    x = torch.randn(2, *wide.shape)
+    torch.testing.assert_close(
+        StreamTokens.of(wide).split(x.reshape(2, -1))[:, 1], x[:, :, 3:6].transpose(1, 2).flatten(1)
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -208,25 +215,28 @@ def changed_tokens(
 
 
 def test_a_token_gets_the_part_of_a_given_field_at_its_place() -> None:
-    assert changed_tokens(FLOW, 1, ("component", "y", "x"), (1, 3, 4)) == [3, 7 + 3]  # of both components
-    assert changed_tokens(FLOW, 2, ("component", "y", "x"), (1, 3, 4)) == [1, 4 + 1]
-    assert changed_tokens(FLOW, 2, ("x", "y"), (4, 6)) == [3, 4 + 3]
-    matrix = LAYOUTS["matrix"]  # patches of 2 x 3: 4 along y, 2 along x, for each of 2 channels
-    assert changed_tokens(matrix, 1, ("y", "x"), (5, 1)) == [4, 8 + 4]
-    assert changed_tokens(matrix, 1, ("x",), (1,)) == [0, 2, 4, 6, 8, 10, 12, 14]  # at every y
-    assert changed_tokens(matrix, 2, ("ch", "y"), (1, 5)) == [2, 4 + 2]
-    assert changed_tokens(FLOW, 1, ("y", "x"), (13, 0), finer=2) == [6, 7 + 6]
+    assert changed_tokens(FLOW, 1, ("component", "y", "x"), (1, 3, 4)) == [3]  # of both components
+    assert changed_tokens(FLOW, 2, ("component", "y", "x"), (1, 3, 4)) == [1]
+    assert changed_tokens(FLOW, 2, ("x", "y"), (4, 6)) == [3]
+    assert changed_tokens(LAYOUTS["two kept"], 2, ("c", "d"), (2, 5)) == [1, 4, 7, 10, 13, 16]  # at every b
+    matrix = LAYOUTS["matrix"]  # patches of 2 x 3: 4 along y, 2 along x, of 2 channels
+    assert changed_tokens(matrix, 1, ("y", "x"), (5, 1)) == [4]
+    assert changed_tokens(matrix, 1, ("x",), (1,)) == [0, 2, 4, 6]  # at every y
+    assert changed_tokens(matrix, 2, ("ch", "y"), (1, 5)) == [2]
+    assert changed_tokens(FLOW, 1, ("y", "x"), (13, 0), finer=2) == [6]
 
 
-def test_a_field_without_a_place_is_in_tokens_only() -> None:
+def test_a_field_is_at_its_place_or_in_tokens() -> None:
     placed = Denoiser(FLOW, ConditionLayout(initial=(2, 7, 5), initial_dims=("component", "y", "x")), SMALL)
     assert placed.placed_names == ("initial",)
+    assert placed.condition.count == 0
     for conditions in (
         ConditionLayout(initial=(2, 4), initial_dims=("component", "t")),  # the core keeps y
         ConditionLayout(fields={"orography": (7, 5)}),  # dims that are not known
         ConditionLayout(fields={"orography": (3, 5)}, field_dims={"orography": ("y", "x")}),  # on another grid
     ):
         assert Denoiser(FLOW, conditions, SMALL).placed_names == ()
+        assert Denoiser(FLOW, conditions, SMALL).condition.count > 0
     assert Denoiser(LAYOUTS["two aligned of two"], ConditionLayout((6,), ("y",)), SMALL).placed_names == ()
     given = ConditionLayout(fields={"orography": (7, 5)}, field_dims={"orography": ("y", "x")})
     assert Denoiser(FLOW, given, SMALL).placed_names == ("field_orography",)

@@ -30,7 +30,7 @@ ALGORITHMS = {
     "primitives": 1,
     "normalisation": 2,
     "drift": 1,
-    "model": 1,
+    "model": 2,
     "samples": 1,
     "evaluation": 3,
 }
