@@ -28,7 +28,7 @@ CONDITION_TOKENS = 16  # at most this many tokens for one field that is a condit
 CONDITION_NUMBERS = 8  # and at least this many numbers in each of them
 # Octaves from half a cycle per four standard deviations on. More of them tell values apart that were never seen, and a
 # value between those of training then gets what none of its neighbours would.
-SCALAR_FREQUENCIES = 2
+SCALAR_FREQUENCIES = 1
 FACTOR_TOKENS = 4  # at most this many tokens for one factor (of each batch entry)
 SHORT_AXIS = 4  # a core's axis of at most this length, such as components or colours, stays within a token
 TIME_FEATURES = 256
