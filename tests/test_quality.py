@@ -219,6 +219,19 @@ def test_a_classifier_is_better_the_nearer_it_is_to_one_half() -> None:
     assert target("less told apart than a gaussian of fields").cell(table) == "0.1 < 0.25"
 
 
+def test_the_codec_of_a_method_has_a_line_where_it_differs_from_ours() -> None:
+    given = {
+        ("ours", "relative_l2"): (0.1,),
+        ("codec of ours", "relative_l2"): (0.01,),
+        ("codec of no alignment", "relative_l2"): (0.01,),
+        ("codec of global basis", "relative_l2"): (0.02,),
+    }
+    table = Table("burgers_1d", rows("burgers_1d", given))
+    own = [m for m in table.methods if m.startswith("codec") and table.has_own_codec(m, ["relative_l2", "crps"])]
+    assert own == ["codec of ours", "codec of global basis"]
+    assert not table.has_own_codec("codec of global basis", ["crps"])
+
+
 @pytest.mark.parametrize(("few", "cell"), [(0.104, "0.104 : 0.1"), (0.106, "**0.106 : 0.1**")])
 def test_few_calls_are_compared_with_many(few: float, cell: str) -> None:
     sampler = load_recipe(quality.RECIPES / "burgers_1d.toml").generate.sampler
