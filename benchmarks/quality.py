@@ -316,6 +316,7 @@ def _arranged(task: Task, fields: Array, reconstruction: Array | None) -> Sample
 
 
 def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
+    from benchmarks import quality_analysis
     from benchmarks.quality_methods import REPRESENTATIONS
     from diffats.diffusion import Diffusion
     from diffats.generation import generate, load_denoiser
@@ -358,7 +359,8 @@ def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
         device="cpu",
     )
     seconds = time.process_time() - began
-    fields = task.physical(made.decode(data.normalisation.undo(made.layout.unflatten(z))))
+    drawn = made.decode(data.normalisation.undo(made.layout.unflatten(z)))
+    fields = task.physical(drawn)
     k, _, _ = _sizes_of_comparison(task)
     back = made.decode({name: values[task.test[:k]] for name, values in streams.items()})
     facts = {
@@ -369,7 +371,12 @@ def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
         "heldout_loss": training["heldout_loss"],
         "network_calls": options.steps,
         "seconds_per_sample": seconds / len(numbers),
+        **quality_analysis.facts(
+            made, x, made.layout.flatten(data.normalisation.apply(streams)), task.train, recipe.decompose.method
+        ),
     }
+    if task.conditions.any:
+        facts |= quality_analysis.errors_and_overlaps(made, x[task.test[:k]], drawn[:k], recipe.decompose.method)
     return _arranged(task, fields, task.physical(back)), facts
 
 

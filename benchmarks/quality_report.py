@@ -45,6 +45,13 @@ COSTS = {
     "seconds_per_sample": "s a sample",
     "network_calls": "calls",
 }
+LEARNING = {
+    "stretch": "stretch",
+    "stretch_95": "stretch, 95 %",
+    "overlap": "overlap",
+    "overlap_error": "overlap and error",
+    "heldout_loss": "held-out loss",
+}
 REFERENCES = {
     "train_vs_test": "training samples",
     "persistence": "persistence",
@@ -74,7 +81,7 @@ def rows_of(done: Mapping[str, Any]) -> list[Row]:
         for column, name in {"value": run["method"], "codec": f"codec of {run['method']}", **REFERENCES}.items():
             if isinstance(columns.get(column), float):
                 found.append(Row(run["task"], name, run["seed"], metric, columns[column]))
-    costs = [name for name in (*COSTS, "flops_per_call", "seconds") if name in done["facts"]]
+    costs = [name for name in (*COSTS, *LEARNING, "flops_per_call", "seconds") if name in done["facts"]]
     found += [Row(run["task"], run["method"], run["seed"], name, float(done["facts"][name])) for name in costs]
     return found
 
@@ -169,6 +176,8 @@ def write(
         methods = [m for m in table.methods if not m.startswith("codec of") or table.has_own_codec(m, measured)]
         parts += [f"## {task}", load_summary(RECIPES / f"{task}.toml")]
         parts += [table.markdown(measured, methods), table.markdown(COSTS, table.methods)]
+        if any((m, "stretch") in table.values for m in table.methods):
+            parts.append(table.markdown(LEARNING, [m for m in table.methods if (m, "stretch") in table.values]))
         if examples.get(task):
             picture = gallery(examples[task], pictures, task)
             parts.append(f"![Real samples above, generated ones below, of {task}](quality/{picture.name})")
@@ -191,6 +200,9 @@ Which tokens the denoiser has, the schedule and the steps (the recipes') were ch
 (`--validate`), and so were the neural operator's options; where conditions enter, the optimiser and the weights of the
 loss were chosen earlier by scores on the test samples of burgers_2d.
 Means over seeds, with 95 % intervals of the mean (Student's t) where there are several seeds; one seed decides nothing.
+*Stretch* is how much farther apart nearest neighbours are as numbers than as fields (1: as near as they were; median
+and 95 % quantile), *overlap* the median over samples of the smallest cosine to the anchors, *overlap and error* the
+rank correlation of the two over test samples: below zero where small overlaps go with large errors.
 *Training samples* against test samples is what a perfect model reaches; *codec of* a method is what writing the test
 samples as its numbers costs alone."""
 

@@ -12,8 +12,10 @@ from PIL import Image
 
 from benchmarks import quality, quality_methods, quality_report
 from benchmarks.quality import METHODS, Run, Task, validation_part
+from benchmarks.quality_analysis import errors_and_overlaps, near_pair_stretch, smallest_overlaps
 from benchmarks.quality_report import Row, Table
 from diffats.config import load_recipe
+from diffats.primitives import decompose
 from diffats.simulate import simulate
 from diffats.training import loss_weights
 
@@ -172,6 +174,37 @@ def test_a_changed_recipe_is_measured_anew() -> None:
     run = Run("moving_digits", "ours", 0)
     assert run.directory != Run("moving_digits", "ours", 0, ("train.steps=3",)).directory
     assert run.directory == Run("moving_digits", "ours", 0, (f"train.steps={STEPS}",)).directory
+
+
+# --- why methods learn well or badly ------------------------------------------------------------------------------
+
+
+def test_an_isometry_stretches_nothing_and_noise_tears_neighbours_apart() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 6))
+    x = np.concatenate([x, x + 0.01 * rng.standard_normal(x.shape)])  # every sample has a near neighbour
+    turned = 3.0 * x @ np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    np.testing.assert_allclose(near_pair_stretch(x, turned), 1.0, rtol=1e-6)
+    assert near_pair_stretch(x, rng.standard_normal(x.shape))[0] > 20
+
+
+def test_overlaps_are_those_of_the_worst_mode_and_one_for_the_anchor_itself(data: dict[str, tuple[str, ...]]) -> None:
+    task = Task(Run("moving_digits", "ours", 0, data["moving_digits"]))
+    x = task.scaled[:3]
+    own = {str(s.mode): decompose(x[:1], task.layout)[0][s.name][0] for s in task.layout.streams[1:]}
+    overlaps = smallest_overlaps(x, task.layout, own, "sthosvd")
+    assert overlaps[0] == pytest.approx(1.0, abs=1e-5)
+    assert (overlaps[1:] < 0.99).all()
+
+
+def test_the_correlation_with_overlaps_is_of_the_samples_drawn(data: dict[str, tuple[str, ...]]) -> None:
+    task = Task(Run("burgers_1d", "ours", 0, data["burgers_1d"]))
+    made = quality_methods.REPRESENTATIONS["ours"](task.scaled[task.train], task.recipe, task.layout, 0)
+    truth = task.scaled[task.test[:8]]
+    assert made.anchors is not None
+    overlaps = smallest_overlaps(truth, task.layout, made.anchors, "sthosvd")
+    worse_with_less = truth * (2.0 - overlaps)[:, None, None]  # relative error 1 - overlap
+    assert errors_and_overlaps(made, truth, worse_with_less, "sthosvd")["overlap_error"] == pytest.approx(-1.0)
 
 
 # --- what the page says ------------------------------------------------------------------------------------------
