@@ -147,7 +147,7 @@ class Condition(Section):
     fields: list[Name] = Field(default_factory=list, description="other variables, given in full")
     scalars: list[Name] = Field(default_factory=list, description="variables or coordinates, one number a sample")
     labels: str | None = Field(None, description="variable or coordinate with a class; majority class in a window")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of training samples that see no condition")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of training samples that see no condition, for guidance")
 
     @property
     def any(self) -> bool:
