@@ -75,9 +75,9 @@ class Run:
     changes: tuple[str, ...] = ()
     validate: bool = False
 
-    @property
+    @cached_property
     def directory(self) -> Path:
-        """Where its training and results are."""
+        """Where its training and results are; found once, so that a recipe that is edited meanwhile changes nothing."""
         from diffats.config import load_recipe, portable
 
         recipe = portable(load_recipe(RECIPES / f"{self.task}.toml", self.changes))
@@ -85,7 +85,7 @@ class Run:
         part = "-validation" if self.validate else ""
         return ROOT / self.task / f"{self.method.replace(' ', '-')}-{self.seed}-{digest}{part}"
 
-    @property
+    @cached_property
     def training(self) -> Path:
         """Where its network is trained, which runs share that only sample it in another way."""
         learned = tuple(each for each in self.changes if not each.startswith(("generate.", "evaluate.")))
@@ -621,10 +621,10 @@ def plan(
                     yield Run(task, method, seed, changes, validate)
 
 
-def sampling_plan(tasks: Sequence[str]) -> Iterator[Run]:
+def sampling_plan(tasks: Sequence[str], samplers: Sequence[str] = SAMPLERS) -> Iterator[Run]:
     """Ours, sampled in other ways by the network of seed 0."""
     for task in tasks:
-        for sampler in SAMPLERS:
+        for sampler in samplers:
             for calls in CALLS:
                 options = (f"generate.sampler={sampler}", f"generate.steps={calls}")
                 yield Run(task, "ours", 0, ("evaluate.members=4", *options))
@@ -638,18 +638,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", dest="changes", action="append", default=[], help="override of the recipes")
     parser.add_argument("--validate", action="store_true", help="score on a part of the training samples, kept from it")
-    parser.add_argument("--samplers", action="store_true", help="instead: ours by each sampler, 5 to 250 calls")
+    instead = "instead: ours by each sampler, or these, with 5 to 250 calls"
+    parser.add_argument("--samplers", nargs="*", choices=SAMPLERS, help=instead)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args(argv)
     changes = (*MEASURED, *options.changes)
     runs = list(plan(options.tasks, options.methods, options.seeds, changes, options.validate))
-    if options.samplers:
+    if options.samplers is not None:
         missing = [task for task in options.tasks if not Run(task, "ours", 0, MEASURED).is_trained]
         if options.changes or options.validate:
             parser.error("--samplers samples the networks of the recipes as they are: leave out --set and --validate.")
         if missing:
             parser.error(f"{missing[0]}: --samplers needs the network of `--methods ours --seeds 0`. Run that first.")
-        runs = list(sampling_plan(options.tasks))
+        runs = list(sampling_plan(options.tasks, options.samplers or SAMPLERS))
     make_data(list(dict.fromkeys(run.task for run in runs)))
     failed = run_all(runs, options.jobs)
     if not (options.changes or options.validate):

@@ -59,7 +59,7 @@ REFERENCES = {
     "truth": "truth itself",
 }
 INTERVAL = 0.95
-FRAMES = 16  # of a film, about
+FRAMES = 10  # of a film, about
 RECIPES = Path(__file__).parent.parent / "deployments" / "recipes" / "small"
 
 
@@ -357,7 +357,7 @@ def gallery(examples: Mapping[str, Path], folder: Path, task: str) -> Path:
             ax.set_yticks([])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     if count == 1:
-        figure.savefig(folder / f"{task}.png", dpi=110)
+        figure.savefig(folder / f"{task}.png", dpi=80)
         return folder / f"{task}.png"
 
     def show(frame: int) -> list[Any]:
@@ -366,7 +366,7 @@ def gallery(examples: Mapping[str, Path], folder: Path, task: str) -> Path:
         return [image for image, _ in images]
 
     film = FuncAnimation(figure, show, frames=range(0, count, max(1, count // FRAMES)), blit=False)
-    film.save(folder / f"{task}.gif", writer=PillowWriter(fps=8), dpi=60)
+    film.save(folder / f"{task}.gif", writer=PillowWriter(fps=5), dpi=50)
     return folder / f"{task}.gif"
 
 
