@@ -46,7 +46,7 @@ def make_recipe(root: Path | str, **more: object) -> Recipe:
             "source": "fields.nc",
             "modes": ["y", "x"],
             "sample_dim": "time",
-            "condition": {"labels": "label", "scalars": ["nu"]},
+            "condition": {"labels": "label", "scalars": ["nu"], "dropout": 0.1},
         },
         "decompose": {"ranks": {"y": 2, "x": 2}},
         "model": {"width": 16, "depth": 1, "heads": 2},

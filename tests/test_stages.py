@@ -39,7 +39,7 @@ def write(folder: Path, field: np.ndarray, nu: np.ndarray | None = None, units: 
         "modes": ["y", "x"],
         "sample_dim": "run",
         "split": {"by": "coordinate", "coordinate": "split", "values": ["test"]},
-        "condition": {"scalars": ["nu"]},
+        "condition": {"scalars": ["nu"], "dropout": 0.1},
         "max_failed": 0.5,
     }
 

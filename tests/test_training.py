@@ -236,7 +236,7 @@ def test_averaged_weights_move_and_differ(unbroken: TrainResult, tmp_path: Path)
     early, late = (load_file(directory / f"checkpoint-{step}" / "ema.safetensors") for step in (8, 12))
     model = load_file(directory / "checkpoint-12" / "model.safetensors")
     moved = [name for name in late if not torch.equal(early[name], late[name])]
-    assert len(moved) == len(late)
+    assert {name for name in late if "null" not in name} <= set(moved)  # what stands for a dropped condition may rest
     assert any(not torch.equal(late[name], model[name]) for name in late)
     plain = run(tmp_path, steps(12, ema=0.0))  # no memory: the weights themselves
     assert_same_bits(plain.weights, tmp_path / "checkpoint-12" / "model.safetensors")
