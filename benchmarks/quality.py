@@ -53,6 +53,7 @@ SEEDED = ("ours", "no alignment", "random anchor", "global basis")  # with all s
 SAMPLERS = ("ddpm", "ddpm-accelerated", "ddim", "ddim-accelerated", "dpm++", "unipc")
 CALLS = (5, 10, 20, 50, 250)
 CASES = 16  # test conditions with an ensemble each
+DRAWS = 5  # without conditions: metrics are means over so many draws of as many samples as there are to compare with
 UNTRAINED = ("gaussian of primitives", "gaussian of fields")
 OPERATOR = "neural operator"  # of conditional tasks
 METHODS = (
@@ -77,19 +78,22 @@ class Run:
 
     @cached_property
     def directory(self) -> Path:
-        """Where its training and results are; found once, so that a recipe that is edited meanwhile changes nothing."""
-        from diffats.config import load_recipe, portable
-
-        recipe = portable(load_recipe(RECIPES / f"{self.task}.toml", self.changes))
-        digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode()).hexdigest()[:8]
-        part = "-validation" if self.validate else ""
-        return ROOT / self.task / f"{self.method.replace(' ', '-')}-{self.seed}-{digest}{part}"
+        """Where its results are; found once, so that a recipe that is edited meanwhile changes nothing."""
+        return self._place()
 
     @cached_property
     def training(self) -> Path:
-        """Where its network is trained, which runs share that only sample it in another way."""
-        learned = tuple(each for each in self.changes if not each.startswith(("generate.", "evaluate.")))
-        return replace(self, changes=learned).directory / "training"
+        """Where its network is trained, which runs share that only sample or score it in another way."""
+        return self._place(leave_out=("generate", "evaluate")) / "training"
+
+    def _place(self, leave_out: tuple[str, ...] = ()) -> Path:
+        from diffats.config import load_recipe, portable
+
+        recipe = portable(load_recipe(RECIPES / f"{self.task}.toml", self.changes))
+        recipe = {section: options for section, options in recipe.items() if section not in leave_out}
+        digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode()).hexdigest()[:8]
+        part = "-validation" if self.validate else ""
+        return ROOT / self.task / f"{self.method.replace(' ', '-')}-{self.seed}-{digest}{part}"
 
     @property
     def _note(self) -> Path:
@@ -278,7 +282,7 @@ class Sampled:
     Attributes
     ----------
     generated
-        ``(k, *sizes)``: as many as test samples, under their conditions where there are any.
+        ``(k, *sizes)``: as many as test samples, under their conditions; without conditions ``(DRAWS * k, *sizes)``.
     ensemble
         ``(cases, members, *sizes)`` under the conditions of the first test samples; None without conditions.
     reconstruction
@@ -301,6 +305,8 @@ def _sizes_of_comparison(task: Task) -> tuple[int, int, int]:
 def _wanted(task: Task) -> tuple[Array, Array]:
     """Test samples whose conditions are used, one for each sample to be drawn, and numbers of these samples."""
     k, cases, members = _sizes_of_comparison(task)
+    if not cases:
+        return np.tile(task.test[:k], DRAWS), np.arange(DRAWS * k)
     sources = np.concatenate([task.test[:k], np.repeat(task.test[:cases], max(members - 1, 0))])
     return sources, np.arange(len(sources))
 
@@ -308,11 +314,10 @@ def _wanted(task: Task) -> tuple[Array, Array]:
 def _arranged(task: Task, fields: Array, reconstruction: Array | None) -> Sampled:
     """Samples drawn for ``_wanted``: the first of each case is one of the ``generated``."""
     k, cases, members = _sizes_of_comparison(task)
-    ensemble = None
-    if cases:
-        others = fields[k:].reshape(cases, members - 1, *fields.shape[1:])
-        ensemble = np.concatenate([fields[:cases, None], others], axis=1)
-    return Sampled(fields[:k], ensemble, reconstruction)
+    if not cases:
+        return Sampled(fields, None, reconstruction)
+    others = fields[k:].reshape(cases, members - 1, *fields.shape[1:])
+    return Sampled(fields[:k], np.concatenate([fields[:cases, None], others], axis=1), reconstruction)
 
 
 def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
@@ -490,38 +495,60 @@ def _operator(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
 def _measured(task: Task, sampled: Sampled) -> dict[str, Any]:
     """All metrics of `diffats.evaluation`."""
     from diffats import evaluation
-    from diffats.simulate import residuals
 
     k, cases, _ = _sizes_of_comparison(task)
-    chosen = np.sort(np.random.default_rng(1).permutation(task.train)[:k])
     test = task.test[:k]
     more: dict[str, Any] = {}
     if sampled.ensemble is not None:
-        truth = task.fields[test[:cases]]
-        more = {"ensemble": sampled.ensemble, "truth": truth}
-        initial = task.recipe.data.condition.initial
-        if initial is not None:
-            axis = 1 + task.modes.index(initial.dim)
-            more["persistence"] = np.broadcast_to(truth.take([initial.index], axis=axis), truth.shape)
+        more = {"ensemble": sampled.ensemble, **_truth(task, test[:cases])}
         if sampled.reconstruction is not None:
             more["truth_reconstruction"] = sampled.reconstruction[:cases]
-        simulated = task.recipe.simulate
-        if simulated is not None and simulated.problem in residuals.EQUATIONS:
-            names = residuals.EQUATIONS[simulated.problem].parameters
-            parameters = {name: task.given[f"scalar_{name}"][test[:cases]] for name in names}
-            more["residual"] = partial(residuals.residual, simulated.problem, parameters=parameters)
-    fields = evaluation.Fields(
-        modes=task.modes,
-        train=task.fields[chosen],
-        test=task.fields[test],
-        generated=sampled.generated,
-        mean=np.asarray(task.training_mean),
-        scale=np.asarray(task.scaling.scale),
-        reconstruction=sampled.reconstruction,
-        n_train=len(task.train),
-        **more,
-    )
-    return evaluation.evaluate(fields)
+    draws = []
+    for number, start in enumerate(range(0, len(sampled.generated), k)):
+        chosen = np.sort(np.random.default_rng(1 + number).permutation(task.train)[:k])
+        fields = evaluation.Fields(
+            modes=task.modes,
+            train=task.fields[chosen],
+            test=task.fields[test],
+            generated=sampled.generated[start : start + k],
+            mean=np.asarray(task.training_mean),
+            scale=np.asarray(task.scaling.scale),
+            reconstruction=sampled.reconstruction,
+            n_train=len(task.train),
+            **more,
+        )
+        draws.append(evaluation.evaluate(fields))
+    return _mean_of_draws(draws)
+
+
+def _truth(task: Task, cases: Array) -> dict[str, Any]:
+    """What generated ensembles are compared with: the truth, persistence, and the equation where there is one."""
+    from diffats.simulate import residuals
+
+    truth = task.fields[cases]
+    found: dict[str, Any] = {"truth": truth}
+    initial = task.recipe.data.condition.initial
+    if initial is not None:
+        axis = 1 + task.modes.index(initial.dim)
+        found["persistence"] = np.broadcast_to(truth.take([initial.index], axis=axis), truth.shape)
+    simulated = task.recipe.simulate
+    if simulated is not None and simulated.problem in residuals.EQUATIONS:
+        names = residuals.EQUATIONS[simulated.problem].parameters
+        parameters = {name: task.given[f"scalar_{name}"][cases] for name in names}
+        found["residual"] = partial(residuals.residual, simulated.problem, parameters=parameters)
+    return found
+
+
+def _mean_of_draws(draws: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Metrics whose numbers are means over draws."""
+
+    def mean(metric: str, column: str, first: Any) -> Any:
+        return float(np.mean([draw[metric][column] for draw in draws])) if isinstance(first, float) else first
+
+    return {
+        metric: {column: mean(metric, column, first) for column, first in columns.items()}
+        for metric, columns in draws[0].items()
+    }
 
 
 def _keep_examples(run: Run, task: Task, sampled: Sampled) -> None:

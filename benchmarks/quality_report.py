@@ -200,6 +200,7 @@ Which tokens the denoiser has, the schedule and the steps (the recipes') were ch
 (`--validate`), and so were the neural operator's options; where conditions enter, the optimiser and the weights of the
 loss were chosen earlier by scores on the test samples of burgers_2d.
 Means over seeds, with 95 % intervals of the mean (Student's t) where there are several seeds; one seed decides nothing.
+Without conditions a number is the mean over five draws of as many samples as there are test samples.
 *Stretch* is how much farther apart nearest neighbours are as numbers than as fields (1: as near as they were; median
 and 95 % quantile), *overlap* the median over samples of the smallest cosine to the anchors, *overlap and error* the
 rank correlation of the two over test samples: below zero where small overlaps go with large errors.

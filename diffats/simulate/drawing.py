@@ -29,8 +29,11 @@ def check_sizes(settings: Simulate, dims: Sequence[str]) -> tuple[int, ...]:
     RecipeError
         Where the recipe gives other dims, or parameters to hold out that the problem does not have.
     """
-    if settings.clips > 1 and settings.problem != "karman":
-        raise RecipeError(f'simulate.clips is for problem "karman", and this is "{settings.problem}". Remove it.')
+    for option, owner in (("clips", "karman"), ("strips", "image_patches")):
+        if getattr(settings, option) > 1 and settings.problem != owner:
+            raise RecipeError(
+                f'simulate.{option} is for problem "{owner}", and this is "{settings.problem}". Remove it.'
+            )
     if set(settings.sizes) != set(dims):
         raise RecipeError(
             f'simulate.sizes names {", ".join(settings.sizes) or "no dim"}, but problem "{settings.problem}" has '

@@ -1,6 +1,6 @@
-"""scikit-learn's two sample photographs, whole: the recipe cuts patches, and holds out a strip of both.
+"""scikit-learn's two sample photographs, whole: the recipe cuts patches, and holds out strips of both.
 
-Windows that touch both sides of the strip's edge are dropped by the split.
+Windows that touch both sides of a strip's edge are dropped by the split.
 """
 
 from __future__ import annotations
@@ -33,11 +33,9 @@ def describe(settings: Simulate) -> xr.Dataset:
     if settings.sizes or settings.held_out:
         raise RecipeError(
             'simulate: problem "image_patches" takes neither sizes nor held_out: the photographs have a size of their '
-            "own, and the last columns, simulate.test of them, are held out. Set data.windows.size for the patches."
+            "own, and simulate.test of the columns are held out. Set data.windows.size for the patches."
         )
     channels, height, width = _photograph(NAMES[0]).shape
-    held = np.zeros(width, dtype=np.int8)
-    held[width - drawing.share_of(width, settings.test) :] = 1
     colours = {"flag_values": np.arange(channels, dtype=np.int8), "flag_meanings": "red green blue"}
     shape = (len(NAMES), channels, height, width)
     return xr.Dataset(
@@ -46,7 +44,7 @@ def describe(settings: Simulate) -> xr.Dataset:
             "channel": ("channel", np.arange(channels, dtype=np.int8), {"long_name": "colour", **colours}),
             "y": drawing.coordinate("y", np.arange(height), "pixel down"),
             "x": drawing.coordinate("x", np.arange(width), "pixel to the right"),
-            "held_out": drawing.sides("x", held, "new_region"),
+            "held_out": drawing.sides("x", _held_out(width, settings), "new_region"),
         },
         attrs={
             "title": f"Photographs {' and '.join(NAMES)}",
@@ -55,6 +53,16 @@ def describe(settings: Simulate) -> xr.Dataset:
             "license": "CC BY 2.0, https://creativecommons.org/licenses/by/2.0/",
         },
     )
+
+
+def _held_out(width: int, settings: Simulate) -> Array:
+    """1 for the last columns of each of ``strips`` equal parts of the photograph, ``test`` of all columns; else 0."""
+    held = np.zeros(width, dtype=np.int8)
+    of_each = drawing.share_of(width, settings.test / settings.strips)
+    for strip in range(1, settings.strips + 1):
+        end = width * strip // settings.strips
+        held[max(0, end - of_each) : end] = 1
+    return held
 
 
 def solve(settings: Simulate, part: xr.Dataset) -> dict[str, Array]:
