@@ -198,7 +198,7 @@ run has one thread; two run at a time. What the columns mean is in [metrics.md](
 
 Which tokens the denoiser has, the schedule and the steps (the recipes') were chosen on a part of the training samples
 (`--validate`), and so were the neural operator's options; where conditions enter, the optimiser and the weights of the
-loss were chosen earlier by scores on the test samples of burgers_2d.
+loss were chosen earlier by scores on the test samples of burgers_2d. [choices.md](choices.md) has what was tried.
 Means over seeds, with 95 % intervals of the mean (Student's t) where there are several seeds; one seed decides nothing.
 Without conditions a number is the mean over five draws of as many samples as there are test samples.
 *Stretch* is how much farther apart nearest neighbours are as numbers than as fields (1: as near as they were; median
