@@ -433,3 +433,19 @@ def test_hooks_are_told_of_progress(tmp_path: Path) -> None:
         assert done == total
         assert failed == 0
     assert Hooks().restart is False
+
+
+def test_logged_progress_begins_anew_with_each_pass(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO)
+    shown = stages.LoggedProgress("decompose")
+    for seconds, done in ((1, 50), (6, 100), (20, 0), (25, 1), (30, 20), (40, 40)):
+        now[0] = seconds
+        shown(done, 100, 0)
+    assert [record.message for record in caplog.records] == [
+        "decompose: 1/100, 0.2 a second, 495 s to go",
+        "decompose: 40/100, 2 a second, 30 s to go",
+    ]

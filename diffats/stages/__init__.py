@@ -145,13 +145,15 @@ class LoggedProgress:
         self.stage = stage
         self.started = self.shown = time.monotonic()
         self.there: int | None = None  # what an interrupted run had done is not this run's rate
+        self.last = 0
 
     def __call__(self, done: int, total: int, failed: int) -> None:
         """Log where ten seconds have passed."""
         now = time.monotonic()
-        if self.there is None:
-            self.there, self.started = done - 1, now
-        if now - self.shown < 10 or now == self.started:
+        if self.there is None or done < self.last:  # the next pass over the samples counts from the beginning
+            self.there, self.started = max(0, done - 1), now
+        self.last = done
+        if now - self.shown < 10 or now == self.started or done == self.there:
             return
         self.shown = now
         rate = (done - self.there) / (now - self.started)
