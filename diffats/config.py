@@ -230,7 +230,7 @@ class Simulate(Section):
     )
     count: Count = Field(1000, ge=4, description="trajectories")
     clips: Count = Field(1, ge=1, description="karman: samples cut one after the other from a trajectory")
-    strips: Count = Field(1, ge=1, description="image_patches: strips of columns over which the held-out share is spread")
+    strips: Count = Field(1, ge=1, description="image_patches: strips over which the held-out columns are spread")
     seed: int = Field(0, ge=0, lt=2**32, description="of the data; the recipe's own seed is that of the model")
     test: float = Field(0.1, gt=0, lt=1, description="share of the trajectories (digits, columns) that is held out")
     held_out: dict[str, tuple[float, float]] = Field(
