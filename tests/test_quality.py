@@ -170,6 +170,27 @@ def test_a_network_is_trained_once_for_all_samplers(data: dict[str, tuple[str, .
     assert (plain.training / "weights.safetensors").stat().st_mtime_ns == before
 
 
+def test_without_conditions_numbers_are_means_over_draws(data: dict[str, tuple[str, ...]]) -> None:
+    task = Task(Run("moving_digits", "ours", 0, data["moving_digits"]))
+    k, _, _ = quality._sizes_of_comparison(task)
+    sources, numbers = quality._wanted(task)
+    assert len(sources) == len(set(numbers.tolist())) == quality.DRAWS * k
+    draws = [task.fields[task.train[:k]] * (1 + draw) for draw in range(quality.DRAWS)]
+    together = quality._measured(task, quality.Sampled(np.concatenate(draws), None, None))
+    alone = [quality._measured(task, quality.Sampled(draw, None, None)) for draw in draws]
+    for metric in ("energy_distance", "sliced_wasserstein", "spread_ratio"):
+        wanted = np.mean([each[metric]["value"] for each in alone])
+        assert together[metric]["value"] == pytest.approx(wanted), metric
+        assert together[metric]["label"] == alone[0][metric]["label"]
+
+
+def test_a_network_is_kept_where_only_sampling_and_scoring_change() -> None:
+    run = Run("moving_digits", "ours", 0)
+    other = Run("moving_digits", "ours", 0, ("generate.steps=50", "evaluate.members=4"))
+    assert other.training == run.training
+    assert other.directory != run.directory
+
+
 def test_a_changed_recipe_is_measured_anew() -> None:
     run = Run("moving_digits", "ours", 0)
     assert run.directory != Run("moving_digits", "ours", 0, ("train.steps=3",)).directory
