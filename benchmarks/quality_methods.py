@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from diffats.config import Recipe
 from diffats.loader import PrimitiveSet
-from diffats.medoid import medoid
+from diffats.medoid import mean_anchor, medoid, projection_sum
 from diffats.primitives import PATCH, ConditionLayout, Layout, Normalisation, Shifts, Stream, align, decode, decompose
 from diffats.primitives.shifts import rolled
 
@@ -126,15 +126,22 @@ def _aligned(recipe: Recipe, layout: Layout, anchors: Streams) -> Representation
 
 
 def aligned(x: Array, recipe: Recipe, layout: Layout, seed: int) -> Representation:
-    """Ours: factors aligned to the training samples' medoid, or to what the recipe's ``anchor.strategy`` names."""
+    """Ours: factors aligned to the training samples' medoid, or their mean where ``anchor.strategy`` says so."""
     tucker = _tucker(x, recipe, layout)
     anchors = {}
     for stream in layout.streams[1:]:
         U, labels = tucker[stream.name], stream.shape[:-2]
         anchors[str(stream.mode)] = np.stack(
-            [U[(medoid(U[(slice(None), *label)]), *label)] for label in np.ndindex(*labels)]
+            [_anchor(U[(slice(None), *label)], recipe.anchor.strategy) for label in np.ndindex(*labels)]
         ).reshape(stream.shape)
     return _aligned(recipe, layout, anchors)
+
+
+def _anchor(U: Array, strategy: str) -> Array:
+    """The medoid of factors ``(samples, n, r)``, or the subspace closest to all of them."""
+    if strategy == "mean":
+        return np.asarray(mean_anchor(projection_sum(U), U.shape[-1])).astype(U.dtype)
+    return np.asarray(U[medoid(U)])
 
 
 def random_anchor(x: Array, recipe: Recipe, layout: Layout, seed: int) -> Representation:

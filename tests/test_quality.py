@@ -131,6 +131,17 @@ def test_a_turned_gauge_is_the_same_field(data: dict[str, tuple[str, ...]], task
     np.testing.assert_allclose(method.decode(turned), method.decode(streams), atol=1e-4)
 
 
+def test_the_recipe_says_what_ours_is_aligned_to(data: dict[str, tuple[str, ...]]) -> None:
+    near = {}
+    for strategy in ("medoid", "mean"):
+        task = Task(Run("moving_digits", "ours", 0, (*data["moving_digits"], f"anchor.strategy={strategy}")))
+        x = task.scaled[task.train]
+        anchor = (quality_methods.aligned(x, task.recipe, task.layout, 0).anchors or {})["x"]
+        U = decompose(x, task.layout)[0]["factor_x"]
+        near[strategy] = float(np.sum((np.swapaxes(anchor, 0, 1) @ U) ** 2))
+    assert near["mean"] > near["medoid"]
+
+
 def test_a_conditional_gaussian_finds_a_linear_law() -> None:
     rng = np.random.default_rng(0)
     states, scalars = 5.0 * rng.standard_normal((400, 500)), rng.standard_normal((400, 3))
