@@ -49,13 +49,13 @@ UNCONDITIONAL = ("moving_digits", "image_patches")
 LEAD = ("burgers_2d", "moving_digits")  # one conditional, one unconditional
 SEEDS = 3
 MEASURED = ("evaluate.members=20",)  # 90 % intervals need 19
-SEEDED = ("ours", "no alignment", "random anchor", "global basis")  # with all seeds, on the leading tasks
 SAMPLERS = ("ddpm", "ddpm-accelerated", "ddim", "ddim-accelerated", "dpm++", "unipc")
 CALLS = (5, 10, 20, 50, 250)
 CASES = 16  # test conditions with an ensemble each
 DRAWS = 5  # without conditions: metrics are means over so many draws of as many samples as there are to compare with
 UNTRAINED = ("gaussian of primitives", "gaussian of fields")
 OPERATOR = "neural operator"  # of conditional tasks
+SEEDED = ("ours", "no alignment", "random anchor", "global basis", *UNTRAINED, OPERATOR)  # all seeds on leading tasks
 METHODS = (
     *("ours", "no alignment", "random anchor", "random rotations", "global basis", "average-pooled", "raw fields"),
     *UNTRAINED,
@@ -686,6 +686,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"{len(failed)} runs failed: {'; '.join(failed)}. The others are kept; run again to repeat these.")
 
 
+def _settings(task: str) -> str:
+    """Digest of what a task's rows are measured with: its recipe, and how many samples are compared."""
+    place = Run(task, "ours", 0, MEASURED).directory.name
+    return hashlib.sha256(json.dumps([place, DRAWS, CASES]).encode()).hexdigest()[:8]
+
+
+def merged(
+    earlier: Sequence[quality_report.Row],
+    earlier_settings: Mapping[str, str],
+    found: Sequence[quality_report.Row],
+    settings: Mapping[str, str],
+) -> list[quality_report.Row]:
+    """Rows found here, after earlier ones of other runs that were measured in the same way."""
+    measured = {(row.task, row.method, row.seed) for row in found}
+    kept = [row for row in earlier if earlier_settings.get(row.task) == settings[row.task]]
+    return [row for row in kept if (row.task, row.method, row.seed) not in measured] + list(found)
+
+
 def write_results() -> None:
     """``benchmarks/quality.json`` from what it holds and what was measured here; ``docs/quality.md`` from it."""
     found: list[quality_report.Row] = []
@@ -701,12 +719,11 @@ def write_results() -> None:
             own = [row for row in rows_of(done) if row.method == "ours"]
             found += [replace(row, method=f"ours, {sampler} at {calls}") for row in own]
     kept = json.loads(JSON.read_text(encoding="utf-8")) if JSON.is_file() else {"rows": [], "machines": []}
-    measured = {(row.task, row.method, row.seed) for row in found}
-    earlier = [quality_report.Row(*row) for row in kept["rows"]]
-    rows = [row for row in earlier if (row.task, row.method, row.seed) not in measured] + found
+    settings = {task: _settings(task) for task in TASKS}
+    rows = merged([quality_report.Row(*row) for row in kept["rows"]], kept.get("settings", settings), found, settings)
     machines = list(dict.fromkeys([*kept["machines"], machine_line()]))
     columns = ["task", "method", "seed", "metric", "value"]
-    head = json.dumps({"version": VERSION, "machines": machines, "columns": columns})
+    head = json.dumps({"version": VERSION, "settings": settings, "machines": machines, "columns": columns})
     text = ",\n".join(json.dumps(list(asdict(row).values())) for row in rows)
     JSON.write_text(f'{head[:-1]}, "rows": [\n{text}\n]}}\n', encoding="utf-8")
     planned = len(list(plan(TASKS, METHODS, [0], MEASURED))) + (SEEDS - 1) * len(list(plan(LEAD, SEEDED, [0])))

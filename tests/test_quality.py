@@ -202,6 +202,17 @@ def test_a_network_is_kept_where_only_sampling_and_scoring_change() -> None:
     assert other.directory != run.directory
 
 
+def test_rows_of_an_earlier_recipe_do_not_stay_beside_new_ones() -> None:
+    def row(task: str, method: str, value: float) -> Row:
+        return Row(task, method, 0, "crps", value)
+
+    earlier = [row("burgers_1d", "ours", 1.0), row("burgers_2d", "ours", 2.0), row("burgers_2d", "raw fields", 3.0)]
+    found = [row("burgers_2d", "ours", 4.0)]
+    then = {"burgers_1d": "a", "burgers_2d": "b"}
+    assert quality.merged(earlier, then, found, then) == [earlier[0], earlier[2], *found]
+    assert quality.merged(earlier, then, found, then | {"burgers_1d": "c"}) == [earlier[2], *found]
+
+
 def test_a_changed_recipe_is_measured_anew() -> None:
     run = Run("moving_digits", "ours", 0)
     assert run.directory != Run("moving_digits", "ours", 0, ("train.steps=3",)).directory
