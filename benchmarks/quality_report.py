@@ -275,8 +275,8 @@ TARGETS = (
         for other in ("gaussian of primitives", "gaussian of fields")
     ),
     *(
-        Target(f"Must: {name.replace('_', ' ')} within 1.5 of training samples", False, name, "training samples", 1.5)
-        for name in ("energy_distance", "sliced_wasserstein")
+        Target(f"Must: {label} within 1.5 of training samples", False, metric, "training samples", 1.5)
+        for metric, label in (("energy_distance", "energy distance"), ("sliced_wasserstein", "sliced Wasserstein"))
     ),
     Target("Aim: L2 at most a quarter of persistence", True, "relative_l2", "persistence", 0.25),
     Target("Aim: L2 not above the neural operator", True, "relative_l2", "neural operator", strict=False),
