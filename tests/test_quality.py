@@ -285,6 +285,27 @@ def test_intervals_decide_where_there_are_several_seeds() -> None:
     assert target("random anchor").cell(table) == "0.11 > 0.103 (within intervals)"
 
 
+def test_values_that_differ_by_rounding_have_no_interval() -> None:
+    table = Table(
+        "karman", rows("karman", {("ours", "crps"): (0.3, 0.1 + 0.2, 0.3), ("raw fields", "crps"): (1, 2, 3)})
+    )
+    assert table.cell("ours", "crps") == "0.3"
+    assert "±" in table.cell("raw fields", "crps")
+
+
+def test_the_page_counts_runs_not_samplers_and_links_pictures_that_are_there(tmp_path: Path) -> None:
+    given = {("ours", "crps"): (0.1,), ("ours", "seconds"): (9.0,), ("ours, ddim at 10", "seconds"): (1.0,)}
+    measured = rows("karman", given)
+    (tmp_path / "quality").mkdir()
+    (tmp_path / "quality" / "karman.gif").touch()
+    quality_report.write(measured, ["a machine"], tmp_path, {}, planned=2)
+    page = (tmp_path / "quality.md").read_text()
+    assert "1 of 2 runs" in page
+    assert "(quality/karman.gif)" in page
+    quality_report.write(measured, ["a machine"], tmp_path, {}, planned=1)
+    assert "Not finished" not in (tmp_path / "quality.md").read_text()
+
+
 def test_a_classifier_is_better_the_nearer_it_is_to_one_half() -> None:
     given = {
         ("ours", "two_sample_accuracy"): (0.4,),

@@ -321,6 +321,7 @@ def test_one_strip_of_a_photograph_is_its_last_columns() -> None:
         ({"problem": "burgers_2d", "sizes": {"time": 2, "y": 32, "x": 16}}, "on a square"),
         ({"problem": "moving_digits", "sizes": {"time": 2, "y": 8, "x": 8}}, "at least 16"),
         ({"problem": "image_patches", "sizes": {"y": 8}}, "takes neither"),
+        ({"problem": "image_patches", "test": 0.25, "strips": 161}, "Use fewer strips"),
     ],
 )
 def test_what_cannot_be_made_is_refused(settings: dict[str, Any], message: str) -> None:

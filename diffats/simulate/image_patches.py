@@ -57,11 +57,16 @@ def describe(settings: Simulate) -> xr.Dataset:
 
 def _held_out(width: int, settings: Simulate) -> Array:
     """1 for the last columns of each of ``strips`` equal parts of the photograph, ``test`` of all columns; else 0."""
+    if settings.strips > settings.test * width:
+        raise RecipeError(
+            f"simulate.strips {settings.strips} leave less than a column for each: simulate.test {settings.test} of "
+            f"{width} columns are held out. Use fewer strips, each as wide as a window."
+        )
     held = np.zeros(width, dtype=np.int8)
     of_each = drawing.share_of(width, settings.test / settings.strips)
     for strip in range(1, settings.strips + 1):
         end = width * strip // settings.strips
-        held[max(0, end - of_each) : end] = 1
+        held[end - of_each : end] = 1
     return held
 
 
