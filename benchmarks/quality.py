@@ -721,7 +721,8 @@ def write_results() -> None:
     kept = json.loads(JSON.read_text(encoding="utf-8")) if JSON.is_file() else {"rows": [], "machines": []}
     settings = {task: _settings(task) for task in TASKS}
     rows = merged([quality_report.Row(*row) for row in kept["rows"]], kept.get("settings", settings), found, settings)
-    machines = list(dict.fromkeys([*kept["machines"], machine_line()]))
+    machines = [*kept["machines"], machine_line()] if found else kept["machines"]
+    machines = list({line.partition("; threads")[0]: line for line in machines}.values())  # each as last measured
     columns = ["task", "method", "seed", "metric", "value"]
     head = json.dumps({"version": VERSION, "settings": settings, "machines": machines, "columns": columns})
     text = ",\n".join(json.dumps(list(asdict(row).values())) for row in rows)

@@ -296,6 +296,9 @@ class Model(Section):
     depth: Count = Field(4, ge=1)
     heads: Count = Field(4, ge=1)
     core_patch: Count = Field(1, ge=1, description="slices of the core that share one token")
+    factor_tokens: Count = Field(
+        4, ge=1, description="at most this many tokens for one factor, of some rank columns each"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Model:

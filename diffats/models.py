@@ -29,7 +29,6 @@ CONDITION_NUMBERS = 8  # and at least this many numbers in each of them
 # Octaves from half a cycle per four standard deviations on. More of them tell values apart that were never seen, and a
 # value between those of training then gets what none of its neighbours would.
 SCALAR_FREQUENCIES = 1
-FACTOR_TOKENS = 4  # at most this many tokens for one factor (of each batch entry)
 SHORT_AXIS = 4  # a core's axis of at most this length, such as components or colours, stays within a token
 TIME_FEATURES = 256
 
@@ -74,8 +73,8 @@ class StreamTokens:
     group: int = 1
 
     @classmethod
-    def of(cls, stream: Stream, core_patch: int = 1) -> StreamTokens:
-        """The tokens of a stream, found from its dims alone."""
+    def of(cls, stream: Stream, core_patch: int = 1, factor_tokens: int = 4) -> StreamTokens:
+        """The tokens of a stream, found from its dims alone; the options are those of ``config.Model``."""
         axes = range(len(stream.dims))
         if stream.name == "core":
             kept = tuple(axis for axis in axes if not stream.dims[axis].startswith("rank_"))
@@ -85,7 +84,7 @@ class StreamTokens:
             token_axes = tuple(axis for axis in axes if axis != len(stream.dims) - 2)
         inside = tuple(axis for axis in axes if axis not in token_axes)
         last = stream.shape[token_axes[-1]]
-        group = min(core_patch, last) if stream.name == "core" else math.ceil(last / FACTOR_TOKENS)
+        group = min(core_patch, last) if stream.name == "core" else math.ceil(last / factor_tokens)
         return cls(stream.name, tuple(stream.shape), token_axes + inside, len(token_axes), group)
 
     @property
@@ -372,12 +371,12 @@ class Denoiser(nn.Module):
     conditions
         What samples are generated from.
     model
-        Width, depth, heads and ``core_patch``.
+        Width, depth, heads, ``core_patch`` and ``factor_tokens``.
     """
 
     def __init__(self, layout: Layout, conditions: ConditionLayout, model: config.Model) -> None:
         super().__init__()
-        self.streams = [StreamTokens.of(stream, model.core_patch) for stream in layout.streams]
+        self.streams = [StreamTokens.of(stream, model.core_patch, model.factor_tokens) for stream in layout.streams]
         self.sizes = [stream.numbers for stream in self.streams]
         self.counts = [stream.count for stream in self.streams]
         self.n_tokens = sum(self.counts)

@@ -632,6 +632,7 @@ def train(
         Called with steps done and steps in all, after each step.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; which of several accelerators a process has, accelerate says.
+
     Raises
     ------
     InputError

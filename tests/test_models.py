@@ -105,6 +105,9 @@ def test_a_factor_token_is_a_column_or_some_and_a_core_token_a_slice() -> None:
     wide = LAYOUTS["short kept"].streams[2]
     x = torch.randn(2, *wide.shape)
     torch.testing.assert_close(
+        StreamTokens.of(wide, factor_tokens=9).split(x.reshape(2, -1))[:, 1], x[:, :, 1]
+    )  # a column each where there may be as many tokens
+    torch.testing.assert_close(
         StreamTokens.of(wide).split(x.reshape(2, -1))[:, 1], x[:, :, 3:6].transpose(1, 2).flatten(1)
     )
 
