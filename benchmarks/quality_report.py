@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
+from benchmarks import quality_curves
 from benchmarks.common import markdown
 from diffats.config import load_recipe
 
@@ -169,7 +170,7 @@ def write(
             f"**Not finished: {done} of {planned} runs are measured.** Methods without a line wait for theirs."
         )
     tables = [Table(task, rows) for task in dict.fromkeys(row.task for row in rows)]
-    parts += [TARGETS_TEXT, targets(tables)]
+    parts += [TARGETS_TEXT, targets(tables), *curves(tables, pictures)]
     for table in tables:
         task = table.task
         measured = CONDITIONAL if table.conditional else UNCONDITIONAL
@@ -188,6 +189,11 @@ def write(
     parts += ["Measured on:", *(f"- {machine}" for machine in machines)]
     text = "\n\n".join(parts).replace("\n\n- ", "\n- ")
     (folder / "quality.md").write_text(text + "\n", encoding="utf-8")
+
+
+METHODS_TEXT = """All methods at equal cost: means over seeds with their 95 % intervals where there are several. Dotted:
+what the codec costs alone (with conditions), or what training samples have against test samples."""
+CALLS_TEXT = "Error against network calls: ours, the same network and noise by each sampler that was measured."
 
 
 INTRODUCTION = """# Quality of generated samples
@@ -317,14 +323,19 @@ def _covered(table: Table) -> str:
 
 def _best(table: Table) -> str:
     """Whether ours is, or which method."""
-    aside = {*REFERENCES.values()}
     metric = decisive(table)
-    methods = [m for m in table.methods if m not in aside and not m.startswith(("codec of", "ours, "))]
-    measured = {m: table.mean(m, metric) for m in methods if (m, metric) in table.values}
+    measured = {m: table.mean(m, metric) for m in _methods_of(table)}
     if len(measured) < 2 or "ours" not in measured:
         return ""
     best = min(measured, key=measured.__getitem__)
     return f"best of {len(measured)}" if best == "ours" else f"**{best}**"
+
+
+def _methods_of(table: Table) -> list[str]:
+    """Methods, without references, codecs and other samplers, of which the decisive metric is there."""
+    aside = {*REFERENCES.values()}
+    methods = [m for m in table.methods if m not in aside and not m.startswith(("codec of", "ours, "))]
+    return [m for m in methods if (m, decisive(table)) in table.values]
 
 
 def _distance(metric: str, value: float) -> float:
@@ -332,14 +343,46 @@ def _distance(metric: str, value: float) -> float:
     return abs(value - 0.5) if metric == "two_sample_accuracy" else value
 
 
+def by_sampler(table: Table) -> dict[str, dict[int, float]]:
+    """The decisive metric of ours by sampler and number of network calls."""
+    found: dict[str, dict[int, float]] = {}
+    for method in dict.fromkeys(
+        m for m, metric in table.values if m.startswith("ours, ") and metric == decisive(table)
+    ):
+        sampler, calls = method.removeprefix("ours, ").split(" at ")
+        found.setdefault(sampler, {})[int(calls)] = table.mean(method, decisive(table))
+    return found
+
+
 def sampler_table(table: Table) -> str:
-    """The decisive metric of ours by sampler and number of network calls; empty where it was not measured."""
-    metric = "crps" if table.conditional else "energy_distance"
-    found = {m: m.removeprefix("ours, ").split(" at ") for m, name in table.values if m.startswith("ours, ")}
-    calls = sorted({int(each[1]) for each in found.values()})
-    samplers = list(dict.fromkeys(each[0] for each in found.values()))
-    lines = [[name, *(table.cell(f"ours, {name} at {n}", metric) for n in calls)] for name in samplers]
-    return markdown([metric.replace("_", " "), *map(str, calls)], lines) if lines else ""
+    """``by_sampler`` in words; empty where it was not measured."""
+    found = by_sampler(table)
+    calls = sorted({n for values in found.values() for n in values})
+    lines = [[name, *(_number(values[n]) if n in values else "" for n in calls)] for name, values in found.items()]
+    return markdown([decisive(table).replace("_", " "), *map(str, calls)], lines) if lines else ""
+
+
+def curves(tables: Sequence[Table], pictures: Path) -> list[str]:
+    """Two plots of all tasks in ``pictures``, as parts of the page."""
+    compared: dict[str, tuple[str, quality_curves.Errors, float]] = {}
+    sampled: dict[str, tuple[str, dict[str, dict[int, float]]]] = {}
+    for table in tables:
+        metric = decisive(table)
+        label = {**CONDITIONAL, **UNCONDITIONAL}[metric]
+        errors = {m: (table.mean(m, metric), table.half_width(m, metric)) for m in _methods_of(table)}
+        floor = table.mean("codec of ours" if table.conditional else "training samples", metric)
+        if any(mean > 0 for mean, _ in errors.values()):
+            compared[table.task] = (label, errors, floor)
+        if lines := by_sampler(table):
+            sampled[table.task] = (label, lines)
+    parts = []
+    if compared:
+        name = quality_curves.methods(compared, pictures / "methods.png").name
+        parts += [METHODS_TEXT, f"![The error of each method, by task](quality/{name})"]
+    if sampled:
+        name = quality_curves.calls(sampled, pictures / "calls.png").name
+        parts += [CALLS_TEXT, f"![Error against network calls, by task](quality/{name})"]
+    return parts
 
 
 def gallery(examples: Mapping[str, Path], folder: Path, task: str) -> Path:

@@ -306,6 +306,26 @@ def test_the_page_counts_runs_not_samplers_and_links_pictures_that_are_there(tmp
     assert "Not finished" not in (tmp_path / "quality.md").read_text()
 
 
+def test_curves_show_every_method_and_sampler_that_was_measured(tmp_path: Path) -> None:
+    given = {
+        ("ours", "energy_distance"): (0.1, 0.3),
+        ("no alignment", "energy_distance"): (-0.01,),  # an unbiased estimate may fall below zero
+        ("training samples", "energy_distance"): (0.05,),
+        ("ours, ddim at 5", "energy_distance"): (0.4,),
+        ("ours, ddim at 10", "energy_distance"): (-0.2,),
+        ("ours, ddim at 10", "seconds"): (1.0,),
+    }
+    table = quality_report.Table("moving_digits", rows("moving_digits", given))
+    assert quality_report.by_sampler(table) == {"ddim": {5: 0.4, 10: -0.2}}
+    text = "\n".join(quality_report.curves([table], tmp_path))
+    for name in ("methods", "calls"):
+        assert f"(quality/{name}.png)" in text
+        low, high = Image.open(tmp_path / f"{name}.png").convert("L").getextrema()
+        assert (low < 128, high) == (True, 255)
+    nothing = quality_report.Table("karman", rows("karman", {("ours", "seconds"): (1.0,)}))
+    assert quality_report.curves([nothing], tmp_path) == []
+
+
 def test_a_classifier_is_better_the_nearer_it_is_to_one_half() -> None:
     given = {
         ("ours", "two_sample_accuracy"): (0.4,),
