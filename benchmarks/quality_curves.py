@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 OURS, OTHER, FLOOR = "#d95f02", "#1f3a5f", "#7f7f7f"
@@ -36,48 +35,51 @@ def _few_labels(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def methods(panels: Mapping[str, tuple[str, Errors, float]], place: Path) -> Path:
-    """A panel for each task: an error on a log axis, a dot with its interval for each method, the best above.
+def _ends(mean: float, width: float) -> tuple[float, float]:
+    """Of an interval on a log axis, which has no room for zero."""
+    return (mean, mean) if math.isnan(width) else (max(mean - width, 0.1 * mean), mean + width)
+
+
+def methods(panels: Mapping[str, tuple[str, Errors, float]]) -> Any:
+    """A figure with a panel for each task: an error on a log axis, a dot with its interval for each method, best first.
+
+    An estimate at or below zero, which an unbiased one may be, is an arrow at the left edge.
 
     Parameters
     ----------
     panels
         By task: the error's name, each method's, and what training samples or the codec have (NaN: unknown).
-    place
-        The picture's file.
     """
     figure, axes = _panels(len(panels), 2.9)
     for ax, (task, (label, errors, floor)) in zip(axes, panels.items(), strict=False):
-        names = sorted((name for name in errors if errors[name][0] > 0), key=lambda name: -errors[name][0])
-        ends = [floor] if floor > 0 else []
+        names = sorted(errors, key=lambda name: -errors[name][0])
+        ends = {name: _ends(*errors[name]) for name in names if errors[name][0] > 0}
+        shown = [*(end for each in ends.values() for end in each), *([floor] if floor > 0 else [])]
+        left, right = min(shown) / 1.3, max(shown) * 1.3
         for y, name in enumerate(names):
-            mean, width = errors[name]
-            high = mean if math.isnan(width) else mean + width
-            low = max(2 * mean - high, 0.1 * mean)  # a log axis has no room for zero
-            ax.plot(mean, y, "o", ms=5, color=OURS if name == "ours" else OTHER)
-            ax.plot([low, high], [y, y], color=OURS if name == "ours" else OTHER)
-            ends += [low, high]
+            color, ends_of = OURS if name == "ours" else OTHER, ends.get(name, (left, left))
+            ax.plot(errors[name][0] if name in ends else left, y, "o" if name in ends else "<", ms=5, color=color)
+            ax.plot(ends_of, (y, y), color=color)
         if floor > 0:
             ax.axvline(floor, color=FLOOR, ls=":", lw=1)
-        ax.set(xscale="log", xlim=(min(ends) / 1.3, max(ends) * 1.3))
+        ax.set(xscale="log", xlim=(left, right))
         _few_labels(ax.xaxis)
         ax.set_yticks(range(len(names)), names, fontsize=8)
         ax.set_title(task, fontsize=10)
         ax.set_xlabel(label, fontsize=8)
         ax.tick_params(axis="x", labelsize=8)
-    figure.savefig(place, dpi=90)
-    return place
+    return figure
 
 
-def calls(panels: Mapping[str, tuple[str, Mapping[str, Mapping[int, float]]]], place: Path) -> Path:
-    """A panel for each task: an error against network calls on log axes, a line for each sampler.
+def calls(panels: Mapping[str, tuple[str, Mapping[str, Mapping[int, float]]]]) -> Any:
+    """A figure with a panel for each task: an error against network calls on log axes, a line for each sampler.
+
+    Estimates at or below zero are left out.
 
     Parameters
     ----------
     panels
         By task: the error's name, and by sampler its values by number of calls.
-    place
-        The picture's file.
     """
     figure, axes = _panels(len(panels), 2.6)
     samplers = list(dict.fromkeys(name for _, lines in panels.values() for name in lines))
@@ -97,5 +99,4 @@ def calls(panels: Mapping[str, tuple[str, Mapping[str, Mapping[int, float]]]], p
         ax.set_ylabel(label, fontsize=8)
         ax.tick_params(labelsize=8)
         ax.legend(fontsize=7)
-    figure.savefig(place, dpi=90)
-    return place
+    return figure

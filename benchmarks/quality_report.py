@@ -377,11 +377,11 @@ def curves(tables: Sequence[Table], pictures: Path) -> list[str]:
             sampled[table.task] = (label, lines)
     parts = []
     if compared:
-        name = quality_curves.methods(compared, pictures / "methods.png").name
-        parts += [METHODS_TEXT, f"![The error of each method, by task](quality/{name})"]
+        quality_curves.methods(compared).savefig(pictures / "methods.png", dpi=90)
+        parts += [METHODS_TEXT, "![The error of each method, by task](quality/methods.png)"]
     if sampled:
-        name = quality_curves.calls(sampled, pictures / "calls.png").name
-        parts += [CALLS_TEXT, f"![Error against network calls, by task](quality/{name})"]
+        quality_curves.calls(sampled).savefig(pictures / "calls.png", dpi=90)
+        parts += [CALLS_TEXT, "![Error against network calls, by task](quality/calls.png)"]
     return parts
 
 
