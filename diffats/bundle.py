@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from diffats import sources
 from diffats.config import Recipe, parse_recipe
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
-from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation, decode, encode, retract
+from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation, decode, encode
 from diffats.storage import sync_to_disk
 
 FORMAT = 3
@@ -400,7 +400,6 @@ class Bundle:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
-        retracted: bool | None = None,
     ) -> dict[str, Array]:
         """Generated streams ``{name: (k, *shape)}`` of samples ``indices`` under raw conditions, one row each."""
         from diffats.diffusion import Diffusion
@@ -426,16 +425,7 @@ class Bundle:
             batch=settings.batch,
             device=self.device,
         )
-        streams = {k: np.asarray(v) for k, v in self.normalisation.undo(self.layout.unflatten(z)).items()}
-        return self._retract(streams) if (settings.retract if retracted is None else retracted) else streams
-
-    def _retract(self, streams: dict[str, Array]) -> dict[str, Array]:
-        """Factors with orthonormal columns; samples that are not finite stay as they are."""
-        finite = finite_rows(streams)
-        better = retract({name: value[finite] for name, value in streams.items()}, self.layout)
-        for name, value in better.items():
-            streams[name][finite] = value
-        return streams
+        return {k: np.asarray(v) for k, v in self.normalisation.undo(self.layout.unflatten(z)).items()}
 
     def fields(self, streams: Mapping[str, Array]) -> Array:
         """Fields ``(k, *sizes)`` in physical units of streams; masked points are NaN."""

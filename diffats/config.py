@@ -350,7 +350,6 @@ class Generate(Section):
     steps: Count = Field(10, ge=1, description="network calls for a sample")
     sampler: Sampler = "dpm++"
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
-    retract: bool = Field(False, description="retract generated factors to orthonormal columns")
     batch: Count = Field(64, ge=1, description="samples per network call")
 
 

@@ -16,7 +16,6 @@ import diffats
 from diffats import bundle
 from diffats.bundle import Bundle
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
-from diffats.primitives import orthonormality_defect
 
 
 @pytest.fixture(scope="module")
@@ -175,24 +174,6 @@ def test_numbers_that_cannot_be_are_refused(model: Bundle, options: dict[str, ob
 def test_conditions_of_a_sample_depend_on_seed_and_number_alone(model: Bundle) -> None:
     five = model.drawn_conditions(np.arange(5), 3)["label"]
     assert model.drawn_conditions(np.array([4, 1]), 3)["label"].tolist() == [five[4], five[1]]
-
-
-def test_retraction_passes_over_samples_that_are_not_finite(model: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    import diffats.generation
-
-    original = diffats.generation.generate
-
-    def spoiled(*arguments: object, **options: object) -> np.ndarray:
-        z = original(*arguments, **options)  # type: ignore[arg-type]
-        z[1] = np.nan
-        return z
-
-    monkeypatch.setattr(diffats.generation, "generate", spoiled)
-    raw = model.drawn_conditions(np.arange(3), 0)
-    streams = model.generate(np.arange(3), 0, raw, steps=1, retracted=True)
-    assert bundle.finite_rows(streams).tolist() == [True, False, True]
-    (defect,) = orthonormality_defect({name: value[[0, 2]] for name, value in streams.items()}, model.layout).values()
-    assert defect.max() < 1e-5
 
 
 def test_guidance_needs_a_model_that_has_dropped_its_conditions(model: Bundle) -> None:

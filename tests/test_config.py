@@ -170,9 +170,9 @@ def test_an_unknown_key_names_the_nearest(recipe: dict[str, Any], near: tuple[st
             "data.condition.initial.KEY = VALUE.",
         ),
         (
-            tree(generate={"retract": "maybe"}),
-            '"generate.retract": expected true or false, got "maybe" (retract generated factors to orthonormal '
-            "columns; default false).",
+            tree(compute={"processes": "maybe"}),
+            '"compute.processes": expected true or false, got "maybe" (local workers as processes instead of threads; '
+            "default false).",
         ),
         (
             tree(data={"source": "a.nc", "sample_dim": "t"}),

@@ -74,6 +74,13 @@ def test_a_run_measures_and_is_not_repeated(data: dict[str, tuple[str, ...]], ta
     metrics = done["metrics"]
     assert np.isfinite(metrics["energy_distance"]["value"])
     assert ("crps" in metrics) == (task == "burgers_1d")
+    if task == "moving_digits" and method == "raw fields":  # it writes fields as they are
+        distance = metrics["energy_distance"]
+        assert distance["codec"] == pytest.approx(distance["train_vs_test"], abs=1e-5)
+    elif task == "moving_digits" and method != "gaussian of fields":  # it has no codec
+        assert metrics["energy_distance"]["codec"] != pytest.approx(
+            metrics["energy_distance"]["train_vs_test"], abs=1e-5
+        )
     assert json.loads((run.directory / quality.RESULT).read_text()) == json.loads(json.dumps(done))
     (run.directory / quality.RESULT).write_text(json.dumps(done | {"mark": 1}))
     assert quality.measure(run)["mark"] == 1
@@ -283,6 +290,27 @@ def test_intervals_decide_where_there_are_several_seeds() -> None:
     table = Table("burgers_2d", rows("burgers_2d", given))
     assert target("no alignment").cell(table) == "0.11 < 0.41 (apart)"
     assert target("random anchor").cell(table) == "0.11 > 0.103 (within intervals)"
+
+
+def test_a_target_that_means_meet_within_intervals_is_in_italics() -> None:
+    given = {
+        ("ours", "energy_distance"): (0.10, 0.11, 0.15),
+        ("no alignment", "energy_distance"): (0.12, 0.13, 0.13),
+        ("random anchor", "energy_distance"): (0.12, 0.13, 0.13),
+        ("training samples", "energy_distance"): (0.09,),
+    }
+    table = Table("moving_digits", rows("moving_digits", given))
+    assert target("no alignment").cell(table) == "*0.12 < 0.127 (within intervals)*"
+    assert target("random anchor").cell(table) == "0.12 < 0.127 (within intervals)"  # met: it is not worse
+    assert target("energy distance within 1.5").cell(table) == "*0.12 < 0.135 (within intervals)*"
+
+
+def test_the_crps_is_compared_with_every_baseline() -> None:
+    crps = {"ours": 0.3, "random anchor": 0.2, "raw fields": 0.4, "neural operator": 0.5, "persistence": 0.1}
+    table = Table("karman", rows("karman", {(method, "crps"): (value,) for method, value in crps.items()}))
+    assert "CRPS below every baseline | 2 of 2 |" in quality_report.targets([table])
+    table.values["neural operator", "crps"] = {0: 0.25}
+    assert "CRPS below every baseline | **1 of 2** |" in quality_report.targets([table])
 
 
 def test_values_that_differ_by_rounding_have_no_interval() -> None:

@@ -308,7 +308,7 @@ def test_a_changed_source_is_another_data_set(copied: Recipe, tmp_path: Path, fa
 
 
 def test_a_root_serves_what_was_generated_and_evaluated_last(copied: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = changed(copied, generate={"steps": 5, "sampler": "unipc", "guidance": 1.5, "retract": False})
+    other = changed(copied, generate={"steps": 5, "sampler": "unipc", "guidance": 1.5})
     with calls(bundle.Bundle, "generate", monkeypatch) as made:
         results = run(other)
     assert skipped(results) == {*PRIMITIVES, "train"}

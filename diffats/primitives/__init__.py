@@ -16,7 +16,6 @@ from diffats.primitives.codec import (
     orthonormality_defect,
     reconstruction_errors,
     relative_error,
-    retract,
 )
 from diffats.primitives.conditions import ConditionLayout
 from diffats.primitives.layout import PATCH, Layout, Stream
@@ -42,5 +41,4 @@ __all__ = [
     "orthonormality_defect",
     "reconstruction_errors",
     "relative_error",
-    "retract",
 ]

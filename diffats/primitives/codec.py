@@ -133,24 +133,6 @@ def decode(streams: Streams, layout: Layout) -> Array:
     return layout.restore(multi_mode_dot(pick(streams, layout.streams[0]), _factors(streams, layout)))
 
 
-def retract(streams: Streams, layout: Layout) -> dict[str, Array]:
-    """Orthonormal factors that decode to the same samples: polar decomposition ``U = W P``, ``G <- G x_k P``.
-
-    For generated streams, whose factors are only near to orthonormal.
-    """
-    G = pick(streams, layout.streams[0])
-    retracted = {}
-    for stream in layout.streams[1:]:
-        U = pick(streams, stream)
-        xp = array_namespace(U)
-        L, S, Mt = xp.linalg.svd(widen(U), full_matrices=False)
-        P = (transpose(Mt) * S[..., None, :]) @ Mt
-        retracted[stream.name] = xp.astype(L @ Mt, U.dtype, copy=False)
-        mode = layout.working_modes.index(cast(str, stream.mode))
-        G = mode_dot(G, xp.astype(P, G.dtype, copy=False), mode, len(layout.working_modes))
-    return {"core": G, **retracted}
-
-
 def field_sensitivity(streams: Streams, layout: Layout) -> dict[str, NumpyArray]:
     """How much of the field each number of a primitive is, to first order: ``E |dX|^2 / dp^2`` by stream.
 
