@@ -446,6 +446,19 @@ def test_logged_progress_begins_anew_with_each_pass(
         now[0] = seconds
         shown(done, 100, 0)
     assert [record.message for record in caplog.records] == [
-        "decompose: 1/100, 0.2 a second, 495 s to go",
+        "decompose: 20/100, 2 a second, 40 s to go",
         "decompose: 40/100, 2 a second, 30 s to go",
     ]
+
+
+def test_logged_progress_takes_no_rate_from_first_answers_that_come_together(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO)
+    shown = stages.LoggedProgress("simulate")
+    for seconds, done in ((15, 4), (15.5, 8), (35, 12)):
+        now[0] = seconds
+        shown(done, 48, 0)
+    assert [record.message for record in caplog.records] == ["simulate: 12/48, 0.45 a second, 80 s to go"]

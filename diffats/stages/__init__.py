@@ -153,7 +153,7 @@ class LoggedProgress:
         if self.there is None or done < self.last:  # the next pass over the samples counts from the beginning
             self.there, self.started = max(0, done - 1), now
         self.last = done
-        if now - self.shown < 10 or now == self.started or done == self.there:
+        if now - max(self.shown, self.started) < 10 or done == self.there:  # workers' first answers come together
             return
         self.shown = now
         rate = (done - self.there) / (now - self.started)
