@@ -286,7 +286,7 @@ class Sampled:
     ensemble
         ``(cases, members, *sizes)`` under the conditions of the first test samples; None without conditions.
     codec
-        Writes samples, given by their numbers, as the method does, and back; None where a method has no such form.
+        Writes the samples of these indices as the method does, and back; None where a method has no such form.
     """
 
     generated: Array
@@ -718,10 +718,12 @@ def merged(
     found: Sequence[quality_report.Row],
     settings: Mapping[str, str],
 ) -> list[quality_report.Row]:
-    """Rows found here, after earlier ones of other runs that were measured in the same way."""
+    """Rows found here, after earlier ones of other runs that were measured in the same way; leading tasks first."""
     measured = {(row.task, row.method, row.seed) for row in found}
     kept = [row for row in earlier if earlier_settings.get(row.task) == settings[row.task]]
-    return [row for row in kept if (row.task, row.method, row.seed) not in measured] + list(found)
+    together = [row for row in kept if (row.task, row.method, row.seed) not in measured] + list(found)
+    order = sorted(settings, key=lambda task: task not in LEAD)
+    return sorted(together, key=lambda row: order.index(row.task))
 
 
 def write_results() -> None:

@@ -163,8 +163,8 @@ def write(
     pictures = folder / "quality"
     pictures.mkdir(parents=True, exist_ok=True)
     parts = [INTRODUCTION]
-    measured_runs = [row for row in rows if row.metric in ("seconds", *COSTS) and not row.method.startswith("ours, ")]
-    done = len({(row.task, row.method, row.seed) for row in measured_runs})
+    measured = [row for row in rows if row.metric in ("seconds", *COSTS) and not row.method.startswith("ours, ")]
+    done = len({(row.task, row.method, row.seed) for row in measured})
     if done < planned:
         parts.append(
             f"**Not finished: {done} of {planned} runs are measured.** Methods without a line wait for theirs."
@@ -173,11 +173,11 @@ def write(
     parts += [TARGETS_TEXT, targets(tables), *curves(tables, pictures)]
     for table in tables:
         task = table.task
-        measured = CONDITIONAL if table.conditional else UNCONDITIONAL
+        columns = CONDITIONAL if table.conditional else UNCONDITIONAL
         table.methods = [m for m in table.methods if not m.startswith("ours, ")]  # they have a table of their own
-        methods = [m for m in table.methods if not m.startswith("codec of") or table.has_own_codec(m, measured)]
+        methods = [m for m in table.methods if not m.startswith("codec of") or table.has_own_codec(m, columns)]
         parts += [f"## {task}", load_summary(RECIPES / f"{task}.toml")]
-        parts += [table.markdown(measured, methods), table.markdown(COSTS, table.methods)]
+        parts += [table.markdown(columns, methods), table.markdown(COSTS, table.methods)]
         if any((m, "stretch") in table.values for m in table.methods):
             parts.append(table.markdown(LEARNING, [m for m in table.methods if (m, "stretch") in table.values]))
         made = gallery(examples[task], pictures, task) if examples.get(task) else None
@@ -186,9 +186,7 @@ def write(
         if samplers := sampler_table(table):
             members = " (seed 0; with conditions ensembles of 4, not 20)"
             parts += [f"By sampler and network calls (columns), the same network and noise{members}:", samplers]
-    hours = (
-        sum(row.value for row in rows if row.metric == "train_seconds" and not row.method.startswith("ours, ")) / 3600
-    )
+    hours = sum(row.value for row in measured if row.metric == "train_seconds") / 3600
     parts += [f"All trainings together took {hours:.1f} hours of one core. Measured on:", *(f"- {m}" for m in machines)]
     text = "\n\n".join(parts).replace("\n\n- ", "\n- ")
     (folder / "quality.md").write_text(text + "\n", encoding="utf-8")
@@ -208,20 +206,21 @@ run has one thread; two run at a time. What the columns mean is in [metrics.md](
 [simulate.md](simulate.md).
 
 Which tokens the denoiser has, the schedule and the steps (the recipes') were chosen on a part of the training samples
-(`--validate`), and so were the neural operator's options; where conditions enter, the optimiser and the weights of the
-loss were chosen earlier by scores on the test samples of burgers_2d. [choices.md](choices.md) has what was tried.
-Means over seeds, with 95 % intervals of the mean (Student's t) where there are several seeds; one seed decides
-nothing. Without conditions a number is the mean over five draws of as many samples as there are test samples (at most
-256). With conditions, errors, CRPS and the share in intervals are of ensembles of 20 for 16 test conditions, the same
-for all methods: the intervals over seeds do not hold what other test conditions would change. Methods whose tokens
-are no points of the field (average-pooled, global basis) get the initial state pooled or projected alike, so that it
-has its place. *Stretch* is how much farther apart nearest neighbours are as numbers than as fields (1: as near as
-they were; median and 95 % quantile), *overlap* the median over samples of the smallest cosine to the anchors,
-*overlap and error* the rank correlation of the two over test samples: below zero where small overlaps go with large
-errors. *Held-out loss* is on test samples, in each method's own numbers, and so compares only methods with the same
-numbers. *Nearest tr.* searches as many training samples as there are test samples. *Training samples* against test
-samples is what a perfect model reaches; *codec of* a method is what writing samples as its numbers costs alone: the
-test samples with conditions and for spectra, else the training samples, so written, against the test samples.
+(`--validate`), and so were the modes of moving_digits that are aligned and the neural operator's options; where
+conditions enter, the optimiser and the weights of the loss were chosen earlier by scores on the test samples of
+burgers_2d. [choices.md](choices.md) has what was tried. Means over seeds, with 95 % intervals of the mean (Student's t)
+where there are several seeds; one seed decides nothing. Without conditions a number is the mean over five draws of as
+many samples as there are test samples (at most 256). With conditions, errors, CRPS and the share in intervals are of
+ensembles of 20 for 16 test conditions, the same for all methods: the intervals over seeds do not hold what other test
+conditions would change. Methods whose tokens are no points of the field (average-pooled, global basis) get the initial
+state pooled or projected alike, so that it has its place. *Stretch* is how much farther apart nearest neighbours are as
+numbers than as fields (1: as near as they were; median and 95 % quantile), *overlap* the median over samples of the
+smallest cosine to the anchors, *overlap and error* the rank correlation of the two over test samples: below zero where
+small overlaps go with large errors. *Held-out loss* is on test samples, in each method's own numbers, and so compares
+only methods with the same numbers. *Nearest tr.* searches as many training samples as there are test samples. *Training
+samples* against test samples is what a perfect model reaches; *codec of* a method is what writing samples as its
+numbers costs alone: the test samples with conditions and for spectra, else the training samples, so written, against
+the test samples.
 
 `make quality-small` repeats one of these tasks, reaction_diffusion_1d, with all methods and one seed, data included."""
 
@@ -232,8 +231,8 @@ Ours beside what it is measured against, by CRPS where there are conditions and 
 unless another metric is named; *told apart* is the distance from one half. Targets that the means miss are in bold;
 those that the means meet where the intervals do not decide are in italics. *Apart*: by more than both intervals of the
 mean together; *within intervals*: by less. A method with one seed counts with no interval, so *apart* says less there.
-*Baselines* are all other methods but the random anchor, which is a variant of ours. [choices.md](choices.md) says what
-limits targets that are missed."""
+*Baselines* are all other methods, references such as persistence aside, but the random anchor, which is a variant of
+ours. [choices.md](choices.md) says what limits targets that are missed."""
 
 
 def load_summary(path: Path) -> str:
@@ -328,9 +327,9 @@ def _few_calls(table: Table) -> str:
 
 def _below_baselines(table: Table) -> str:
     """Of how many baselines the CRPS is above that of ours, in bold where it is not of all."""
-    others = {m: table.mean(m, "crps") for m in _methods_of(table) if m not in ("ours", "random anchor")}
     if not table.conditional:
         return "—"
+    others = {m: table.mean(m, "crps") for m in _methods_of(table) if m not in ("ours", "random anchor")}
     if not others or math.isnan(ours := table.mean("ours", "crps")):
         return ""
     above = sum(crps > ours for crps in others.values())

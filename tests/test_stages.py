@@ -461,4 +461,4 @@ def test_logged_progress_takes_no_rate_from_first_answers_that_come_together(
     for seconds, done in ((15, 4), (15.5, 8), (35, 12)):
         now[0] = seconds
         shown(done, 48, 0)
-    assert [record.message for record in caplog.records] == ["simulate: 12/48, 0.45 a second, 80 s to go"]
+    assert [record.message for record in caplog.records] == ["simulate: 12/48, 0.4 a second, 90 s to go"]

@@ -151,7 +151,7 @@ class LoggedProgress:
         """Log where ten seconds have passed."""
         now = time.monotonic()
         if self.there is None or done < self.last:  # the next pass over the samples counts from the beginning
-            self.there, self.started = max(0, done - 1), now
+            self.there, self.started = done, now
         self.last = done
         if now - max(self.shown, self.started) < 10 or done == self.there:  # workers' first answers come together
             return
