@@ -220,7 +220,7 @@ def test_rows_of_an_earlier_recipe_do_not_stay_beside_new_ones() -> None:
     earlier = [row("burgers_1d", "ours", 1.0), row("burgers_2d", "ours", 2.0), row("burgers_2d", "raw fields", 3.0)]
     found = [row("burgers_2d", "ours", 4.0)]
     then = {"burgers_1d": "a", "burgers_2d": "b"}
-    assert quality.merged(earlier, then, found, then) == [earlier[0], earlier[2], *found]
+    assert quality.merged(earlier, then, found, then) == [earlier[2], *found, earlier[0]]  # leading tasks first
     assert quality.merged(earlier, then, found, then | {"burgers_1d": "c"}) == [earlier[2], *found]
 
 
