@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def test_without_a_head_nothing_is_made_in_its_place(place: Path) -> None:
                 opens(place)
         head.write_bytes(kept)
     assert problems(place) == []
+
+
+def test_a_repository_that_is_being_made_is_waited_for(place: Path) -> None:
+    head = place / "refs/branch.main/ref.json"
+    head.rename(head.with_suffix(".later"))  # Icechunk writes it last
+    maker = threading.Timer(0.3, head.with_suffix(".later").rename, [head])
+    maker.start()
+    assert fresh(place).latest("v") is not None
+    maker.join()
 
 
 def test_damaged_settings_are_named_and_lost_ones_harm_nothing(place: Path) -> None:

@@ -435,30 +435,35 @@ def test_hooks_are_told_of_progress(tmp_path: Path) -> None:
     assert Hooks().restart is False
 
 
-def test_logged_progress_begins_anew_with_each_pass(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("seen", "total", "lines"),
+    [
+        pytest.param(
+            [(1, 50), (6, 100), (20, 0), (25, 1), (30, 20), (40, 40)],
+            100,
+            ["decompose: 20/100, 2 a second, 40 s to go", "decompose: 40/100, 2 a second, 30 s to go"],
+            id="begins anew with each pass",
+        ),
+        pytest.param(
+            [(15, 4), (15.5, 8), (35, 12)],
+            48,
+            ["decompose: 12/48, 0.4 a second, 90 s to go"],
+            id="takes no rate from first answers that come together",
+        ),
+    ],
+)
+def test_logged_progress(
+    seen: list[tuple[float, int]],
+    total: int,
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
     caplog.set_level(logging.INFO)
     shown = stages.LoggedProgress("decompose")
-    for seconds, done in ((1, 50), (6, 100), (20, 0), (25, 1), (30, 20), (40, 40)):
+    for seconds, done in seen:
         now[0] = seconds
-        shown(done, 100, 0)
-    assert [record.message for record in caplog.records] == [
-        "decompose: 20/100, 2 a second, 40 s to go",
-        "decompose: 40/100, 2 a second, 30 s to go",
-    ]
-
-
-def test_logged_progress_takes_no_rate_from_first_answers_that_come_together(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
-    caplog.set_level(logging.INFO)
-    shown = stages.LoggedProgress("simulate")
-    for seconds, done in ((15, 4), (15.5, 8), (35, 12)):
-        now[0] = seconds
-        shown(done, 48, 0)
-    assert [record.message for record in caplog.records] == ["simulate: 12/48, 0.4 a second, 90 s to go"]
+        shown(done, total, 0)
+    assert [record.message for record in caplog.records] == lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from diffats.storage import check_endpoint, explain, object_storage
 
 _FAILURES = (icechunk.IcechunkError, ConnectionError)
 _HEAD, _SETTINGS = "refs/branch.main/ref.json", "config.yaml"
+_MAKING_SECONDS = 2  # in which a new repository gets its head, which one that has lost it does not
 # Words of Icechunk's that tell which of a repository's own files is damaged.
 _DAMAGED = {"ref json": _HEAD, "config deserialization": _SETTINGS}
 _FIXES = {
@@ -102,13 +104,25 @@ def _open(location: str, _place: int) -> icechunk.Repository:
     try:
         check_endpoint(location)
         storage = storage_for(location)
-        if not icechunk.Repository.exists(storage):
+        if not icechunk.Repository.exists(storage) and not _is_being_made(location):
             _check_head(location)
             raise StoreNotFoundError(_MISSING.format(location))
         return icechunk.Repository.open(storage)
     except _FAILURES as error:
         _check_damage(location, str(error))
         raise StoreError(f"store {location}: cannot be opened {explain(error)}") from error
+
+
+def _is_being_made(location: str) -> bool:
+    """Whether another process makes the repository just now: its head, which Icechunk writes last, appears."""
+    path = local_path(location)
+    if path is None or not any(path.glob("snapshots/*")):
+        return False
+    for _ in range(_MAKING_SECONDS * 20):
+        if (path / _HEAD).exists():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _check_head(location: str) -> None:
