@@ -677,7 +677,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     "string_type": "text in quotes",
-    "list_type": "a list in brackets",
+    "list_type": "a list in brackets, texts in quotes",
     "too_short": "at least one entry",
     "string_too_long": "a shorter text",
     **dict.fromkeys(_SECTION_ERRORS, "a table of keys, { mode = value }"),

@@ -439,7 +439,7 @@ ROWS["Overrides (`--set`)"] = (
         '"train.steps": expected a number less than or equal to 2147483647, got 10000000000000',
     ),
     set_on("a share above one", "data.split.test=2", '"data.split.test": expected a number less than 1, got 2'),
-    set_on("unclosed", "data.modes=[", '"data.modes": expected a list in brackets, got "["'),
+    set_on("unclosed", "data.modes=[", '"data.modes": expected a list in brackets, texts in quotes, got "["'),
     set_on("an unknown key", "train.stepps=3", 'unknown key "train.stepps". The nearest known key is "train.steps".'),
     set_on("an unknown section", "ranks.x=3", 'unknown key "ranks". The nearest known key is "decompose.ranks".'),
     set_on("a byte that is no text", "data.source=\udcff.nc", "a text in it is not UTF-8"),

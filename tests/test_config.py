@@ -151,7 +151,11 @@ def test_an_unknown_key_names_the_nearest(recipe: dict[str, Any], near: tuple[st
             '"train.lr": expected a number greater than 0, got -1 (default 0.01).',
         ),
         (tree(train=3), '"train" is a section, got 3. Put keys below [train], or set one with train.KEY = VALUE.'),
-        (data(modes="y"), '"data.modes": expected a list in brackets, got "y" (the sample\'s dims, in tensor order).'),
+        (
+            data(modes="y"),
+            '"data.modes": expected a list in brackets, texts in quotes, got "y" '
+            "(the sample's dims, in tensor order).",
+        ),
         (data(modes=[]), '"data.modes": expected at least one entry, got [] (the sample\'s dims, in tensor order).'),
         (
             data(center="points"),
