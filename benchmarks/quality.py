@@ -718,12 +718,24 @@ def merged(
     found: Sequence[quality_report.Row],
     settings: Mapping[str, str],
 ) -> list[quality_report.Row]:
-    """Rows found here, after earlier ones of other runs that were measured in the same way; leading tasks first."""
+    """Rows found here, and earlier ones of other runs that were measured in the same way, each once.
+
+    Leading tasks first, and methods as they are planned.
+    """
     measured = {(row.task, row.method, row.seed) for row in found}
     kept = [row for row in earlier if earlier_settings.get(row.task) == settings[row.task]]
     together = [row for row in kept if (row.task, row.method, row.seed) not in measured] + list(found)
     order = sorted(settings, key=lambda task: task not in LEAD)
-    return sorted(together, key=lambda row: order.index(row.task))
+    return sorted(dict.fromkeys(together), key=lambda row: (order.index(row.task), _place_of(row.method)))
+
+
+def _place_of(method: str) -> tuple[int, bool]:
+    """Of a method among others, before what was measured with it: its codec, or references; other samplers last."""
+    if method.startswith("ours, "):
+        return len(METHODS) + SAMPLERS.index(method.split()[1]), False
+    planned = method.removeprefix("codec of ")
+    planned = planned if planned in METHODS else "ours"
+    return METHODS.index(planned), method != planned
 
 
 def write_results() -> None:

@@ -187,7 +187,7 @@ def write(
             members = " (seed 0; with conditions ensembles of 4, not 20)"
             parts += [f"By sampler and network calls (columns), the same network and noise{members}:", samplers]
     hours = sum(row.value for row in measured if row.metric == "train_seconds") / 3600
-    parts += [f"All trainings together took {hours:.1f} hours of one core. Measured on:", *(f"- {m}" for m in machines)]
+    parts += [MACHINES_TEXT.format(hours=hours), *(f"- {m}" for m in machines)]
     text = "\n\n".join(parts).replace("\n\n- ", "\n- ")
     (folder / "quality.md").write_text(text + "\n", encoding="utf-8")
 
@@ -206,11 +206,12 @@ run has one thread; two run at a time. What the columns mean is in [metrics.md](
 [simulate.md](simulate.md).
 
 Which tokens the denoiser has, the schedule and the steps (the recipes') were chosen on a part of the training samples
-(`--validate`), and so were the modes of moving_digits that are aligned and the neural operator's options; where
-conditions enter, the optimiser and the weights of the loss were chosen earlier by scores on the test samples of
-burgers_2d. [choices.md](choices.md) has what was tried. Means over seeds, with 95 % intervals of the mean (Student's t)
-where there are several seeds; one seed decides nothing. Without conditions a number is the mean over five draws of as
-many samples as there are test samples (at most 256). With conditions, errors, CRPS and the share in intervals are of
+(`--validate`), and so were the modes of moving_digits that are aligned, the mean as anchor of burgers_2d and karman
+(the other tasks have the medoid) and the neural operator's options; where conditions enter, the optimiser and the
+weights of the loss were chosen earlier by scores on the test samples of burgers_2d. [choices.md](choices.md) has what
+was tried. Means over seeds, with 95 % intervals of the mean (Student's t) where there are several seeds; one seed
+decides nothing. Without conditions a number is the mean over five draws of as many samples as there are test samples
+(at most 256). With conditions, errors, CRPS and the share in intervals are of
 ensembles of 20 for 16 test conditions, the same for all methods: the intervals over seeds do not hold what other test
 conditions would change. Methods whose tokens are no points of the field (average-pooled, global basis) get the initial
 state pooled or projected alike, so that it has its place. *Stretch* is how much farther apart nearest neighbours are as
@@ -222,7 +223,13 @@ samples* against test samples is what a perfect model reaches; *codec of* a meth
 numbers costs alone: the test samples with conditions and for spectra, else the training samples, so written, against
 the test samples.
 
-`make quality-small` repeats one of these tasks, reaction_diffusion_1d, with all methods and one seed, data included."""
+`make quality-small` repeats one of these tasks, reaction_diffusion_1d, with all methods and one seed, data included; it
+took 27 minutes on the first of the machines named below, beside other work."""
+
+
+MACHINES_TEXT = """All trainings together took {hours:.1f} hours of one core. Seconds of one machine are not those of
+another, and a task's methods were not all measured on the same one; the neural operator was trained as long as ours, on
+the machine that ours was trained on. Measured on:"""
 
 
 TARGETS_TEXT = """## Targets

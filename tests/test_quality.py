@@ -220,8 +220,14 @@ def test_rows_of_an_earlier_recipe_do_not_stay_beside_new_ones() -> None:
     earlier = [row("burgers_1d", "ours", 1.0), row("burgers_2d", "ours", 2.0), row("burgers_2d", "raw fields", 3.0)]
     found = [row("burgers_2d", "ours", 4.0)]
     then = {"burgers_1d": "a", "burgers_2d": "b"}
-    assert quality.merged(earlier, then, found, then) == [earlier[2], *found, earlier[0]]  # leading tasks first
-    assert quality.merged(earlier, then, found, then | {"burgers_1d": "c"}) == [earlier[2], *found]
+    assert quality.merged(earlier, then, found, then) == [*found, earlier[2], earlier[0]]  # leading tasks first
+    assert quality.merged(earlier, then, found, then | {"burgers_1d": "c"}) == [*found, earlier[2]]
+
+    names = ["ours", "training mean", "codec of ours", "raw fields", "codec of raw fields", "gaussian of fields"]
+    names += ["ours, ddpm at 10", "ours, dpm++ at 5"]
+    found = [row("burgers_2d", name, 1.0) for name in names]
+    assert quality.merged(found[4:], then, found[:4], then) == found  # as planned
+    assert quality.merged([], then, found * 2, then) == found  # references are in every run's rows
 
 
 def test_a_changed_recipe_is_measured_anew() -> None:
