@@ -724,9 +724,10 @@ def merged(
     """
     measured = {(row.task, row.method, row.seed) for row in found}
     kept = [row for row in earlier if earlier_settings.get(row.task) == settings[row.task]]
-    together = [row for row in kept if (row.task, row.method, row.seed) not in measured] + list(found)
+    every = [row for row in kept if (row.task, row.method, row.seed) not in measured] + list(found)
+    together = {(row.task, row.method, row.seed, row.metric): row for row in every}.values()
     order = sorted(settings, key=lambda task: task not in LEAD)
-    return sorted(dict.fromkeys(together), key=lambda row: (order.index(row.task), _place_of(row.method)))
+    return sorted(together, key=lambda row: (order.index(row.task), _place_of(row.method)))
 
 
 def _place_of(method: str) -> tuple[int, bool]:

@@ -180,8 +180,10 @@ def write(
         parts += [table.markdown(columns, methods), table.markdown(COSTS, table.methods)]
         if any((m, "stretch") in table.values for m in table.methods):
             parts.append(table.markdown(LEARNING, [m for m in table.methods if (m, "stretch") in table.values]))
-        made = gallery(examples[task], pictures, task) if examples.get(task) else None
-        for picture in [made] if made else sorted(pictures.glob(f"{task}.*")):  # of what was measured elsewhere
+        drawn = sorted(pictures.glob(f"{task}.*"))  # of what was measured elsewhere
+        if examples.get(task) and (not drawn or _is_whole(examples[task], table)):
+            drawn = [gallery(examples[task], pictures, task)]
+        for picture in drawn:
             parts.append(f"![Real samples above, generated ones below, of {task}](quality/{picture.name})")
         if samplers := sampler_table(table):
             members = " (seed 0; with conditions ensembles of 4, not 20)"
@@ -415,6 +417,11 @@ def curves(tables: Sequence[Table], pictures: Path) -> list[str]:
         quality_curves.calls(sampled).savefig(pictures / "calls.png", dpi=90)
         parts += [CALLS_TEXT, "![Error against network calls, by task](quality/calls.png)"]
     return parts
+
+
+def _is_whole(examples: Mapping[str, Path], table: Table) -> bool:
+    """Whether there are samples of every method that was measured: a picture of fewer would say less."""
+    return all(method in examples for method in table.methods if (method, "seconds") in table.values)
 
 
 def gallery(examples: Mapping[str, Path], folder: Path, task: str) -> Path:

@@ -346,6 +346,18 @@ def test_the_page_counts_runs_not_samplers_and_links_pictures_that_are_there(tmp
     assert "Not finished" not in (tmp_path / "quality.md").read_text()
 
 
+def test_a_part_of_the_methods_does_not_replace_the_picture_of_all(tmp_path: Path) -> None:
+    measured = rows("burgers_1d", {(method, "seconds"): (9.0,) for method in ("ours", "raw fields")})
+    np.savez(tmp_path / "e.npz", generated=np.zeros((2, 3, 4)), test=np.ones((2, 3, 4)))
+    ours, raw = {"ours": tmp_path / "e.npz"}, {"raw fields": tmp_path / "e.npz"}
+    heights = []
+    for examples in (ours, ours | raw, ours):
+        quality_report.write(measured, ["a machine"], tmp_path, {"burgers_1d": examples}, planned=1)
+        with Image.open(tmp_path / "quality" / "burgers_1d.png") as image:
+            heights.append(image.height)
+    assert heights[0] < heights[1] == heights[2]
+
+
 def test_curves_show_every_method_and_sampler_that_was_measured(tmp_path: Path) -> None:
     given = {
         ("ours", "energy_distance"): (0.1, 0.3),
