@@ -49,8 +49,8 @@ class ReportContent:
     errors
         ``anomaly`` and ``relative``, each {``mean``, ``median``, ``max``}; ``over`` (text: which samples).
     alignment
-        ``strategy``, ``sample`` (the anchor's number), ``overlap_sigma_min`` {mode: {``min``, ``median``}},
-        ``low_share`` (of samples whose overlap is below ``min_overlap`` in some mode).
+        ``strategy``, ``sample`` (the anchor's number; None of a mean), ``overlap_sigma_min`` {mode: {``min``,
+        ``median``}}, ``low_share`` (of samples whose overlap is below ``min_overlap`` in some mode).
     drift
         For each growth of the data: ``first`` and ``stop`` (sample numbers), ``samples`` (count), ``reference`` (text:
         what they are compared with), ``statistics`` {name: as of `drift.compare`}, ``alarms`` (names).

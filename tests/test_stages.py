@@ -19,6 +19,7 @@ from diffats.config import Recipe
 from diffats.errors import InputError, RankError, RootMismatchError, SourceError, StoreNotFoundError, TooManyFailedError
 from diffats.primitives import Layout
 from diffats.stages import Workspace, align, decompose, evaluate, fit_normalisation, generate, select_anchor, train
+from diffats.stages.report import anchor_samples
 from diffats.stages.workspace import Hooks
 from diffats.store import STATUS, Version
 
@@ -337,9 +338,12 @@ def test_other_anchors(copied: Recipe, strategy: str) -> None:
     recipe = changed(copied, anchor={"strategy": strategy, "index": 4 if strategy == "index" else None})
     results = run(recipe, ["select_anchor", "align"])
     chosen = results["select_anchor"].facts["chosen"]
+    shown = anchor_samples(version(recipe, "anchor").attrs["chosen"])  # on the report
     if strategy == "mean":
         assert chosen == {"y": -1, "x": -1}
+        assert shown is None
     else:
+        assert shown == f"y: {chosen['y']}, x: {chosen['x']}"
         side = version(recipe, "tucker").dataset()["split"].values
         assert side[chosen["y"]] == "train"
         assert chosen["y"] == chosen["x"]

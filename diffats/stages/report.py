@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -118,7 +118,7 @@ def gather(
         errors=error_facts(tucker),
         alignment={
             "strategy": anchor.attrs["strategy"],
-            "sample": ", ".join(f"{mode}: {', '.join(map(str, i))}" for mode, i in anchor.attrs["chosen"].items()),
+            "sample": anchor_samples(anchor.attrs["chosen"]),
             "overlap_sigma_min": align.overlap_quantiles(primitives.dataset()),
             "low_share": align.low_overlap_share(work, primitives.dataset()),
             "min_overlap": work.recipe.align.min_overlap,
@@ -270,6 +270,13 @@ def newest_drift(work: Workspace) -> tuple[list[dict[str, Any]], dict[str, bytes
         return [], {}
     drifted = work.find("drift", drift.drift_fingerprint(primitives, normalisation))
     return ([], {}) if drifted is None else (drift.entries(work, drifted), drift_picture(drifted))
+
+
+def anchor_samples(chosen: Mapping[str, Sequence[int]]) -> str | None:
+    """Numbers of the samples that each mode is aligned to; None where the anchor is no sample's."""
+    if any(pick < 0 for picks in chosen.values() for pick in picks):
+        return None
+    return ", ".join(f"{mode}: {', '.join(map(str, picks))}" for mode, picks in chosen.items())
 
 
 def medoid_picture(work: Workspace, anchor: Version, painter: plots.Painter) -> dict[str, bytes]:
