@@ -338,7 +338,9 @@ class Train(Section):
     weighting: Literal["field", "stream"] = Field(
         "field", description="loss: the field's error to first order, or the mean over streams of each one's error"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: what is faster here for this network; bfloat16 only where the device has it"
+    )
     checkpoint_every: Count = Field(250, ge=1, description="steps between checkpoints")
     log_every: Count = Field(25, ge=1, description="steps between logged metrics")
 
@@ -383,6 +385,9 @@ class Compute(Section):
     memory: str = Field("4GiB", description="per worker")
     shard_samples: Count | None = Field(None, ge=1, description="samples per shard; from the sample's size if left out")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        "auto", description="of the CPU, for training; auto: what is faster for this network now"
+    )
 
     @field_validator("memory")
     @classmethod

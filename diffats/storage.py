@@ -11,6 +11,7 @@ import re
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -151,6 +152,15 @@ def _cause(text: str) -> str:
     if "service error" in text:  # a request whose answers have no body
         return "access refused"
     return lines[0].strip() if lines else ""
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` make a file that takes the place of ``path`` whole, or not at all, also after a loss of power."""
+    scratch = path.with_name(f".{path.name}.partial")
+    write(scratch)
+    sync_to_disk(scratch)
+    scratch.replace(path)
+    sync_to_disk(path.parent)
 
 
 def sync_to_disk(path: Path) -> None:

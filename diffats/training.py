@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
+import functools
 import hashlib
 import json
 import logging
@@ -22,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,17 +39,20 @@ from diffats.diffusion import Diffusion, Draw, element_weights, random_source
 from diffats.errors import InputError, Terminated, TrainingDivergedError
 from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser, resolve_device
+from diffats.muon import Muon, orthogonalise
+from diffats.pace import Pace, Precision, precisions
 from diffats.primitives import field_sensitivity
-from diffats.storage import sync_to_disk
+from diffats.storage import replace_file, sync_to_disk
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
+PACE = "pace.json"
 KEPT_CHECKPOINTS = 2
 SENSITIVITY_SAMPLES = 256
 HELDOUT_SAMPLES = 64
-_INITIAL, _STEP, _HELDOUT = 3, 4, 5  # keep the random numbers of these uses of one seed apart
+_INITIAL, _STEP, _HELDOUT, _TRIAL = 3, 4, 5, 6  # keep the random numbers of these uses of one seed apart
 
 Tensors = dict[str, Tensor]
 Log = Callable[[dict[str, float], int], None]
@@ -193,14 +198,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    scratch = path.with_name(f".{path.name}.partial")
-    write(scratch)
-    sync_to_disk(scratch)
-    scratch.replace(path)
-    sync_to_disk(path.parent)
-
-
 def _save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     try:
         save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, path, metadata=metadata)
@@ -209,11 +206,7 @@ def _save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
 
 
 def make_optimizers(model: nn.Module, train: config.Train) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the others.
-
-    Muon: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), its steps scaled to the
-    size of AdamW's (J. Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982), so that both share a rate.
-    """
+    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the others, at the same rate."""
     lr, decay = train.lr, train.weight_decay
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
     if train.optimizer == "adamw":
@@ -222,7 +215,7 @@ def make_optimizers(model: nn.Module, train: config.Train) -> list[torch.optim.O
     others = [p for p in model.parameters() if p not in hidden]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, weight_decay=decay, fused=True)]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=decay))
     return optimizers
 
 
@@ -268,7 +261,7 @@ def read_history(directory: Path) -> list[dict[str, float]]:
 
 def _write_history(directory: Path, rows: list[dict[str, float]]) -> None:
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    _replace(directory / HISTORY, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(directory / HISTORY, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # The training itself
@@ -346,11 +339,10 @@ def _settings(data: PrimitiveSet, recipe: config.Recipe) -> dict[str, Any]:
     }
 
 
-def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    wanted = precision == "bfloat16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+def _autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def _leave_group() -> None:
@@ -371,9 +363,10 @@ class _Training:
         log: Log,
         progress: Callable[[int, int], None] | None,
         device: str,
+        threads: int | Literal["auto"],
     ) -> None:
         self.data, self.recipe, self.train, self.directory = data, recipe, recipe.train, directory
-        self.log, self.progress = log, progress
+        self.log, self.progress, self.threads = log, progress, threads
         # Accelerate's device is that of the whole process; alone, the recipe decides. Without an accelerator it does
         # not see that a launcher started several processes, unless it is told to use the CPU.
         wanted = resolve_device(device)
@@ -390,6 +383,7 @@ class _Training:
         self._build()
         self.step, self.seconds = 0, 0.0
         self.heldout_loss = math.nan
+        self.pace: Pace | None = None
         self.history: list[dict[str, float]] = []
         self.settings = _settings(data, recipe)
         self._heldout: tuple[Tensor, Tensors, Draw] | None = None
@@ -448,6 +442,42 @@ class _Training:
                     "Only train.steps may change: undo the change, or train in an empty directory."
                 )
 
+    # how steps run
+
+    def _set_pace(self) -> Pace:
+        device, precision = self.device.type, self.train.precision
+        if self.accelerator.num_processes == 1:
+            kept = self.directory / PACE
+            return Pace(self._trial, device=device, precision=precision, threads=self.threads, kept=kept)
+        # Processes must agree without a trial, and their launcher gives each its threads.
+        agreed = "float32" if precision == "auto" and device == "cpu" else precisions(precision, device)[0]
+        return Pace(self._trial, device=device, precision=agreed, threads=torch.get_num_threads())
+
+    def _trial(self, precision: Precision) -> list[Tensor]:
+        """What a step does, to a network of the same shapes none of whose weights is zero, as many are at the start."""
+        (z, cond, draw), network = self._example
+        with _autocast(precision, self.device):
+            loss = self.diffusion.loss(network, z, cond, self.element_weights, draw)
+        loss.backward()
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        network.zero_grad(set_to_none=True)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        directions = orthogonalise([x for x in gradients if x.ndim == 2]) if self.train.optimizer == "muon" else []
+        return [loss.detach(), norm, *gradients, *directions]
+
+    @functools.cached_property
+    def _example(self) -> tuple[tuple[Tensor, Tensors, Draw], nn.Module]:
+        network = copy.deepcopy(self.denoiser)
+        source = random_source(self.recipe.seed, _TRIAL)
+        for p in network.parameters():
+            p.data.add_(torch.randn(p.shape, generator=source).to(p.device), alpha=0.02)
+        return self._read(self.step), network
+
+    @property
+    def _precision(self) -> Precision:
+        assert self.pace is not None
+        return self.pace.way.precision
+
     # one step
 
     def _read(self, step: int) -> tuple[Tensor, Tensors, Draw]:
@@ -479,7 +509,7 @@ class _Training:
 
     def _update(self, batch: tuple[Tensor, Tensors, Draw]) -> None:
         z, cond, draw = batch
-        with _autocast(self.train.precision, self.device):
+        with _autocast(self._precision, self.device):
             loss = self.diffusion.loss(self.network, z, cond, self.element_weights, draw)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(list(self.denoiser.parameters()), self.train.clip)
@@ -542,7 +572,7 @@ class _Training:
             draw = self.diffusion.draw(HELDOUT_SAMPLES, self.data.numbers, generator=generator)
             self._heldout = self._tensors(*self.data.read(self.data.test[spread]), draw)
         z, cond, draw = self._heldout
-        with _autocast(self.train.precision, self.device):
+        with _autocast(self._precision, self.device):
             return float(self.diffusion.loss(self.ema.module, z, cond, self.element_weights, draw))
 
     def _save(self, seconds: float) -> None:
@@ -566,11 +596,13 @@ class _Training:
         if self.accelerator.is_main_process:
             _write_history(self.directory, self.history)  # without rows after the checkpoint
         started = time.perf_counter() - self.seconds
-        self._start_window()
         self.network.train()
-        with _stop_request() as stop, contextlib.closing(self._batches()) as batches:
+        self.pace = self._set_pace()
+        self._start_window()
+        with _stop_request() as stop, contextlib.closing(self._batches()) as batches, self.pace:
             for batch in batches:
                 self._update(batch)
+                self.pace.review()
                 last = self.step == self.train.steps
                 stopping = self._agree(stop.number is not None)
                 report = last or self.step % self.train.log_every == 0
@@ -598,7 +630,7 @@ class _Training:
         weights = self.directory / WEIGHTS
         if self.accelerator.is_main_process:
             tensors, metadata = self.ema.module.state_dict(), {"step": str(self.step)}
-            _replace(weights, lambda path: _save_tensors(path, tensors, metadata))
+            replace_file(weights, lambda path: _save_tensors(path, tensors, metadata))
         self.accelerator.wait_for_everyone()
         return TrainResult(weights, self.step, self.seconds, self.heldout_loss, self.history)
 
@@ -611,6 +643,7 @@ def train(
     log: Log = lambda metrics, step: None,
     progress: Callable[[int, int], None] | None = None,
     device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
 ) -> TrainResult:
     """Train a denoiser on primitives, continuing what ``directory`` holds.
 
@@ -632,6 +665,8 @@ def train(
         Called with steps done and steps in all, after each step.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; which of several accelerators a process has, accelerate says.
+    threads
+        Of the CPU, for the network's operations; ``"auto"`` tries what is fastest now, see `diffats.pace`.
 
     Raises
     ------
@@ -644,7 +679,7 @@ def train(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    training = _Training(data, recipe, directory, log=log, progress=progress, device=device)
+    training = _Training(data, recipe, directory, log=log, progress=progress, device=device, threads=threads)
     training.restore()
     training.run()
     return training.result()

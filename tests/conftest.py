@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update(flows.SETTINGS)
 os.environ["MPLBACKEND"] = "Agg"
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[name] = "2"
+    os.environ[name] = "1"  # tests share cores, and threads of one operation would wait for each other
 for name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
     os.environ.pop(name, None)
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="diffats-prefect-")

@@ -147,6 +147,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         log=hooks.log,
         progress=lambda step, steps: hooks.progress(step, steps, 0),
         device=work.recipe.compute.device,
+        threads=work.recipe.compute.threads,
     )
     if not processes.is_main():  # the main process saves the bundle
         return StageResult("train", identity, "", str(path), seconds=time.monotonic() - started)
