@@ -498,8 +498,8 @@ def times(work: Workspace, ranks: Mapping[str, int]) -> dict[str, Any]:
     -------
     dict
         ``device``; ``train_steps``, of which ``train_done`` are done, ``seconds_per_step`` and ``train_seconds`` for
-        those that are left; ``generate_samples`` and ``generate_seconds`` for all of them. Empty, with a warning, where
-        the device is another machine's.
+        those that are left; ``generate_samples`` and ``generate_seconds`` for the network's calls of all of them.
+        Empty, with a warning, where the device is another machine's.
     """
     from diffats import timing
 
