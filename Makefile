@@ -27,6 +27,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP)  ## run the main job on real data; run it again to see what is there (options: ARGS="--set train.steps=500")
+	@echo "The demo takes about three minutes on two cores; run again, it says what is there" >&2
 	@$(BIN)/python -m flows.end_to_end $(RECIPE) $(ARGS)
 
 test: lint types  ## fast tests, doctests, linters and types

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -26,15 +26,17 @@ from typer.core import TyperGroup
 
 from diffats.config import Recipe, load_recipe, portable
 from diffats.errors import DiffatsError, Terminated, redact
+from diffats.progress import LoggedProgress, ProgressLine
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
     from diffats.stages import StageResult
     from diffats.stages.versions import Compared
 
 # OpenMP threads that wait by spinning slow training tenfold where another process wants a core. Read by torch's import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-Progress = Callable[[int, int, int], None]
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -142,8 +144,21 @@ def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult | None:
         return stages.run(stage, recipe, parent_run=parent, restart=restart, progress=progress)
 
 
+class _BarLine(ProgressLine):
+    """The line beside a bar of rich, which shows its text anew ten times a second."""
+
+    def __init__(self, stage: str, bar: RichProgress) -> None:
+        super().__init__(stage)
+        self.bar, self.task = bar, bar.add_task(stage, total=None, line=self)
+
+    def __call__(self, done: int, total: int, failed: int) -> None:
+        """Move the bar."""
+        super().__call__(done, total, failed)
+        self.bar.update(self.task, completed=done, total=total)
+
+
 @contextmanager
-def progress_bar(stage: str) -> Iterator[Progress | None]:
+def progress_bar(stage: str) -> Iterator[ProgressLine | None]:
     """One bar in a terminal; None, and so log lines, elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -152,23 +167,11 @@ def progress_bar(stage: str) -> Iterator[Progress | None]:
 
     columns = (
         progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[rate]}/s"),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("to go"),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[failed]} failed"),
+        progress.BarColumn(bar_width=None),  # what the line leaves
+        progress.TextColumn("{task.fields[line]}"),
     )
     with progress.Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task(stage, total=None, rate="-", failed=0)
-
-        def update(done: int, total: int, failed: int) -> None:
-            speed = bar.tasks[0].speed
-            rate = "-" if not speed else f"{speed:.3g}"
-            bar.update(task, completed=done, total=total, failed=failed, rate=rate)
-
-        yield update
+        yield _BarLine(stage, bar)
 
 
 @app.command()
@@ -177,7 +180,6 @@ def simulate(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = Fa
     from dataclasses import asdict
 
     from diffats.simulate import simulate as make
-    from diffats.stages import LoggedProgress
 
     with progress_bar("simulate") as progress:
         made = make(
@@ -195,7 +197,9 @@ def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
     as_json: Json = False,
-    pilot: Annotated[bool, typer.Option("--pilot", help="also read up to 256 samples: error against ranks")] = False,
+    pilot: Annotated[
+        bool, typer.Option("--pilot", help="also read up to 256 samples: error against ranks; time a few steps")
+    ] = False,
 ) -> None:
     """Say what would be done; refuse what cannot work."""
     from diffats.stages import Workspace
@@ -205,6 +209,7 @@ def plan(
     made = planning.plan(work)
     if pilot:
         made["pilot"] = planning.pilot(work)
+        made["times"] = planning.times(work, made["pilot"][0]["ranks"])
     if as_json:
         _print_json(made)
     else:
@@ -434,7 +439,7 @@ def verify(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = Fals
     if not stores:
         raise StoreNotFoundError(f"{work.root}: there is no store to verify. Run `diffats decompose {recipe}` first.")
     problems = [str(problem) for store in stores for problem in store.verify()]
-    with progress_bar("verify, samples of the source") as progress:
+    with progress_bar("verify, source") as progress:
         problems += files.problems(work, progress=progress)
     if as_json:
         _print_json({"problems": problems})
@@ -483,7 +488,7 @@ def config(
 
 
 def _show_plan(made: dict[str, Any]) -> None:
-    from diffats.stages.plan import size
+    from diffats.stages.plan import duration, size
 
     sizes = ", ".join(f"{mode} {n}" for mode, n in made["sizes"].items())
     split = f"{made['train']} train, {made['test']} test, {made['dropped']} dropped at the split"
@@ -505,12 +510,27 @@ def _show_plan(made: dict[str, Any]) -> None:
     lines += [
         f"bytes        in {size(made['bytes_in'])}{out}",
         f"shards       {made['shards']} of {made['shard_samples']} samples, about {peak} at most in a worker",
-        f"rough time   {max(1, made['rough_seconds']):.0f} s to encode; training as long as train.steps take",
+        f"rough time   {duration(made['rough_seconds'])} to encode"
+        + ("" if "pilot" in made else "; with --pilot also training and generation"),
+        *_times_lines(made.get("times")),
         "exists       " + ", ".join(f"{group}: {state}" for group, state in made["exists"].items()),
     ]
     typer.echo("\n".join(lines))
     if "pilot" in made:
         _show_pilot(made["pilot"])
+
+
+def _times_lines(times: dict[str, Any] | None) -> list[str]:
+    from diffats.stages.plan import duration
+
+    if not times:
+        return []
+    steps, done, each = times["train_steps"], times["train_done"], f"{times['seconds_per_step']:.2g} s a step"
+    counted = f"{steps - done} of {steps} steps left" if done else f"{steps} steps"
+    took = f"about {duration(times['train_seconds'])} on {times['device']} ({each})"
+    training = f"{counted}, {took}" if done < steps else f"all {steps} steps are done ({each})"
+    generation = f"{times['generate_samples']} samples, about {duration(times['generate_seconds'])}"
+    return [f"training     {training}", f"generation   {generation}"]
 
 
 def _show_pilot(rows: list[dict[str, Any]]) -> None:

@@ -685,6 +685,17 @@ def train(
     return training.result()
 
 
+def rehearse(data: PrimitiveSet, recipe: config.Recipe, *, device: str = "auto") -> Generator[nn.Module, None, None]:
+    """Do the steps of a training without writing anything; the averaged network after each, once it is done."""
+    training = _Training(data, recipe, Path(), log=lambda metrics, step: None, progress=None, device=device)
+    training.network.train()
+    with contextlib.closing(training._batches()) as batches:
+        for batch in batches:
+            training._update(batch)
+            training._sums.tolist()  # waits for the device
+            yield training.ema.module
+
+
 def _difference(before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,18 @@ import pytest
 import xarray as xr
 import zarr
 from tiny_recipe import waves, write_recipe
+from tiny_runs import CASES as OWN_DATA
+from tiny_runs import PRIMITIVES, calls
+from tiny_runs import run as run_stages
+from torch import nn
 from typer.testing import CliRunner, Result
 
+from diffats import timing, training
 from diffats.cli import app
-from diffats.config import load_recipe
+from diffats.config import Recipe, load_recipe
 from diffats.errors import InputError
+from diffats.loader import PrimitiveSet
+from diffats.models import Denoiser, resolve_device
 from diffats.primitives import Layout
 from diffats.schedule import usable_levels
 from diffats.sources.samples import Samples
@@ -106,7 +114,7 @@ def test_the_text_says_it_all(tmp_path: Path) -> None:
         "primitive    32 of 48 numbers: 1.5x",
         "bytes        in 4.5 KiB, out 6.0 KiB before compression by the store",
         "shards       1 of 24 samples, about 640.0 MiB at most in a worker",
-        "rough time   1 s to encode",
+        "rough time   1 s to encode; with --pilot also training and generation",
         "exists       tucker: to do, anchor: to do, primitives: to do, normalisation: to do, model: to do, samples: to",
     ):
         assert line in result.stdout
@@ -250,6 +258,70 @@ def test_the_pilot_serves_every_kind_of_recipe(tmp_path: Path, case: str) -> Non
     assert all(np.isfinite(row["anomaly_error"]) for row in rows)
     errors = [row["anomaly_error"] for row in rows[1:]]
     assert errors == sorted(errors, reverse=True)
+
+
+# --- how long the rest takes ------------------------------------------------------------------------------------
+
+
+def test_the_pilot_says_how_long_the_rest_takes(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    times = planned(recipe, "--pilot", overrides=("train.steps=2500",))["times"]
+    assert (times["train_steps"], times["train_done"], times["generate_samples"]) == (2500, 0, 6)
+    assert times["device"] == str(resolve_device())
+    assert times["train_seconds"] == pytest.approx(2500 * times["seconds_per_step"])
+    assert times["seconds_per_step"] > 0
+    assert times["generate_seconds"] > 0
+    assert not (tmp_path / "root").exists()
+    text = run("plan", recipe, "--pilot").stdout
+    assert re.search(r"^rough time   1 s to encode$", text, re.MULTILINE)
+    assert re.search(r"^training     4 steps, about 1 s on \S+ \(\d\S* s a step\)$", text, re.MULTILINE)
+    assert re.search(r"^generation   6 samples, about 1 s$", text, re.MULTILINE)
+
+
+def test_steps_that_are_done_are_not_told_again(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    for verb in ("decompose", "anchor", "align", "normalise", "train"):
+        assert run(verb, recipe).exit_code == 0
+    before = sorted((tmp_path / "root").rglob("*"))
+    more = planned(recipe, "--pilot", overrides=("train.steps=6",))["times"]
+    assert (more["train_steps"], more["train_done"]) == (6, 4)
+    assert more["train_seconds"] == pytest.approx(2 * more["seconds_per_step"])
+    assert (
+        "\ntraining     2 of 6 steps left, about "
+        in run("plan", recipe, "--pilot", overrides=("train.steps=6",)).stdout
+    )
+    assert "\ntraining     all 4 steps are done (" in run("plan", recipe, "--pilot").stdout
+    other = planned(recipe, "--pilot", overrides=("model.width=32",))["times"]
+    assert other["train_done"] == 0
+    assert sorted((tmp_path / "root").rglob("*")) == before
+
+
+def parameters(data: PrimitiveSet, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Shapes of a network's parameters; of a class's embedding without the number of classes."""
+    network = Denoiser(data.layout, data.conditions, recipe.model)
+    by_class = {id(x) for module in network.modules() if isinstance(module, nn.Embedding) for x in module.parameters()}
+    return {name: tuple(x.shape)[id(x) in by_class :] for name, x in network.named_parameters()}
+
+
+@pytest.mark.parametrize("case", OWN_DATA)
+def test_the_network_that_is_timed_is_the_one_that_is_trained(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = OWN_DATA[case](tmp_path).recipe
+    work = Workspace(recipe)
+    with calls(timing, "measure", monkeypatch) as timed:
+        planning.times(work, planning.pilot(work)[0]["ranks"])
+    with calls(training, "train", monkeypatch) as trained:
+        run_stages(recipe, (*PRIMITIVES, "train"))
+    assert parameters(timed[0][0], recipe) == parameters(trained[0][0], recipe)
+    assert timed[0][0].condition_names == trained[0][0].condition_names
+
+
+def test_a_device_of_another_machine_is_not_timed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    missing = next(name for name in ("cuda", "mps") if name != resolve_device().type)
+    work = Workspace(load_recipe(write_recipe(tmp_path), (f"compute.device={missing}",)))
+    assert planning.times(work, {"time": 3, "x": 3}) == {}
+    assert f'training and generation were not timed: device "{missing}" is not available here' in caplog.text
 
 
 # --- the smallest ranks, against all of them --------------------------------------------------------------------

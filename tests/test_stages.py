@@ -18,6 +18,7 @@ from diffats import bundle, sources, stages
 from diffats.config import Recipe
 from diffats.errors import InputError, RankError, RootMismatchError, SourceError, StoreNotFoundError, TooManyFailedError
 from diffats.primitives import Layout
+from diffats.progress import ProgressLine
 from diffats.stages import Workspace, align, decompose, evaluate, fit_normalisation, generate, select_anchor, train
 from diffats.stages.report import anchor_samples
 from diffats.stages.workspace import Hooks
@@ -439,35 +440,10 @@ def test_hooks_are_told_of_progress(tmp_path: Path) -> None:
     assert Hooks().restart is False
 
 
-@pytest.mark.parametrize(
-    ("seen", "total", "lines"),
-    [
-        pytest.param(
-            [(1, 50), (6, 100), (20, 0), (25, 1), (30, 20), (40, 40)],
-            100,
-            ["decompose: 20/100, 2 a second, 40 s to go", "decompose: 40/100, 2 a second, 30 s to go"],
-            id="begins anew with each pass",
-        ),
-        pytest.param(
-            [(15, 4), (15.5, 8), (35, 12)],
-            48,
-            ["decompose: 12/48, 0.4 a second, 90 s to go"],
-            id="takes no rate from first answers that come together",
-        ),
-    ],
-)
-def test_logged_progress(
-    seen: list[tuple[float, int]],
-    total: int,
-    lines: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
-    caplog.set_level(logging.INFO)
-    shown = stages.LoggedProgress("decompose")
-    for seconds, done in seen:
-        now[0] = seconds
-        shown(done, total, 0)
-    assert [record.message for record in caplog.records] == lines
+def test_a_training_tells_its_loss_beside_its_steps(copied: Recipe) -> None:
+    line = ProgressLine("train")
+    run(copied, ["train"], restart=True, progress=line)
+    losses = [row["loss"] for row in train.history(Workspace(copied), identity(copied))]
+    steps = copied.train.steps
+    assert f"step {steps} of {steps}, 0:" in str(line)
+    assert str(line).endswith(f"elapsed, 0:00 left, loss {losses[-1]:.3g}")

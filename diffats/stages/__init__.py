@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError, redact
+from diffats.progress import LoggedProgress, ProgressLine
 from diffats.stages import processes
 from diffats.stages.workspace import Hooks, Progress, StageResult, Workspace, find_store
 from diffats.store import Version, writer_lock
@@ -55,7 +56,6 @@ STAGES = (
     "report",
 )
 log = logging.getLogger("diffats.stages")  # one line for each finished stage
-progress_log = logging.getLogger("diffats.progress")
 
 
 def run(
@@ -77,7 +77,7 @@ def run(
     restart
         Make the result anew even where it is there.
     progress
-        Called with (done, total, failed); logged where left out.
+        Called with (done, total, failed), and a `ProgressLine` told the loss; logged where left out.
 
     Raises
     ------
@@ -93,10 +93,17 @@ def run(
         return _take_part(stage, module, work, restart)
     with writer_lock(work.root):
         records = _Records(work, stage, parent_run)
+        shown = progress or LoggedProgress(stage)
+
+        def log_metrics(metrics: dict[str, float], step: int) -> None:
+            records.log(metrics, step)
+            if isinstance(shown, ProgressLine):
+                shown.note(metrics)
+
         try:
             if stage == "train" and (restart or module.find_bundle(work) is None):
                 records.open()  # not in the middle of the training loop
-            hooks = Hooks(log=records.log, progress=progress or LoggedProgress(stage), restart=restart)
+            hooks = Hooks(log=log_metrics, progress=shown, restart=restart)
             arguments = (parent_run,) if stage == "register" else ()
             result: StageResult = module.run(work, hooks, *arguments)
             if not result.skipped:
@@ -136,29 +143,6 @@ def check(stage: str, recipe: Recipe) -> None:
         raise StoreNotFoundError(
             f"{work.root} holds nothing that {stage} could start from. Run `diffats decompose RECIPE.toml` first."
         )
-
-
-class LoggedProgress:
-    """Progress as log lines, at most one in ten seconds."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self.started = self.shown = time.monotonic()
-        self.there: int | None = None  # what an interrupted run had done is not this run's rate
-        self.last = 0
-
-    def __call__(self, done: int, total: int, failed: int) -> None:
-        """Log where ten seconds have passed."""
-        now = time.monotonic()
-        if self.there is None or done < self.last:  # the next pass over the samples counts from the beginning
-            self.there, self.started = done, now
-        self.last = done
-        if now - max(self.shown, self.started) < 10 or done == self.there:  # workers' first answers come together
-            return
-        self.shown = now
-        rate = (done - self.there) / (now - self.started)
-        text = f"{self.stage}: {done}/{total}, {rate:.4g} a second, {(total - done) / rate:.0f} s to go"
-        progress_log.info(text + (f", {failed} failed" if failed else ""))
 
 
 class _Records:

@@ -17,6 +17,7 @@ import xarray as xr
 from diffats import bundle
 from diffats.compute import open_cluster
 from diffats.errors import DiffatsError, IntegrityError, SourceError
+from diffats.progress import LoggedProgress
 from diffats.sources import DIGEST_BYTES
 from diffats.sources.parts import files_along
 from diffats.stages import decompose, growth
@@ -38,11 +39,10 @@ def problems(work: Workspace, *, progress: Progress | None = None) -> list[str]:
     progress
         Called with samples read, all samples, and those that are not what was encoded; logged where left out.
     """
-    from diffats.stages import LoggedProgress
     from diffats.training import damaged_checkpoints
 
     checkpoints = [text for path in sorted(work.root.glob("training/*")) for text in damaged_checkpoints(path)]
-    source = _source(work, progress or LoggedProgress("verify, samples of the source"))
+    source = _source(work, progress or LoggedProgress("verify, source"))
     return [*source, *checkpoints, *_bundles(work.root)]
 
 

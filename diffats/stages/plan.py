@@ -1,4 +1,7 @@
-"""The dry run: what a recipe would do, from metadata alone; with a pilot, error and numbers against ranks."""
+"""The dry run: what a recipe would do, from metadata alone.
+
+With a pilot also error and numbers against ranks, and how long training and generation will take.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import numpy.typing as npt
 from diffats.compute import open_cluster
 from diffats.errors import InputError, RootMismatchError
 from diffats.medoid import LARGEST_MODE
-from diffats.primitives import FieldScaling, Layout, Moments, decompose, find_ranks, relative_error
+from diffats.primitives import ConditionLayout, FieldScaling, Layout, Moments, decompose, find_ranks, relative_error
 from diffats.schedule import usable_levels
 from diffats.spectrum import flops, leading, transpose
 from diffats.stages import align, fit_normalisation, growth, select_anchor
@@ -42,6 +45,8 @@ _FLOPS_PER_SECOND = 2e10
 _PILOT_FLOPS = 2e10
 _PILOT_NUMBERS = 2**24  # decomposed at a time
 _CANDIDATES = 2**20
+# Classes of a label, which only all labels would tell; the time does not depend on their number.
+_LABELS = 16
 #: Errors for which the pilot looks for the smallest primitive.
 TARGETS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
@@ -476,6 +481,91 @@ def _row(name: str, layout: Layout, x: Array, scaling: FieldScaling, training_me
         "anomaly_error_max": float(anomaly.max()),
         "samples": len(x),
     }
+
+
+# --- how long the rest takes --------------------------------------------------------------------------------------
+
+
+def times(work: Workspace, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """How long training and generation will take on this machine, from a few steps of the recipe's network.
+
+    Parameters
+    ----------
+    ranks
+        By mode: those of the recipe's row of the pilot.
+
+    Returns
+    -------
+    dict
+        ``device``; ``train_steps``, of which ``train_done`` are done, ``seconds_per_step`` and ``train_seconds`` for
+        those that are left; ``generate_samples`` and ``generate_seconds`` for the network's calls of all of them.
+        Empty, with a warning, where the device is another machine's.
+    """
+    from diffats import timing
+
+    recipe = work.recipe
+    layout = Layout.from_recipe(recipe, work.samples.sizes, ranks)
+    dims = decompose_stage.condition_dims(work)
+    data = timing.random_primitives(layout, _condition_shapes(work, dims), recipe, dims)
+    try:
+        measured = timing.measure(data, recipe, device=recipe.compute.device)
+    except InputError as error:
+        log.warning("training and generation were not timed: %s", error)
+        return {}
+    steps, done = recipe.train.steps, _steps_done(work)
+    return {
+        "device": measured.device,
+        "train_steps": steps,
+        "train_done": done,
+        "seconds_per_step": measured.step,
+        "train_seconds": (steps - done) * measured.step,
+        "generate_samples": recipe.generate.count,
+        "generate_seconds": recipe.generate.count * measured.sample,
+    }
+
+
+def _condition_shapes(work: Workspace, dims: Mapping[str, Sequence[str]]) -> ConditionLayout:
+    """What samples are generated from, from metadata alone."""
+    condition, samples = work.recipe.data.condition, work.samples
+    sizes = {str(dim): n for dim, n in samples.dataset.sizes.items()} | dict(samples.sizes)
+    shapes = {name: tuple(sizes[dim] for dim in each) for name, each in dims.items()}
+    names = {name: f"field_{name}" for name in condition.fields}
+    return ConditionLayout(
+        initial=shapes.get("initial"),
+        initial_dims=tuple(dims.get("initial", ())),
+        fields={name: shapes[key] for name, key in names.items()},
+        field_dims={name: tuple(dims[key]) for name, key in names.items()},
+        scalars=tuple(condition.scalars),
+        scalar_log=(False,) * len(condition.scalars),
+        n_labels=_LABELS if condition.labels else 0,
+    )
+
+
+def _steps_done(work: Workspace) -> int:
+    """Training steps of this recipe that are done."""
+    from diffats.stages import train
+
+    if find_store(work.store_location) is None:
+        return 0
+    primitives, normalisation = align.primitives_version(work), fit_normalisation.normalisation_version(work)
+    if primitives is None or normalisation is None or not normalisation.complete:
+        return 0
+    if train.find_bundle(work):
+        return work.recipe.train.steps
+    identity = train.model_fingerprint(work, primitives, normalisation)
+    return min(work.recipe.train.steps, train.steps_done(train.training_directory(work, identity)))
+
+
+def duration(seconds: float) -> str:
+    """About how long, for people.
+
+    >>> duration(0.2), duration(45), duration(125), duration(6737), duration(10**6)
+    ('1 s', '45 s', '2 min', '1.9 h', '11.6 days')
+    """
+    for unit, length, most in (("s", 1, 90), ("min", 60, 5400)):
+        if seconds < most:
+            return f"{max(1, seconds / length):.0f} {unit}"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def size(n: float) -> str:
