@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 _SIDE, _REPEATS, _PRODUCTS = 256, 20, 0.1  # of the products that are timed, and seconds for each type
 _WORTH_TRYING = 1.5  # bfloat16's gain in products alone, below which whole steps cannot gain
 _GAIN, _PRECISION_GAIN = 1.1, 1.3  # what more threads and another precision must gain
+_LONG = 0.2  # seconds of a step from which on another precision is tried: shorter ones have too little to gain
 _TRIAL, _STEPS = 0.4, 9  # seconds for each way that is tried, and steps at most
 _SLOWER = 1.3  # steps that take so many times as long as in the trial are a reason to try again
 _SOON, _LATE = 5.0, 60.0  # seconds after which it is tried again: where steps became slower, and anyway
@@ -116,7 +116,7 @@ class Pace:
         counts = _halves(most) if threads == "auto" and device == "cpu" else [most if threads == "auto" else threads]
         self._precisions = precisions(precision, device)
         self._free: list[int] = []  # threads that give the same results
-        self._seconds = 0.0
+        self._seconds = self._shortest = 0.0  # of a step in the last trial
         self.way = self._read(threads) or self._choose(counts)
 
     def _read(self, threads: int | Literal["auto"]) -> Way | None:
@@ -134,10 +134,12 @@ class Pace:
         return way
 
     def _choose(self, counts: list[int]) -> Way:
-        ways = [Way(threads, precision) for threads in counts for precision in self._precisions]
-        if len(ways) == 1:
+        ways = [Way(threads, self._precisions[0]) for threads in counts]
+        if len(ways) == len(self._precisions) == 1:
             return ways[0]
         way = self._try(ways)
+        if len(self._precisions) > 1 and self._shortest > _LONG:
+            way = self._try_precision(Way(way.threads, self._precisions[1]), way)
         if len(counts) > 1:
             self._free = self._same_results(counts, way)
         if self._kept is not None:
@@ -149,15 +151,23 @@ class Pace:
     def _try(self, ways: Sequence[Way]) -> Way:
         """The fastest; of nearly equal ones that with fewer threads, which leaves cores to others."""
         took = {way: self._time(way) for way in ways}
-        precision = _faster_precision(took)
         typical = {way: statistics.median(seconds) for way, seconds in took.items()}
-        near = [w for w in ways if w.precision == precision]
-        least = min(typical[w] for w in near)
-        best = min((w for w in near if typical[w] <= _GAIN * least), key=lambda w: w.threads)
-        self._seconds = typical[best]
+        least = min(typical.values())
+        best = min((way for way in ways if typical[way] <= _GAIN * least), key=lambda way: way.threads)
+        self._seconds, self._shortest = typical[best], min(took[best])
         each = ", ".join(f"{way}: {1e3 * seconds:.3g} ms" for way, seconds in typical.items())
         logger.info("a step is run with %s (%s)", best, each)
         return best
+
+    def _try_precision(self, way: Way, plain: Way) -> Way:
+        """Another precision, by the shortest step, which neighbours disturb least: results depend on it."""
+        seconds = self._time(way)
+        faster = _PRECISION_GAIN * min(seconds) < self._shortest
+        logger.info("%s: %.3g ms, %s", way, 1e3 * min(seconds), "which is used" if faster else "which is not used")
+        if not faster:
+            return plain
+        self._seconds = statistics.median(seconds)
+        return way
 
     def _time(self, way: Way) -> list[float]:
         """Seconds of some steps; the first does not count unless it is long."""
@@ -205,15 +215,6 @@ class Pace:
         if len(self._free) > 1 and (slower or since > _LATE):
             self.way = self._try([Way(threads, self.way.precision) for threads in self._free])
             self._hold()
-
-
-def _faster_precision(took: Mapping[Way, Sequence[float]]) -> Precision:
-    """By the shortest step of each, which neighbours disturb least: results depend on it."""
-    shortest: dict[Precision, float] = {}
-    for way, seconds in took.items():
-        shortest[way.precision] = min(shortest.get(way.precision, math.inf), *seconds)
-    plain = shortest.pop("float32", math.inf)
-    return next((p for p, seconds in shortest.items() if _PRECISION_GAIN * seconds < plain), "float32")
 
 
 def machine() -> str:

@@ -36,7 +36,7 @@ class Times:
     sample: float
 
 
-def measure(data: PrimitiveSet, recipe: config.Recipe, *, device: str = "auto") -> Times:
+def measure(data: PrimitiveSet, recipe: config.Recipe) -> Times:
     """Time a recipe's training and generation, by their own code, in about ten seconds.
 
     At least one training step is done, however long it takes. Nothing is written, and the random states of torch stay
@@ -47,20 +47,19 @@ def measure(data: PrimitiveSet, recipe: config.Recipe, *, device: str = "auto") 
     data
         What is trained on; for its time, ``random_primitives`` do.
     recipe
-        Its ``model``, ``diffusion``, ``train`` and ``generate`` are used.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        Its ``model``, ``diffusion``, ``train``, ``generate`` and ``compute`` are used.
 
     Raises
     ------
     InputError
         Where the device is not there.
     """
+    device, threads = recipe.compute.device, recipe.compute.threads
     target = resolve_device(device)
     network: list[nn.Module] = []
 
     def steps() -> Generator[None, None, None]:
-        with contextlib.closing(rehearse(data, recipe, device=device)) as done:
+        with contextlib.closing(rehearse(data, recipe, device=device, threads=threads)) as done:
             for averaged in done:
                 network[:] = [averaged]
                 yield

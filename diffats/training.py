@@ -444,10 +444,9 @@ class _Training:
 
     # how steps run
 
-    def _set_pace(self) -> Pace:
+    def _set_pace(self, kept: Path | None) -> Pace:
         device, precision = self.device.type, self.train.precision
         if self.accelerator.num_processes == 1:
-            kept = self.directory / PACE
             return Pace(self._trial, device=device, precision=precision, threads=self.threads, kept=kept)
         # Processes must agree without a trial, and their launcher gives each its threads.
         agreed = "float32" if precision == "auto" and device == "cpu" else precisions(precision, device)[0]
@@ -458,7 +457,7 @@ class _Training:
         (z, cond, draw), network = self._example
         with _autocast(precision, self.device):
             loss = self.diffusion.loss(network, z, cond, self.element_weights, draw)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         network.zero_grad(set_to_none=True)
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -597,7 +596,7 @@ class _Training:
             _write_history(self.directory, self.history)  # without rows after the checkpoint
         started = time.perf_counter() - self.seconds
         self.network.train()
-        self.pace = self._set_pace()
+        self.pace = self._set_pace(self.directory / PACE)
         self._start_window()
         with _stop_request() as stop, contextlib.closing(self._batches()) as batches, self.pace:
             for batch in batches:
@@ -685,11 +684,16 @@ def train(
     return training.result()
 
 
-def rehearse(data: PrimitiveSet, recipe: config.Recipe, *, device: str = "auto") -> Generator[nn.Module, None, None]:
+def rehearse(
+    data: PrimitiveSet, recipe: config.Recipe, *, device: str = "auto", threads: int | Literal["auto"] = "auto"
+) -> Generator[nn.Module, None, None]:
     """Do the steps of a training without writing anything; the averaged network after each, once it is done."""
-    training = _Training(data, recipe, Path(), log=lambda metrics, step: None, progress=None, device=device)
+    training = _Training(
+        data, recipe, Path(), log=lambda metrics, step: None, progress=None, device=device, threads=threads
+    )
     training.network.train()
-    with contextlib.closing(training._batches()) as batches:
+    training.pace = training._set_pace(None)
+    with contextlib.closing(training._batches()) as batches, training.pace:
         for batch in batches:
             training._update(batch)
             training._sums.tolist()  # waits for the device

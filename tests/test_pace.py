@@ -28,6 +28,7 @@ class Machine:
 @pytest.fixture(autouse=True)
 def four_threads(monkeypatch):
     monkeypatch.setattr(pace, "_TRIAL", 0.02)
+    monkeypatch.setattr(pace, "_LONG", 0.003)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield
@@ -59,7 +60,15 @@ def test_bfloat16_is_tried_only_where_its_products_are_faster(monkeypatch):
 
 def test_bfloat16_that_gains_nothing_in_whole_steps_is_not_used(monkeypatch):
     monkeypatch.setattr(pace, "product_gain", lambda device: 2.0)
-    assert Pace(Machine(lambda *_: 0.002), device="cpu").way.precision == "float32"
+    assert Pace(Machine(lambda *_: 0.005), device="cpu").way.precision == "float32"
+
+
+def test_bfloat16_is_not_tried_for_short_steps(monkeypatch):
+    monkeypatch.setattr(pace, "product_gain", lambda device: 8.0)
+    machine = Machine(lambda *_: 0.001)
+    monkeypatch.setattr(pace, "_LONG", 0.2)
+    assert Pace(machine, device="cpu").way.precision == "float32"
+    assert {way.precision for way in machine.calls} == {"float32"}
 
 
 def test_what_is_given_is_not_tried():

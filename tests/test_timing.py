@@ -53,7 +53,7 @@ def test_every_kind_of_recipe_is_timed_and_nothing_stays(
     before = torch.random.get_rng_state(), random_states()
     data = timing.random_primitives(layout, conditions, recipe, DIMS if conditions is PLACED else {})
     with calls(_Training, "_update", monkeypatch) as updates:
-        times = timing.measure(data, recipe, device="cpu")
+        times = timing.measure(data, recipe)
     assert times.device == "cpu"
     assert times.step > 0
     assert times.sample > 0

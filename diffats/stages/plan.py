@@ -508,7 +508,7 @@ def times(work: Workspace, ranks: Mapping[str, int]) -> dict[str, Any]:
     dims = decompose_stage.condition_dims(work)
     data = timing.random_primitives(layout, _condition_shapes(work, dims), recipe, dims)
     try:
-        measured = timing.measure(data, recipe, device=recipe.compute.device)
+        measured = timing.measure(data, recipe)
     except InputError as error:
         log.warning("training and generation were not timed: %s", error)
         return {}
