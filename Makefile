@@ -8,23 +8,25 @@ ROOT := runs/indian-pines
 MINUTES := 30
 FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 
-# The first Python that can run this project: tested with 3.11, and 3.12 is allowed. Another one: make demo PYTHON=/path/to/python3
-PYTHON = $(shell for p in python3.11 python3 python3.12; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+# The first Python that can run this project. Another one: make setup PYTHON=/path/to/python3
+PYTHON = $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint types format test-slow test-faults test-install bench quality quality-small soak mlflow-ui prefect-ui clean
+.PHONY: help setup lock demo test lint types format test-slow test-faults test-install bench quality quality-small soak mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-setup: $(STAMP)  ## make .venv and install everything into it
+setup: $(STAMP)  ## make .venv with the locked packages (without a GPU: make setup TORCH=cpu)
 
-$(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found. Install one, or give it: make PYTHON=/path/to/python3" >&2; exit 2; }
+$(STAMP): pyproject.toml requirements/lock.txt requirements/torch.txt
+	@test -n "$(PYTHON)" || { echo "No Python from 3.11 on found. Install one, or give it: make PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV): about four minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python requirements/install.py
 	@touch $@
+
+lock: $(STAMP)  ## renew the locked packages from pyproject.toml's ranges
+	$(BIN)/python requirements/lock.py
 
 demo: $(STAMP)  ## run the main job on real data; run it again to see what is there (options: ARGS="--set train.steps=500")
 	@echo "The demo takes about three minutes on two cores; run again, it says what is there" >&2
