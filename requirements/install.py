@@ -68,7 +68,7 @@ def find_uv() -> str | None:
     found = str(own) if own.is_file() else shutil.which("uv")
     if found and works(found):
         return found
-    done = subprocess.run([*pip(), "install", "--quiet", "--no-deps", UV], check=False)
+    done = subprocess.run([*pip(), "install", "--quiet", "--quiet", "--no-deps", UV], check=False)
     return str(own) if done.returncode == 0 and works(str(own)) else None
 
 
