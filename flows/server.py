@@ -13,11 +13,14 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import timedelta
+from functools import partial
 from threading import Thread
 
 from diffats.errors import DiffatsError, InputError
 
 STOP_WITHIN = 5.0  # seconds
+LOOK_EVERY = timedelta(seconds=5)
 
 
 class PrivateServer:
@@ -114,11 +117,27 @@ def silence(timeout: float = STOP_WITHIN) -> Exception | None:
     return None
 
 
+def look_less_often() -> None:
+    """Let the server's own task queue rest: nearly all that an idle server does is to look whether it is due.
+
+    Prefect runs the work of its services (an hourly clean-up of old events, triggers of automations) by a Docket
+    worker, which looks four times a second whether something is due and four times whether something has come. There
+    is no setting for it. What comes is handed over at once, however long the worker waits for it; what is due, here
+    never more often than every five seconds, may be late by as much.
+    """
+    from docket import Worker
+    from prefect.server.api import background_workers
+
+    rarely = partial(Worker, minimum_check_interval=LOOK_EVERY, scheduling_resolution=LOOK_EVERY)
+    background_workers.Worker = rarely  # type: ignore[attr-defined,assignment]
+
+
 def serve(descriptor: int) -> None:
     """Serve on a listening socket until standard input ends, which it does with the owner's life."""
     import uvicorn
     from prefect.server.api.server import create_app
 
+    look_less_often()
     app = create_app(ephemeral=True, final=True)
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
