@@ -16,8 +16,12 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from diffats.errors import DiffatsError, InputError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 STOP_WITHIN = 5.0  # seconds
 LOOK_EVERY = timedelta(seconds=5)
@@ -117,29 +121,30 @@ def silence(timeout: float = STOP_WITHIN) -> Exception | None:
     return None
 
 
-def look_less_often() -> None:
-    """Let the server's own task queue rest: nearly all that an idle server does is to look whether it is due.
+def private_app() -> FastAPI:
+    """Prefect's server without a page, schedules or late runs, whose own task queue rests.
 
-    Prefect runs the work of its services (an hourly clean-up of old events, triggers of automations) by a Docket
-    worker, which looks four times a second whether something is due and four times whether something has come. There
-    is no setting for it. What comes is handed over at once, however long the worker waits for it; what is due, here
-    never more often than every five seconds, may be late by as much.
+    An idle server spends its time in Prefect's Docket worker, which runs what Prefect's services want done now and
+    then (old events removed every hour, triggers of automations looked at). It asks four times a second whether
+    something is due and four times whether something has come, and no setting of Prefect's changes that. What comes
+    is handed over at once, however long the worker waits for it; what is due here never comes more often than every
+    five seconds, and may be late by as much. (``ps`` shows more than an idle server's share for a long time: it
+    divides the seconds of its start, too, by those of its life.)
     """
     from docket import Worker
     from prefect.server.api import background_workers
+    from prefect.server.api.server import create_app
 
     rarely = partial(Worker, minimum_check_interval=LOOK_EVERY, scheduling_resolution=LOOK_EVERY)
     background_workers.Worker = rarely  # type: ignore[attr-defined,assignment]
+    return create_app(ephemeral=True, final=True)
 
 
 def serve(descriptor: int) -> None:
     """Serve on a listening socket until standard input ends, which it does with the owner's life."""
     import uvicorn
-    from prefect.server.api.server import create_app
 
-    look_less_often()
-    app = create_app(ephemeral=True, final=True)
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(private_app(), log_level="error", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
 
     def follow_owner() -> None:
