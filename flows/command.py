@@ -123,7 +123,8 @@ def prepare() -> None:
         server.check_answers()
     log.info("starting: libraries%s, about ten seconds", " and Prefect's private server" if private else "")
     started = server.PrivateServer() if private else None
-    from diffats import registry, stages  # noqa: F401
+    with server.importing():
+        from diffats import registry, stages  # noqa: F401
 
     if started is not None:
         started.ready()

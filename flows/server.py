@@ -8,11 +8,13 @@ This one sees no Ctrl-C, and ends when its owner has ended, however that was.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from threading import Thread
@@ -121,6 +123,17 @@ def silence(timeout: float = STOP_WITHIN) -> Exception | None:
     return None
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Collect no garbage while modules are imported: what they make stays, and a sixth of the time goes to it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def private_app() -> FastAPI:
     """Prefect's server without a page, schedules or late runs, whose own task queue rests.
 
@@ -142,9 +155,11 @@ def private_app() -> FastAPI:
 
 def serve(descriptor: int) -> None:
     """Serve on a listening socket until standard input ends, which it does with the owner's life."""
-    import uvicorn
+    with importing():
+        import uvicorn
 
-    config = uvicorn.Config(private_app(), log_level="error", timeout_graceful_shutdown=2)
+        app = private_app()
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
 
     def follow_owner() -> None:
