@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import periodogram
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
@@ -309,6 +308,8 @@ def power_spectrum(x: Array, axis: int) -> tuple[Array, Array]:
     >>> float(frequency[power.argmax()])
     0.125
     """
+    from scipy.signal import periodogram  # with it come scipy.stats and scipy.optimize: half a second of CPU
+
     axis = axis % x.ndim
     if axis == 0:
         raise InputError("a power spectrum along the samples has no meaning: give the axis of a mode.")

@@ -114,13 +114,17 @@ def show_log() -> None:
 
 
 def prepare() -> None:
-    """Start Prefect's private server where the user has no other, and import meanwhile what takes seconds."""
+    """Start Prefect's private server where the user has no other, and import meanwhile what every run needs.
+
+    Not what trains, samples or draws: where everything is there already, it is not needed, and takes seconds.
+    """
     private = server.needed()
     if not private:
         server.check_answers()
     log.info("starting: libraries%s, about ten seconds", " and Prefect's private server" if private else "")
     started = server.PrivateServer() if private else None
-    from diffats import registry, stages, training  # noqa: F401
+    with server.importing():
+        from diffats import registry, stages  # noqa: F401
 
     if started is not None:
         started.ready()

@@ -34,7 +34,7 @@ from diffats.config import Recipe
 from diffats.errors import LockedError, SourceError, StoreError, StoreNotFoundError
 from diffats.registry import TrackingError
 from diffats.stages import StageResult
-from flows import artifact, command
+from flows import artifact, command, server
 from flows.end_to_end import end_to_end
 from flows.generate import generate
 from flows.pipeline import Outcome
@@ -141,6 +141,33 @@ def test_tiny_data_through_every_stage(recipe: str) -> None:
     again = end_to_end(recipe, ["train.steps=3"])
     assert again.summary["version"] == made.summary["version"]
     assert last_artifact("report-tiny").count("already there") >= 8
+    assert needless_imports(recipe, "train.steps=3") == []
+
+
+def needless_imports(recipe: str, override: str) -> list[str]:
+    """What the command imports in a process of its own, of all that only makes results, where everything is there."""
+    heavy = (
+        "accelerate",
+        "diffusers",
+        "diffats.training",
+        "matplotlib",
+        "ot",
+        "scipy.signal",
+        "scipy.stats",
+        "sklearn",
+    )
+    code = (
+        "import sys\nfrom flows import command\nfrom flows.end_to_end import end_to_end\n"
+        f"assert command.main(end_to_end, [{recipe!r}, '--set', {override!r}, '--json']) == 0\n"
+        f"print('imported:', *[name for name in {heavy!r} if name in sys.modules])"
+    )
+    environment = {**os.environ, "PREFECT_API_URL": server.address()}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("already there") == len(stages.STAGES), done.stderr
+    label, *found = done.stdout.splitlines()[-1].split()
+    assert label == "imported:"
+    return found
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -323,6 +350,47 @@ def wait_until(reached: Any, limit: float = 180) -> None:
     while not reached():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.2)
+
+
+def test_the_private_server_records_and_does_not_look_often(tmp_path: Path) -> None:
+    """Its services are those that record; its task queue does at once what comes, and rarely looks for what is due."""
+    code = """
+import asyncio, datetime, docket, os, flows
+from prefect.server.services.base import RunInEphemeralServers
+from flows import server
+
+made = []
+server.LOOK_EVERY = datetime.timedelta(hours=1)  # else what came would be found soon anyway
+
+class Noted(docket.Worker):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        made.append(self)
+
+docket.Worker = Noted
+
+async def main():
+    app = server.private_app()
+    async with app.router.lifespan_context(app):
+        [worker] = made
+        assert worker.minimum_check_interval == worker.scheduling_resolution == server.LOOK_EVERY
+        done = asyncio.Event()
+
+        async def work():
+            done.set()
+
+        await worker.docket.add(work)()
+        await done.wait()
+        print(*[service.__name__ for service in RunInEphemeralServers.enabled_services()], flush=True)
+        os._exit(0)  # some of Prefect's services cannot be stopped before they have started
+
+asyncio.run(main())
+"""
+    environment = {**own_environment(), "PREFECT_HOME": str(tmp_path)}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert {"TaskRunRecorder", "EventPersister"} <= set(done.stdout.split())
 
 
 @pytest.mark.slow

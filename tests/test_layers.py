@@ -25,6 +25,13 @@ def test_importing_a_light_module_imports_nothing_heavy(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def test_the_built_in_scene_is_read_without_the_package_that_brings_it() -> None:
+    code = "import sys; from diffats.sources.builtin import indian_pines; assert indian_pines().sizes['band'] == 200; "
+    code += f"print(*[name for name in {(*HEAVY, 'scipy.optimize')} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_only_the_registry_imports_mlflow() -> None:
     allowed = ROOT / "diffats" / "registry"
     for path in (ROOT / "diffats").rglob("*.py"):

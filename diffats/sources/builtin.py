@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,8 @@ def indian_pines() -> xr.Dataset:
     The numbers are at-sensor radiance, scaled and shifted to integers by JPL: ``1000 + 500 L`` (see the attributes);
     the variable keeps the name ``reflectance`` under which the scene is commonly distributed.
     """
-    import tensorly.datasets.data_imports as imports  # tensorly is heavy, and only this data set needs it
-
     # The files are read as they are: load_indian_pines() returns the same numbers as float64, four times the memory.
-    folder = Path(imports.__file__).parent / "data"
+    folder = _tensorly() / "datasets" / "data"
     image = np.ascontiguousarray(np.load(folder / "Indian_pines_corrected.npy", allow_pickle=False))
     label = np.load(folder / "Indian_pines_gt.npy", allow_pickle=False)
     digest = hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
@@ -50,6 +49,14 @@ def indian_pines() -> xr.Dataset:
     )
     dataset.encoding["digest"] = digest
     return dataset
+
+
+def _tensorly() -> Path:
+    """The folder of the package that brings the scene; importing it would load a good part of SciPy."""
+    found = find_spec("tensorly")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError('"builtin:indian-pines" is read from the package tensorly, which is not installed.')
+    return Path(found.origin).parent
 
 
 _REFLECTANCE = {

@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from diffats import bundle, evaluation, plots
+from diffats import bundle
 from diffats.errors import InputError
-from diffats.primitives import relative_error
 from diffats.report import ReportContent, render
 from diffats.stages import align, decompose, drift, evaluate, fit_normalisation, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
 from diffats.store import STATUS, Version
 
-Array = npt.NDArray[Any]
-SHOWN = 256  # samples behind a plot of many samples
 LIBRARIES = ("diffats", "numpy", "torch", "xarray", "zarr", "icechunk", "dask", "diffusers", "mlflow")
 SHARED_PICTURES = ("gallery", "reconstruction")  # shown where the page cannot be, such as in Prefect
 
@@ -95,6 +91,9 @@ def gather(
     work: Workspace, model: bundle.Bundle, metrics: Mapping[str, Any], record: Mapping[str, Any] | None
 ) -> ReportContent:
     """Numbers and pictures of everything that this recipe made."""
+    from diffats import plots  # Matplotlib, which a page that is already there does without
+    from diffats.stages import pictures
+
     tucker = select_anchor.require_tucker(work)
     anchor = align.require_anchor(work, tucker)
     primitives = work.require(align.primitives_version(work), "primitives", "align")
@@ -104,11 +103,12 @@ def gather(
     unit = str(template[next(iter(template.data_vars))].attrs.get("units", "")).removeprefix("1")
     history = train.history(work, train.model_fingerprint(work, *train.require_normalisation(work)))
     painter = plots.Painter.fit(fields.test, work.recipe.tensor_modes, unit=unit)
-    pictures = data_pictures(work, tucker, primitives, anchor) | model_pictures(work, fields, painter, unit)
-    pictures |= _drawn({"training": plots.training_curves(history), "scorecard": plots.scorecard(metrics)})
-    pictures |= medoid_picture(work, anchor, painter)
     drifted = drift.measure(work, primitives, train.require_normalisation(work)[1])
-    pictures |= drift_picture(drifted)
+    drawn = pictures.data_pictures(work, tucker, primitives, anchor)
+    drawn |= pictures.model_pictures(work, fields, painter, unit)
+    drawn |= pictures.drawn({"training": plots.training_curves(history), "scorecard": plots.scorecard(metrics)})
+    drawn |= pictures.medoid_picture(work, anchor, painter)
+    drawn |= pictures.drift_picture(drifted)
     settings = work.recipe.generate
     return ReportContent(
         name=work.recipe.name,
@@ -138,7 +138,7 @@ def gather(
         model={"root": work.recipe.location} | {key: record[key] for key in register.PUBLIC} if record else {},
         provenance=provenance(work, model, {"tucker": tucker, "anchor": anchor, "primitives": primitives}, generated),
         seconds=work.seconds(),
-        pictures=pictures,
+        pictures=drawn,
         captions={"gallery": painter.description},
         cautions=[record["verdict"].capitalize() + "."] if record and record["alias"] != "champion" else [],
     )
@@ -226,52 +226,6 @@ def provenance(
     return {"Data and stores": data, "Software": software}
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
-
-
-def _drawn(figures: Mapping[str, Any]) -> dict[str, bytes]:
-    """PNG bytes of the figures that there are."""
-    return {name: plots.png(figure) for name, figure in figures.items() if figure is not None}
-
-
-def data_pictures(work: Workspace, tucker: Version, primitives: Version, anchor: Version) -> dict[str, bytes]:
-    """Energy against rank, alignment, overlaps and the anchors."""
-    layout = decompose.current_layout(work, tucker)
-    forms, aligned, chosen = tucker.dataset(), primitives.dataset(), anchor.dataset()
-    status = forms["status"].values
-    good = np.flatnonzero(status == STATUS["ok"])[:SHOWN]
-    spectra = {mode: forms[f"spectrum_{mode}"].isel(sample=good).values for mode in layout.ranks}
-    figures: dict[str, Any] = {"scree": plots.scree(spectra, dict(layout.ranks))}
-    for mode in layout.aligned:
-        figures[f"factors_{mode}"] = plots.factors_before_after(
-            forms[f"factor_{mode}"].isel(sample=good).values,
-            aligned[f"factor_{mode}"].isel(sample=good).values,
-            chosen[f"anchor_{mode}"].values,
-            mode,
-        )
-    every = status == STATUS["ok"]
-    overlaps = {mode: aligned["overlap"].values[every, axis][:, None] for axis, mode in enumerate(layout.aligned)}
-    figures["overlaps"] = plots.overlap_histograms(overlaps, minimum=work.recipe.align.min_overlap)
-    figures["anchors"] = plots.anchors({mode: chosen[f"anchor_{mode}"].values for mode in layout.aligned})
-    return _drawn(figures)
-
-
-def drift_picture(drifted: Version | None) -> dict[str, bytes]:
-    """The newest samples of a source that has grown against its first ones."""
-    if drifted is None or not drifted.attrs["growths"]:
-        return {}
-    return _drawn({"drift": plots.drift(*drift.compared(drifted))})
-
-
-def newest_drift(work: Workspace) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """What the comparison of new samples has found, and its picture; nothing where none was made."""
-    primitives, normalisation = align.primitives_version(work), fit_normalisation.normalisation_version(work)
-    if primitives is None or normalisation is None or not primitives.complete:
-        return [], {}
-    drifted = work.find("drift", drift.drift_fingerprint(primitives, normalisation))
-    return ([], {}) if drifted is None else (drift.entries(work, drifted), drift_picture(drifted))
-
-
 def anchor_samples(chosen: Mapping[str, Sequence[int]]) -> str | None:
     """Numbers of the samples that each mode is aligned to; None where the anchor is no sample's."""
     if any(pick < 0 for picks in chosen.values() for pick in picks):
@@ -279,58 +233,12 @@ def anchor_samples(chosen: Mapping[str, Sequence[int]]) -> str | None:
     return ", ".join(f"{mode}: {', '.join(map(str, picks))}" for mode, picks in chosen.items())
 
 
-def medoid_picture(work: Workspace, anchor: Version, painter: plots.Painter) -> dict[str, bytes]:
-    """The sample that the first aligned mode is aligned to; nothing where the anchor is no sample's."""
-    dataset, chosen = anchor.dataset(), anchor.attrs["chosen"]
-    mode, picks = next(iter(chosen.items()))
-    if picks[0] < 0:
-        return {}
-    values = dataset[f"score_{mode}"].values[:, 0]
-    usable = np.isfinite(values)
-    sample = work.samples.read(np.array([picks[0]]))[0]
-    scores = {mode: values[usable] / usable.sum()}
-    figure = plots.medoid(sample, scores, int(usable[: picks[0]].sum()), work.recipe.tensor_modes, painter=painter)
-    return _drawn({"medoid": figure})
+def newest_drift(work: Workspace) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """What the comparison of new samples has found, and its picture; nothing where none was made."""
+    from diffats.stages import pictures
 
-
-def model_pictures(work: Workspace, fields: evaluation.Fields, painter: plots.Painter, unit: str) -> dict[str, bytes]:
-    """Galleries, reconstructions, spectra and distances to the training samples."""
-    modes = work.recipe.tensor_modes
-    # Neighbouring windows look alike, so the real ones shown are far apart.
-    spread = np.random.default_rng(work.recipe.seed).permutation(len(fields.test))
-    sets = {"test": fields.test, "generated": fields.generated}
-    if fields.gaussian is not None:
-        sets["gaussian"] = fields.gaussian
-    profile = evaluation.profile_mode(modes, work.samples.sizes)
-    coordinate = work.samples.template().coords.get(profile)
-    numeric = coordinate is not None and coordinate.dtype.kind in "fiu"
-    return _drawn(
-        {
-            "gallery": plots.gallery(
-                fields.test[spread], fields.generated, modes, gaussian=fields.gaussian, unit=unit, painter=painter
-            ),
-            "reconstruction": reconstruction_figure(work, fields, unit),
-            "profiles": plots.spectra_bands(
-                sets,
-                1 + modes.index(profile),
-                profile,
-                coordinate=coordinate.values if coordinate is not None and numeric else None,
-                unit=unit,
-                label=profile,
-            ),
-            "power_spectra": plots.power_spectra({name: x - fields.mean for name, x in sets.items()}, modes),
-            "nearest": plots.nearest_training(evaluation.nearest_training(fields)),
-        }
-    )
-
-
-def reconstruction_figure(work: Workspace, fields: evaluation.Fields, unit: str) -> Any:
-    """Best, median and worst test sample beside what its primitive decodes to."""
-    assert fields.reconstruction is not None
-    errors = relative_error(fields.test, fields.reconstruction, fields.mean)
-    order = np.argsort(errors)
-    picks = [int(order[0]), int(order[len(order) // 2]), int(order[-1])]
-    labels = [f"{name}: {errors[i]:.0%}" for name, i in zip(("best", "median", "worst"), picks, strict=True)]
-    return plots.reconstruction_panels(
-        fields.test[picks], fields.reconstruction[picks], work.recipe.tensor_modes, labels=labels, unit=unit
-    )
+    primitives, normalisation = align.primitives_version(work), fit_normalisation.normalisation_version(work)
+    if primitives is None or normalisation is None or not primitives.complete:
+        return [], {}
+    drifted = work.find("drift", drift.drift_fingerprint(primitives, normalisation))
+    return ([], {}) if drifted is None else (drift.entries(work, drifted), pictures.drift_picture(drifted))

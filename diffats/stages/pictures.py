@@ -1,0 +1,107 @@
+"""The pictures of the report, drawn from what the stages stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffats import evaluation, plots
+from diffats.primitives import relative_error
+from diffats.stages import decompose, drift
+from diffats.stages.workspace import Workspace
+from diffats.store import STATUS, Version
+
+SHOWN = 256  # samples behind a plot of many samples
+
+
+def drawn(figures: Mapping[str, Any]) -> dict[str, bytes]:
+    """PNG bytes of the figures that there are."""
+    return {name: plots.png(figure) for name, figure in figures.items() if figure is not None}
+
+
+def data_pictures(work: Workspace, tucker: Version, primitives: Version, anchor: Version) -> dict[str, bytes]:
+    """Energy against rank, alignment, overlaps and the anchors."""
+    layout = decompose.current_layout(work, tucker)
+    forms, aligned, chosen = tucker.dataset(), primitives.dataset(), anchor.dataset()
+    status = forms["status"].values
+    good = np.flatnonzero(status == STATUS["ok"])[:SHOWN]
+    spectra = {mode: forms[f"spectrum_{mode}"].isel(sample=good).values for mode in layout.ranks}
+    figures: dict[str, Any] = {"scree": plots.scree(spectra, dict(layout.ranks))}
+    for mode in layout.aligned:
+        figures[f"factors_{mode}"] = plots.factors_before_after(
+            forms[f"factor_{mode}"].isel(sample=good).values,
+            aligned[f"factor_{mode}"].isel(sample=good).values,
+            chosen[f"anchor_{mode}"].values,
+            mode,
+        )
+    every = status == STATUS["ok"]
+    overlaps = {mode: aligned["overlap"].values[every, axis][:, None] for axis, mode in enumerate(layout.aligned)}
+    figures["overlaps"] = plots.overlap_histograms(overlaps, minimum=work.recipe.align.min_overlap)
+    figures["anchors"] = plots.anchors({mode: chosen[f"anchor_{mode}"].values for mode in layout.aligned})
+    return drawn(figures)
+
+
+def drift_picture(drifted: Version | None) -> dict[str, bytes]:
+    """The newest samples of a source that has grown against its first ones."""
+    if drifted is None or not drifted.attrs["growths"]:
+        return {}
+    return drawn({"drift": plots.drift(*drift.compared(drifted))})
+
+
+def medoid_picture(work: Workspace, anchor: Version, painter: plots.Painter) -> dict[str, bytes]:
+    """The sample that the first aligned mode is aligned to; nothing where the anchor is no sample's."""
+    dataset, chosen = anchor.dataset(), anchor.attrs["chosen"]
+    mode, picks = next(iter(chosen.items()))
+    if picks[0] < 0:
+        return {}
+    values = dataset[f"score_{mode}"].values[:, 0]
+    usable = np.isfinite(values)
+    sample = work.samples.read(np.array([picks[0]]))[0]
+    scores = {mode: values[usable] / usable.sum()}
+    figure = plots.medoid(sample, scores, int(usable[: picks[0]].sum()), work.recipe.tensor_modes, painter=painter)
+    return drawn({"medoid": figure})
+
+
+def model_pictures(work: Workspace, fields: evaluation.Fields, painter: plots.Painter, unit: str) -> dict[str, bytes]:
+    """Galleries, reconstructions, spectra and distances to the training samples."""
+    modes = work.recipe.tensor_modes
+    # Neighbouring windows look alike, so the real ones shown are far apart.
+    spread = np.random.default_rng(work.recipe.seed).permutation(len(fields.test))
+    sets = {"test": fields.test, "generated": fields.generated}
+    if fields.gaussian is not None:
+        sets["gaussian"] = fields.gaussian
+    profile = evaluation.profile_mode(modes, work.samples.sizes)
+    coordinate = work.samples.template().coords.get(profile)
+    numeric = coordinate is not None and coordinate.dtype.kind in "fiu"
+    return drawn(
+        {
+            "gallery": plots.gallery(
+                fields.test[spread], fields.generated, modes, gaussian=fields.gaussian, unit=unit, painter=painter
+            ),
+            "reconstruction": reconstruction_figure(work, fields, unit),
+            "profiles": plots.spectra_bands(
+                sets,
+                1 + modes.index(profile),
+                profile,
+                coordinate=coordinate.values if coordinate is not None and numeric else None,
+                unit=unit,
+                label=profile,
+            ),
+            "power_spectra": plots.power_spectra({name: x - fields.mean for name, x in sets.items()}, modes),
+            "nearest": plots.nearest_training(evaluation.nearest_training(fields)),
+        }
+    )
+
+
+def reconstruction_figure(work: Workspace, fields: evaluation.Fields, unit: str) -> Any:
+    """Best, median and worst test sample beside what its primitive decodes to."""
+    assert fields.reconstruction is not None
+    errors = relative_error(fields.test, fields.reconstruction, fields.mean)
+    order = np.argsort(errors)
+    picks = [int(order[0]), int(order[len(order) // 2]), int(order[-1])]
+    labels = [f"{name}: {errors[i]:.0%}" for name, i in zip(("best", "median", "worst"), picks, strict=True)]
+    return plots.reconstruction_panels(
+        fields.test[picks], fields.reconstruction[picks], work.recipe.tensor_modes, labels=labels, unit=unit
+    )
