@@ -12,7 +12,7 @@ FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 PYTHON = $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup lock demo test lint types format test-slow test-faults test-install bench quality quality-small soak mlflow-ui prefect-ui clean
+.PHONY: help setup lock demo test lint types format test-slow test-faults test-newest test-lowest test-install bench quality quality-small soak mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,6 +58,14 @@ test-faults: $(STAMP)  ## kill processes, fill disks, lose servers; twenty minut
 	cp $(FAULTS) tests/faults/results.jsonl
 	$(BIN)/python tests/faults/page.py
 
+# Environments of their own. What fails in one of them is a range in pyproject.toml that is not true.
+test-newest: RESOLUTION := highest
+test-lowest: RESOLUTION := lowest-direct
+test-newest test-lowest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python requirements/install.py $(RESOLUTION)
+	.venv-$*/bin/python -m pytest -m "not slow and not faults"
+
 # Tests what is committed, as a newcomer gets it: neither this .venv nor files that were never added can help.
 test-install:  ## both commands in a fresh clone
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
@@ -87,5 +95,5 @@ prefect-ui: $(STAMP)  ## flow runs and their reports, on http://127.0.0.1:4200
 	$(BIN)/prefect server start --host 127.0.0.1 --port 4200
 
 clean:  ## remove caches and the environment; results under runs/ stay
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,9 @@ lock. pip's settings (index, find-links, certificate) hold for both.
 
 Torch is a step of its own: a CPU build from a directory that pip was told of (PIP_FIND_LINKS) is taken where it fits,
 ``TORCH=cpu`` asks PyTorch's index for one, and otherwise the package index decides, which has the CUDA build for Linux.
+
+``python requirements/install.py highest`` (or ``lowest-direct``) resolves instead, to the newest or the oldest releases
+that pyproject.toml allows: for tests of its ranges.
 """
 
 from __future__ import annotations
@@ -40,16 +43,22 @@ def main() -> int:
     if wanted not in ("", "cpu"):
         print(f'TORCH is "{wanted}". Leave it out, or use TORCH=cpu.', file=sys.stderr)
         return 2
-    uv = find_uv()
+    uv, resolution = find_uv(), sys.argv[1] if sys.argv[1:] else None
+    if resolution and not uv:
+        print("Without uv only the locked packages can be installed.", file=sys.stderr)
+        return 2
     install = with_uv(uv) if uv else with_pip()
     print(f"Installing into {sys.prefix} with {'uv' if uv else 'pip'}: {expected(bool(uv))}", flush=True)
     if not wanted and without_gpu():
         print("This machine shows no NVIDIA GPU: `make setup TORCH=cpu` takes the small build of torch.", flush=True)
+    torch, here = torch_source(wanted, bool(uv)), str(HERE.parent)
     steps = [
         [*install, "--no-deps", "--requirement", str(LOCK)],
-        [*install, "--constraint", str(TORCH_LOCK), *torch_source(wanted, bool(uv)), "torch"],
-        [*install, "--no-deps", "--no-build-isolation", "--editable", str(HERE.parent)],
+        [*install, "--constraint", str(TORCH_LOCK), *torch, "torch"],
+        [*install, "--no-deps", "--no-build-isolation", "--editable", here],
     ]
+    if resolution:
+        steps = [[*install, "--resolution", resolution, *torch, "--editable", f"{here}[dev]"]]
     environment = {**os.environ, **(uv_settings() if uv else {})}
     for step in steps:
         done = subprocess.run(step, env=environment, check=False)
