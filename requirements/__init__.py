@@ -1,0 +1,1 @@
+"""The locked packages, and what installs and renews them."""
