@@ -181,7 +181,6 @@ class Step:
 
     def forward(self) -> None:
         """The loss."""
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         z, cond, draw = self.given
         self.loss = self.diffusion.loss(self.call, z, cond, self.weights, draw)
 
@@ -218,7 +217,14 @@ def _compiled(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
 
 
 def _compiled_with_graphs(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
-    return torch.compile(call, mode="reduce-overhead")
+    compiled = torch.compile(call, mode="reduce-overhead")
+
+    def marked(*given: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        prediction: Tensor = compiled(*given)
+        return prediction
+
+    return marked
 
 
 def _captured(call: Call, inputs: tuple[Tensor, ...]) -> Callee:

@@ -94,7 +94,7 @@ _TIMED = (
 SIZES = {
     "gpu": Size(8192, 2**30, 5, 0.02, _COMPARED, _TIMED, 2**28),
     "cpu": Size(
-        *(1024, 2**26, 2, 0.02, _COMPARED, _TIMED[:2], 2**22),
+        *(1024, 2**26, 2, 0.02, _COMPARED[:2], _TIMED[:2], 2**21),
         batch=4,
         compiled=("demo",),
         samples=64,
@@ -105,7 +105,7 @@ SIZES = {
         networks=("demo",),
         overrides=("model.width=16", "model.depth=1", "model.heads=2"),
         batch=4,
-        compiled=("demo",),
+        compiled=(),
         steps=4,
         samples=16,
         shard=8,
