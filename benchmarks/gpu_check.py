@@ -182,9 +182,11 @@ def page(found: dict[str, Any]) -> str:
     problems = failures(found)
     lines = ["# Check on a GPU", "", f"Device: {where}. Processor: {found['processor']}.", ""]
     if found["device"] != "cuda":
-        lines += ["It shows that the check runs, at reduced sizes; it says nothing about a GPU.", ""]
+        lines += ["It shows that the check runs, at reduced sizes; it says nothing about a GPU. Times and"]
+        lines += ["bounds are of moments in which other work may have run: where they are, shares exceed 100 %.", ""]
     lines += [f"- {problem}" for problem in problems] or ["All parts ran to their end, and what is compared holds."]
-    lines += ["", "Not run: " + ("; ".join(_not_run(found)) or "nothing, all of it ran") + "."]
+    missing = [f"- {line}" for line in _not_run(found)]
+    lines += ["", "Not run:", "", *missing] if missing else ["", "Nothing was left out."]
     tables = {
         "device": _device_table,
         "kernels": _equality_table,
@@ -226,13 +228,13 @@ def _device_words(bounds: Mapping[str, Row]) -> str:
     return ", ".join([str(facts.get("name", "unknown")), *(f"{name} {facts[name]}" for name in names if name in facts)])
 
 
-def _share(row: Row, bounds: Mapping[str, Row], seconds: float | None = None, flops: float | None = None) -> str:
+def _share(row: Row, bounds: Mapping[str, Row]) -> str:
     """What the bound takes of the time: operations at the product's speed, or bytes at the copy's, the longer."""
     product, copy = bounds.get(row["product"]), bounds.get("copy")
     if product is None or copy is None:
         return "unknown"
-    least = max((flops or row["flops"]) / product["flops_per_s"], row.get("bytes", 0) / copy["bytes_per_s"])
-    return f"{least / (seconds or row['seconds']):.1%}"
+    least = max(row["flops"] / product["flops_per_s"], row.get("bytes", 0) / copy["bytes_per_s"])
+    return f"{least / row['seconds']:.1%}"
 
 
 def _device_table(rows: list[Row], _found: dict[str, Any], _bounds: Mapping[str, Row]) -> str:
@@ -288,19 +290,28 @@ def _encoding_table(rows: list[Row], _found: dict[str, Any], bounds: Mapping[str
     return markdown(["what", "samples", "dtype", "batch", "us a sample", "of the bound"], cells)
 
 
-def _training_table(rows: list[Row], _found: dict[str, Any], bounds: Mapping[str, Row]) -> str:
+def _training_table(rows: list[Row], found: dict[str, Any], bounds: Mapping[str, Row]) -> str:
     parts = gpu_networks.PARTS
+    usual = "bfloat16" if found["device"] == "cuda" else "float32"
+    now = {row["network"]: row["seconds"] for row in _of(found, "training") if row["precision"] == usual}
     cells = []
     for row in rows:
         each = row["parts_s"]
-        network = _share(row, bounds, each["forward"] + each["backward"], row["network_flops"])
+        shares = (
+            _share({**row, "flops": row["network_flops"], "seconds": seconds}, bounds)
+            for seconds in (row["seconds"], each["forward"] + each["backward"])
+        )
         what = (row[key] for key in ("network", "precision", "how", "batch", "tokens"))
         times = (1e3 * each[part] for part in parts)
-        cells.append([*what, 1e3 * row["seconds"], _share(row, bounds), network, *times, row["first_s"]])
-    header = ["network", "precision", "how", "batch", "tokens", "ms a step", "of the bound", "of it, network"]
+        faster = now[row["network"]] / row["seconds"] if row["network"] in now else None
+        cells.append([*what, 1e3 * row["seconds"], faster, *shares, *times, row["first_s"]])
+    header = ["network", "precision", "how", "batch", "tokens", "ms a step", f"times as fast as now ({usual}, eager)"]
+    header += ["of the bound", "forward and backward, of it"]
     note = (
         "A step without its batch, which is read beside the step before. Parts are timed alone, each to its end: on a\n"
-        "GPU they add up to more than a step. Bound: the step's products at the speed of a large one in this precision."
+        "GPU they add up to more than a step. Bound: the network's products, forward and backward, at the speed\n"
+        "of a large one in this precision; the optimiser's count as overhead. The second step's loss is compared with\n"
+        "that of an eager step of this precision."
     )
     return f"{markdown([*header, *(f'{part}, ms' for part in parts), 'first step, s'], cells)}\n\n{note}"
 
@@ -386,4 +397,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a part ends with the check
     sys.exit(main())

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import synthetic
 from benchmarks.gpu_kernels import difference
-from benchmarks.gpu_run import NOT_RUN, Row, Run, judged
+from benchmarks.gpu_run import NOT_RUN, Row, Run, agreement, judged
 from diffats.config import Recipe
 from diffats.diffusion import Diffusion, Draw, Network, element_weights, random_source
 from diffats.generation import generate
@@ -265,7 +265,7 @@ def training(run: Run) -> Iterator[Row]:
 
 
 def compiling(run: Run) -> Iterator[Row]:
-    """Steps of a network that ``torch.compile`` has compiled."""
+    """Steps of a network that ``torch.compile`` has compiled; their losses are those of eager ones."""
     precision = "bfloat16" if run.cuda else "float32"
     for name in run.size.networks:
         row = {"network": name, "precision": precision, "how": "compile"}
@@ -300,8 +300,10 @@ def _timed_step(
     how: str,
     prepare: Prepare,
 ) -> Row:
+    eager = _second_loss(Step(problem, run.device, precision, _eager))
     step = Step(problem, run.device, precision, prepare)
     first = run.seconds(step.whole)
+    loss = _second_loss(step, done=1)
     run.seconds(step.whole, _WARM_UP)
     seconds = run.best(step.whole)
     parts = {part: float("inf") for part in PARTS}
@@ -321,8 +323,16 @@ def _timed_step(
         "flops": flops["network"] + flops["optimiser"],
         "network_flops": flops["network"],
         "product": product,
-        "loss": float(step.loss.detach()),
+        "what": "loss of the second step",
+        **agreement(abs(loss - eager) / eager, BOUNDS[precision]),
     }
+
+
+def _second_loss(step: Step, done: int = 0) -> float:
+    """After one update: wrong gradients would show in it."""
+    for _ in range(2 - done):
+        step.whole()
+    return float(step.loss.detach())
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
