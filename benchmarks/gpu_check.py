@@ -95,6 +95,7 @@ def _rows(entry: dict[str, Any], name: str, device: str, size: str, folder: Path
     ):
         late = threading.Event()
         timer = threading.Timer(limit, _stop, (process, late))
+        timer.daemon = True
         timer.start()
         assert process.stdout is not None
         for line in process.stdout:
@@ -102,10 +103,9 @@ def _rows(entry: dict[str, Any], name: str, device: str, size: str, folder: Path
                 yield json.loads(line)
         code = process.wait()
         timer.cancel()
-        entry["state"] = (
-            "done" if code == 0 else f"stopped after {limit:g} s" if late.is_set() else f"failed, exit code {code}"
-        )
+        entry["state"] = "done"
         if code != 0:
+            entry["state"] = f"stopped after {limit:g} s" if late.is_set() else f"failed, exit code {code}"
             output.seek(0)
             entry["output"] = _without_places(output.read().splitlines()[-_TAIL:], folder)
 
@@ -182,8 +182,10 @@ def page(found: dict[str, Any]) -> str:
     problems = failures(found)
     lines = ["# Check on a GPU", "", f"Device: {where}. Processor: {found['processor']}.", ""]
     if found["device"] != "cuda":
-        lines += ["It shows that the check runs, at reduced sizes; it says nothing about a GPU. Times and"]
-        lines += ["bounds are of moments in which other work may have run: where they are, shares exceed 100 %.", ""]
+        lines += [
+            "It shows that the check runs, at reduced sizes and on one thread; it says nothing about a GPU. Times and"
+        ]
+        lines += ["bounds vary with what else the machine does, and shares, of which some exceed 100 %, with them.", ""]
     lines += [f"- {problem}" for problem in problems] or ["All parts ran to their end, and what is compared holds."]
     missing = [f"- {line}" for line in _not_run(found)]
     lines += ["", "Not run:", "", *missing] if missing else ["", "Nothing was left out."]
