@@ -12,7 +12,7 @@ FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 PYTHON = $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup lock demo test lint types format test-slow test-faults test-newest test-lowest test-install bench quality quality-small soak mlflow-ui prefect-ui clean
+.PHONY: help setup lock demo test lint types format test-slow test-faults test-newest test-lowest test-install bench quality quality-small soak gpu-check mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -87,6 +87,9 @@ quality-small:  ## one task of it from beginning to end, under 40 minutes
 
 soak: $(STAMP)  ## preprocess, train and generate in a loop on growing data: memory, files, threads, disk stay flat (options: MINUTES=5)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+gpu-check: $(STAMP)  ## what only a GPU can tell: equality with the CPU, speed, exact resume; under 8 minutes on one
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 mlflow-ui: $(STAMP)  ## the demo's runs and models, on http://127.0.0.1:5000
 	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db

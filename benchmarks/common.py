@@ -57,6 +57,35 @@ def _cpu() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+_FEATURES = (  # as a processor's flags name them (x86 and Arm); of each row the first that is there
+    (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("sve", "SVE"), ("asimd", "NEON")),
+    (("avx512_bf16", "bfloat16"), ("avx_ne_convert", "bfloat16"), ("bf16", "bfloat16")),
+    (("amx_bf16", "AMX"), ("amx_tile", "AMX"), ("sme", "SME")),
+)
+
+
+def processor_features() -> str:
+    """The processor, its cores, and what decides how fast it multiplies matrices: vectors, bfloat16, matrix units.
+
+    >>> processor_features().split(", ")[0] == machine()["cpu"]
+    True
+    """
+    facts, flags = machine(), _flags()
+    rows = [next((name for flag, name in row if flag in flags), None) for row in _FEATURES]
+    if not flags:
+        rows = ["features unknown"]
+    elif rows[1] is None:
+        rows[1] = "no bfloat16"
+    return ", ".join([str(facts["cpu"]), f"{facts['cores']} cores", *(row for row in rows if row is not None)])
+
+
+def _flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return set(next(flags, []))
+
+
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
@@ -157,11 +186,20 @@ def _shown(cell: object) -> str:
     return "" if cell is None else str(cell)
 
 
-def save(name: str, results: dict[str, Any], table_markdown: str, figure: Figure, folder: Path = RESULTS) -> None:
+def save(
+    name: str, results: dict[str, Any], table_markdown: str, figure: Figure | None = None, folder: Path = RESULTS
+) -> None:
     """Write ``NAME.json``, ``NAME.md`` and ``NAME.png`` into a folder; the machine is added to the first two."""
     folder.mkdir(parents=True, exist_ok=True)
     tree = {"machine": machine(), **results}
-    (folder / f"{name}.json").write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    text = f"{table_markdown.rstrip()}\n\n{machine_line()}\n"
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    figure.savefig(folder / f"{name}.png", dpi=110)
+    _replace(folder / f"{name}.json", json.dumps(tree, indent=1) + "\n")
+    _replace(folder / f"{name}.md", f"{table_markdown.rstrip()}\n\n{machine_line()}\n")
+    if figure is not None:
+        figure.savefig(folder / f"{name}.png", dpi=110)
+
+
+def _replace(path: Path, text: str) -> None:
+    """So that one who is killed meanwhile leaves the old text or the new."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)

@@ -28,7 +28,8 @@ from pyttb.hosvd import hosvd
 from pyttb.tensor import tensor
 
 from benchmarks.common import arguments, best_seconds, machine_line, markdown, save, slope
-from diffats import spectrum, tucker
+from benchmarks.kernels import decode_operations, field, operations
+from diffats import tucker
 from diffats.patches import to_patches
 from diffats.primitives import Layout, decode
 from diffats.procrustes import align_to_anchor
@@ -84,14 +85,6 @@ CASES = (
 QUICK = (Case((16, 12, 10), (4, 5, 3)), Case((32, 32), (None, 4), patch=(8, 8)))
 
 
-def field(shape: Sequence[int], seed: int, decay: float = 1.5, noise: float = 1e-3) -> Array:
-    """A random field whose spectrum falls as ``k^-decay`` in amplitude per mode, with white noise, of unit variance."""
-    rng = np.random.default_rng(seed)
-    k = np.sqrt(sum(f**2 for f in np.meshgrid(*[np.fft.fftfreq(n) * n for n in shape], indexing="ij", sparse=True)))
-    x = np.fft.ifftn(np.fft.fftn(rng.normal(size=shape)) * (1 + k) ** (-decay - (len(shape) - 1) / 2)).real
-    return np.asarray(x / x.std() + noise * rng.normal(size=shape))
-
-
 # --- what the machine can do ----------------------------------------------------------------------------------------
 
 
@@ -120,27 +113,6 @@ def machine_speed(n: int, repeats: int) -> dict[str, Any]:
     memory = torch.ones(max(2**16, 16 * n**2))
     out["bytes"] = memory.nbytes / best_seconds(memory.sum, repeats)
     return out
-
-
-def operations(
-    shape: Sequence[int], ranks: Ranks, order: Sequence[int], *, symmetric: bool = True
-) -> tuple[float, float]:
-    """Flops of an ST-HOSVD of one sample, and the numbers that it must read or write.
-
-    A Gram matrix counts half of a product where ``symmetric``, as much as must be computed, else a whole one; an
-    eigenproblem counts 9 n^3 (Golub and Van Loan), or the products of the subspace iteration that takes its place.
-    """
-    current, flops, numbers = list(shape), 0.0, 0.0
-    for mode in order:
-        rank, size = ranks[mode] or 1, math.prod(current)
-        n = min(current[mode], size // current[mode])
-        width, steps = spectrum._width(rank), spectrum._ITERATIONS + 2
-        few = n >= spectrum._FEW_OF and 3 * width <= n
-        flops += (1 if symmetric else 2) * n * size + 2 * rank * size
-        flops += steps * (2 * n**2 * width + 4 * n * width**2) + 2 * 9 * width**3 if few else 9 * n**3
-        current[mode] = rank
-        numbers += 2 * size + math.prod(current)
-    return flops, numbers
 
 
 # --- the libraries ---------------------------------------------------------------------------------------------------
@@ -303,7 +275,7 @@ def parts(case: Case, dtype: str, speed: dict[str, Any], repeats: int) -> list[d
             (
                 "decoding",
                 best_seconds(lambda: decode(streams, layout), repeats),
-                _decode_flops(case.working, t.ranks, modes),
+                decode_operations(case.working, t.ranks, modes),
                 math.prod(case.working) + math.prod(t.ranks),
             ),
         ]
@@ -318,15 +290,6 @@ def parts(case: Case, dtype: str, speed: dict[str, Any], repeats: int) -> list[d
         }
         for name, seconds, flops, numbers in rows
     ]
-
-
-def _decode_flops(shape: Sequence[int], ranks: Sequence[int], modes: Sequence[int]) -> float:
-    sizes = tuple(shape[mode] if mode in modes else None for mode in range(len(shape)))
-    current, flops = list(ranks), 0.0
-    for mode in spectrum.product_order(tuple(ranks), sizes):
-        flops += 2 * math.prod(current) * shape[mode]
-        current[mode] = shape[mode]
-    return flops
 
 
 def sizes(cubes: Sequence[int], repeats: int) -> dict[str, Any]:

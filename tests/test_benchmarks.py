@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import doctest
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import common, encode, medoid, pipeline
+from benchmarks import common, encode, gpu_check, medoid, pipeline
+from benchmarks.gpu_run import NOT_RUN, SIZES, Run
 
 
 def run(benchmark, folder, capsys):
@@ -87,3 +90,57 @@ def test_operations_are_counted_as_by_hand():
     flops, numbers = encode.operations((10, 8, 6), (3, None, 2), (0, 2))
     assert flops == 480 * 10 + 2 * 3 * 480 + 9 * 10**3 + 144 * 6 + 2 * 2 * 144 + 9 * 6**3
     assert numbers == 2 * 480 + 144 + 2 * 144 + 48
+
+
+@pytest.mark.parametrize("name", gpu_check.PARTS)
+def test_each_part_of_the_gpu_check_runs_on_the_cpu_and_what_it_compares_holds(name, tmp_path):
+    rows = json.loads(json.dumps(list(gpu_check.PARTS[name].rows(Run(torch.device("cpu"), SIZES["tiny"], tmp_path)))))
+    assert all(row.get("holds", True) for row in rows)
+    assert any("holds" in row for row in rows) == (name in ("kernels", "networks", "resume", "training"))
+    expected = {NOT_RUN} if name in ("device", "training", "sampling", "graphs") else set()
+    expected = {"it takes minutes on a CPU"} if name == "compile" else expected
+    assert {row["not_run"] for row in rows if "not_run" in row} == expected
+
+
+def test_a_part_that_is_stopped_leaves_the_others_what_they_found():
+    written = []
+    found = gpu_check.check(
+        "cpu", "tiny", lambda now: written.append(json.dumps(now)), {"kernels": 0.1, "device": 300.0}
+    )
+    assert [entry["state"] for entry in found["parts"].values()] == ["stopped after 0.1 s", "done"]
+    assert found["parts"]["kernels"]["rows"] == []
+    assert len(written) == len(found["parts"]["device"]["rows"]) + 2  # after every row, and after every part
+    assert gpu_check.failures(found) == ["Kernels against the CPU in float64: stopped after 0.1 s"]
+    text = gpu_check.page(found)
+    assert "no GPU was there" in text
+    assert common.processor_features() in text
+    assert "Not run:\n\n- The device (no CUDA device): TF32" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the part would not fail")
+def test_a_part_that_fails_is_reported_with_its_error_and_without_places():
+    found = gpu_check.check("cuda", "tiny", lambda now: None, {"device": 300.0})
+    assert found["parts"]["device"]["state"] == "failed, exit code 2"
+    text = gpu_check.page(found)
+    assert "no CUDA device is available here" in text
+    assert str(Path(__file__).parents[1]) not in text
+
+
+def test_what_does_not_hold_is_a_failure():
+    row = {"what": "decode", "case": "2x3", "dtype": "float32", "difference": 0.5, "bound": 0.1, "holds": False}
+    found = {"device": "cpu", "processor": "", "parts": {"kernels": {"state": "done", "rows": [row]}}}
+    assert gpu_check.failures(found) == [
+        "Kernels against the CPU in float64: not equal: decode, 2x3, float32 (difference 5.0e-01)"
+    ]
+    assert "**NO**" in gpu_check.page(found)
+
+
+@pytest.mark.slow
+def test_the_gpu_check_runs_from_beginning_to_end_on_the_cpu(tmp_path, capsys):
+    assert gpu_check.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    text = (tmp_path / "gpu_check.md").read_text()
+    assert {entry["state"] for entry in found["parts"].values()} == {"done"}
+    assert "All parts ran to their end, and what is compared holds." in text
+    assert text.splitlines()[0] in capsys.readouterr().out
+    assert str(tmp_path) not in json.dumps(found) + text
