@@ -50,8 +50,15 @@ class Problem:
     def of(cls, run: Run, name: str, *, folder: Path | None = None) -> Problem:
         """One of ``synthetic.NETWORKS``."""
         given = [] if run.size.batch is None else [f"train.batch={run.size.batch}"]
-        recipe = synthetic.network_recipe(name, [*run.size.overrides, *given])
-        return cls(recipe, synthetic.primitives(recipe, run.size.samples, shard=run.size.shard, folder=folder))
+        return cls.named(name, [*run.size.overrides, *given], run.size.samples, shard=run.size.shard, folder=folder)
+
+    @classmethod
+    def named(
+        cls, name: str, overrides: Sequence[str], samples: int, *, shard: int = 64, folder: Path | None = None
+    ) -> Problem:
+        """One of ``synthetic.NETWORKS`` with other settings."""
+        recipe = synthetic.network_recipe(name, overrides)
+        return cls(recipe, synthetic.primitives(recipe, samples, shard=shard, folder=folder))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -208,11 +215,13 @@ class Step:
             getattr(self, part)()
 
 
-def _eager(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
+def eager(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
+    """As it is."""
     return call
 
 
-def _compiled(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
+def compiled(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
+    """By ``torch.compile``, at its first call."""
     return torch.compile(call)
 
 
@@ -234,7 +243,7 @@ def _captured(call: Call, inputs: tuple[Tensor, ...]) -> Callee:
 
 def operations(problem: Problem, device: torch.device) -> dict[str, int]:
     """Flops of the products in a training step, and in one network call without a gradient."""
-    step = Step(problem, device, "float32", _eager)
+    step = Step(problem, device, "float32", eager)
     counted = {}
     with sdpa_kernel(SDPBackend.MATH):  # as products, which are counted alike on every device
         for name, parts in (
@@ -255,10 +264,10 @@ def training(run: Run) -> Iterator[Row]:
         problem = Problem.of(run, name)
         flops = operations(problem, run.device)
         for precision in ("float32", "bfloat16"):
-            yield _timed_step(run, name, problem, flops, precision, precision, "eager", _eager)
+            yield _timed_step(run, name, problem, flops, precision, precision, "eager", eager)
         if run.cuda:
             torch.set_float32_matmul_precision("high")
-            yield _timed_step(run, name, problem, flops, "float32", "TF32", "eager", _eager)
+            yield _timed_step(run, name, problem, flops, "float32", "TF32", "eager", eager)
             torch.set_float32_matmul_precision("highest")
         else:
             yield {"network": name, "precision": "TF32", "how": "eager", "not_run": NOT_RUN}
@@ -274,7 +283,7 @@ def compiling(run: Run) -> Iterator[Row]:
             continue
         problem = Problem.of(run, name)
         flops = operations(problem, run.device)
-        yield _timed_step(run, name, problem, flops, precision, precision, "compile", _compiled)
+        yield _timed_step(run, name, problem, flops, precision, precision, "compile", compiled)
 
 
 def graphs(run: Run) -> Iterator[Row]:
@@ -300,7 +309,7 @@ def _timed_step(
     how: str,
     prepare: Prepare,
 ) -> Row:
-    eager = _second_loss(Step(problem, run.device, precision, _eager))
+    expected = _second_loss(Step(problem, run.device, precision, eager))
     step = Step(problem, run.device, precision, prepare)
     first = run.seconds(step.whole)
     loss = _second_loss(step, done=1)
@@ -324,7 +333,7 @@ def _timed_step(
         "network_flops": flops["network"],
         "product": product,
         "what": "loss of the second step",
-        **agreement(abs(loss - eager) / eager, BOUNDS[precision]),
+        **agreement(abs(loss - expected) / expected, BOUNDS[precision]),
     }
 
 
