@@ -6,7 +6,6 @@ so that ``shift(encode(X)) = encode(shift(X))`` without decomposing again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,8 +110,9 @@ def rolled(x: Array, by: Array, axis: int) -> Array:
     >>> rolled(np.array([[1, 2, 3], [1, 2, 3]]), np.array([0, 1]), 1).tolist()
     [[1, 2, 3], [3, 1, 2]]
     """
-    n = x.shape[axis]
-    places = (np.arange(n) - np.asarray(by)[:, None]) % n
-    shape = (len(x), *(n if a == axis else 1 for a in range(1, x.ndim)))
-    assert math.prod(shape) == places.size
-    return np.take_along_axis(x, places.reshape(shape), axis)
+    n, before = x.shape[axis], (slice(None),) * (axis - 1)
+    out = np.empty_like(x)
+    for row, rolled_row, shift in zip(x, out, np.asarray(by) % n, strict=True):  # two copies a row: no index arrays
+        rolled_row[(*before, slice(shift, None))] = row[(*before, slice(None, n - shift))]
+        rolled_row[(*before, slice(None, shift))] = row[(*before, slice(n - shift, None))]
+    return out
