@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError, redact
+from diffats.requirements import require
 from diffats.stages import processes
 from diffats.stages.workspace import Hooks, Progress, StageResult, Workspace, find_store
 from diffats.store import Version, writer_lock
@@ -54,6 +55,14 @@ STAGES = (
     "register",
     "report",
 )
+#: The extras without which a stage cannot run.
+_EXTRAS = {
+    "train": ("train",),
+    "generate": ("train",),
+    "evaluate": ("train",),
+    "register": ("train", "track"),
+    "report": ("train", "track"),
+}
 log = logging.getLogger("diffats.stages")  # one line for each finished stage
 progress_log = logging.getLogger("diffats.progress")
 
@@ -86,8 +95,8 @@ def run(
     """
     if stage not in STAGES:
         raise InputError(f'there is no stage "{stage}". Stages: {", ".join(STAGES)}.')
-    module = importlib.import_module(f"diffats.stages.{stage}")
     check(stage, recipe)
+    module = importlib.import_module(f"diffats.stages.{stage}")
     work = Workspace(recipe)
     if not processes.is_main():
         return _take_part(stage, module, work, restart)
@@ -127,6 +136,7 @@ def check(stage: str, recipe: Recipe) -> None:
     InputError
         Whose message says what to do.
     """
+    require(f"the stage {stage}", *_EXTRAS.get(stage, ()))
     work = Workspace(recipe)
     if stage == "decompose":
         from diffats.stages import plan
@@ -309,6 +319,7 @@ def tracked(recipe: Recipe, *, latest: bool = False) -> Iterator[str]:
     """
     from diffats.stages import plan
 
+    require("tracking with MLflow", "track")
     work = Workspace(recipe)
     plan.check(work)  # before anything is made
     with writer_lock(work.root):

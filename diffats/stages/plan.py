@@ -17,6 +17,7 @@ from diffats.compute import open_cluster
 from diffats.errors import InputError, RootMismatchError
 from diffats.medoid import LARGEST_MODE
 from diffats.primitives import FieldScaling, Layout, Moments, decompose, find_ranks, relative_error
+from diffats.requirements import require
 from diffats.schedule import usable_levels
 from diffats.spectrum import flops, leading, transpose
 from diffats.stages import align, fit_normalisation, growth, select_anchor
@@ -174,6 +175,7 @@ def _check_device(work: Workspace) -> None:
     """Refuse a device that this machine does not have; other machines' workers may have it."""
     compute = work.recipe.compute
     if compute.scheduler == "local" and compute.device not in ("auto", "cpu"):
+        require(f'compute.device = "{compute.device}"', "train")
         from diffats.models import resolve_device
 
         resolve_device(compute.device)
