@@ -14,9 +14,9 @@ MODULES = {
     "train": ("torch", "accelerate", "diffusers", "ot", "sklearn"),
     "track": ("mlflow", "sqlalchemy"),
     "flows": ("prefect", "fastapi", "uvicorn", "httpx"),
-    "simulate": ("jax", "exponax", "sklearn", "PIL"),
+    "simulate": ("exponax", "sklearn", "PIL"),
 }
-_PACKAGES = {"ot": "POT", "sklearn": "scikit-learn", "PIL": "Pillow"}  # where the names differ
+_PACKAGES = {"ot": "POT", "sklearn": "scikit-learn", "PIL": "pillow"}  # where the names differ
 
 
 def missing(*extras: str) -> list[str]:

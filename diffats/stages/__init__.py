@@ -136,7 +136,7 @@ def check(stage: str, recipe: Recipe) -> None:
     InputError
         Whose message says what to do.
     """
-    require(f"the stage {stage}", *_EXTRAS.get(stage, ()))
+    require(f"diffats {stage}", *_EXTRAS.get(stage, ()))
     work = Workspace(recipe)
     if stage == "decompose":
         from diffats.stages import plan
@@ -319,7 +319,7 @@ def tracked(recipe: Recipe, *, latest: bool = False) -> Iterator[str]:
     """
     from diffats.stages import plan
 
-    require("tracking with MLflow", "track")
+    require("tracking", "track")
     work = Workspace(recipe)
     plan.check(work)  # before anything is made
     with writer_lock(work.root):

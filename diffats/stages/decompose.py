@@ -678,9 +678,10 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     say_read_again(work)
     if recipe.decompose.tolerance is None:
         Layout.from_recipe(recipe, samples.sizes)  # refuses ranks that cannot be, before anything is read
-    if recipe.compute.device == "auto" and "torch" in missing("train"):
+    compute = recipe.compute
+    if (compute.device, compute.scheduler) == ("auto", "local") and "torch" in missing("train"):
         log.info("samples are decomposed on the CPU: without torch no GPU is looked for")
-    with open_cluster(recipe.compute) as cluster:
+    with open_cluster(compute) as cluster:
         scaling = put_scaling(work, cluster, shard, hooks).snapshot
         version = begin(work, cluster, scaling, shard, hooks)
         say_resumed(version)
@@ -692,7 +693,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
             scaling=version.attrs["scaling"],
             layout=layout_of(version),
             method=recipe.decompose.method,
-            device=recipe.compute.device,
+            device=compute.device,
             boundary=work.samples.boundary,
             pass_name=uuid.uuid4().hex,
         )
