@@ -186,10 +186,10 @@ class _Records:
 
     def open(self) -> StageRun | None:
         """The stage's run; ``None`` where it is not tracked or the tracker is away."""
-        from diffats.registry import TrackingError
-
         if self._run is not None or self.parent_run is None:
             return self._run
+        from diffats.registry import TrackingError
+
         try:
             self._run = _tracker(self.work.recipe).stage(self.parent_run, self.stage, started=self._started)
         except (TrackingError, OSError) as error:
