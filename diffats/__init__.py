@@ -39,10 +39,15 @@ def load(location: str | Path) -> Bundle:
     ------
     StoreNotFoundError
         Where there is no model.
+    MissingPackageError
+        Where the model is registered and MLflow is not installed, or the model is to sample and torch is not.
     """
     from diffats import bundle
 
     if str(location).startswith("models:/"):
+        from diffats.requirements import require
+
+        require("a registered model", "track")
         from diffats import registry
 
         location = registry.download(str(location))

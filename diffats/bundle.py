@@ -27,6 +27,7 @@ from diffats import sources
 from diffats.config import Recipe, parse_recipe
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation, decode, encode
+from diffats.requirements import require
 from diffats.storage import sync_to_disk
 
 FORMAT = 4
@@ -303,6 +304,7 @@ class Bundle:
     @cached_property
     def denoiser(self) -> Any:
         """The trained network, on its device."""
+        require("sampling from a model", "train")
         from diffats.generation import load_denoiser
 
         weights = self.directory / WEIGHTS
@@ -402,6 +404,7 @@ class Bundle:
         sampler: str | None = None,
     ) -> dict[str, Array]:
         """Generated streams ``{name: (k, *shape)}`` of samples ``indices`` under raw conditions, one row each."""
+        require("sampling from a model", "train")
         from diffats.diffusion import Diffusion
         from diffats.generation import generate
 

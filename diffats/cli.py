@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 from diffats.config import Recipe, load_recipe, portable
 from diffats.errors import DiffatsError, Terminated, redact
 from diffats.progress import LoggedProgress, ProgressLine
+from diffats.requirements import require
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -138,6 +139,8 @@ def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult | None:
     if not processes.is_main():
         stages.run(stage, recipe, restart=restart)
         return None
+    if stage in _TRACKED:
+        require(f"diffats {stage}", "train", "track")
     stages.check(stage, recipe)
     shared = stages.tracked(recipe, latest=True) if stage in _TRACKED else nullcontext()
     with shared as parent, progress_bar(stage) as progress:

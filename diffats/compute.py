@@ -146,12 +146,8 @@ class Cluster:
         batch = min(_MOST_IN_TASK, max(1, (total or 0) // (_TASKS_A_SLOT * self.slots)))
         with contextlib.ExitStack() as stack:
             if self.in_process:
-                import torch  # takes seconds, and whoever only looks needs none
-
                 # Process-wide, so set once around the loop: set by each call, overlapping calls would restore wrongly.
                 stack.enter_context(threadpoolctl.threadpool_limits(1, user_api="blas"))
-                stack.callback(torch.set_num_threads, torch.get_num_threads())
-                torch.set_num_threads(1)
                 keep_memory()
             try:
                 yield from self._stream(function, items, limit, batch, ordered, shared)
@@ -308,11 +304,8 @@ class _OneBlasThread:
         self.function = function
 
     def __call__(self, item: Any, **shared: Any) -> Any:
-        import torch
-
         # Not undone: in a worker with several threads the end of one call must not free the BLAS of another.
         threadpoolctl.threadpool_limits(1, user_api="blas")
-        torch.set_num_threads(1)
         keep_memory()
         return self.function(item, **shared)
 

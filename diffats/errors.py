@@ -38,6 +38,10 @@ class InputError(DiffatsError, ValueError):
     exit_code = 2
 
 
+class MissingPackageError(InputError):
+    """A package that this needs is not installed: it belongs to one of the extras."""
+
+
 class RecipeError(InputError):
     """The recipe is malformed or contradicts itself."""
 

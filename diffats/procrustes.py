@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from array_api_compat import array_namespace
 
 from diffats.errors import InputError
-from diffats.spectrum import Array, as_torch, back, like, widen
+from diffats.spectrum import Array, like, native, unwarned, widen
 
 _LEAST = 0.03  # cosines below it come from an SVD
 
 
+@unwarned
 def align_to_anchor(U: Array, A: Array) -> tuple[Array, Array]:
     """The gauge in which factors are closest to their anchor.
 
@@ -53,26 +54,27 @@ def align_to_anchor(U: Array, A: Array) -> tuple[Array, Array]:
             f"a factor of shape {tuple(U.shape)} cannot be aligned to an anchor of shape {tuple(A.shape)}: "
             "size and rank must be equal. Choose the anchor from factors of the same ranks."
         )
-    wide = widen(as_torch(U))
+    U = native(U)
+    xp, wide = array_namespace(U), widen(U)
     M = wide.mT @ like(A, wide)
-    Q, overlap = _polar(M.reshape(-1, *M.shape[-2:]))
-    Q, overlap = Q.reshape(M.shape), overlap.reshape(M.shape[:-1])
-    dtype = as_torch(U).dtype
-    return back(Q.to(dtype), U), back(overlap.clamp(max=1.0).to(dtype), U)
+    Q, overlap = _polar(xp.reshape(M, (-1, *M.shape[-2:])))
+    Q, overlap = xp.reshape(Q, M.shape), xp.reshape(xp.clip(overlap, max=1.0), M.shape[:-1])
+    return xp.astype(Q, U.dtype, copy=False), xp.astype(overlap, U.dtype, copy=False)
 
 
-def _polar(M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _polar(M: Array) -> tuple[Array, Array]:
     """Orthogonal factor ``L M^T`` of ``L S M^T``, and ``S``, descending.
 
     By the eigenvectors of ``M^T M``, which take half the time of an SVD, except where a singular value is so small that
     its square has lost the digits that the factor needs.
     """
-    squares, V = torch.linalg.eigh(M.mT @ M)
-    squares, V = squares.flip(-1), V.flip(-1)
-    values = squares.clamp(min=_LEAST**2).sqrt()
+    xp = array_namespace(M)
+    squares, V = xp.linalg.eigh(M.mT @ M)
+    values = xp.sqrt(xp.clip(squares, min=_LEAST**2))
     Q = (M @ V / values[:, None, :]) @ V.mT
-    small = torch.nonzero(squares[:, -1] < _LEAST**2)[:, 0]
+    values = xp.asarray(xp.flip(values, axis=-1), copy=True)
+    small = xp.nonzero(squares[:, 0] < _LEAST**2)[0]
     if len(small):
-        L, S, Mt = torch.linalg.svd(M[small], full_matrices=False)
+        L, S, Mt = xp.linalg.svd(M[small], full_matrices=False)
         Q[small], values[small] = L @ Mt, S
     return Q, values

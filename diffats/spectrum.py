@@ -1,8 +1,8 @@
 """Spectra of a tensor's modes: Gram matrices, leading vectors, and how many of them are needed.
 
-NumPy and torch arrays: the work is torch's, on the CPU or a GPU, and NumPy arrays share their memory with it. The last
-``N`` axes are the modes and all leading axes are batch. Energies (squared singular values of a mode's unfolding) are
-float64 whatever the input is.
+The same lines serve NumPy arrays, on which workers need no torch, and torch tensors, on a GPU. The last ``N`` axes are
+the modes and all leading axes are batch. Energies (squared singular values of a mode's unfolding) are float64 whatever
+the input is.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from array_api_compat import array_namespace, device, is_torch_array, to_device
 
+from diffats.requirements import missing, require
+
 Array: TypeAlias = Any  # a NumPy or torch array: the array API standard has no type for it
-Truncation: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # vectors, their energies, energy of the others
+Truncation: TypeAlias = tuple[Array, Array, Array]  # vectors, their energies, energy of the others
 
 _ROW = 512  # numbers summed in their own precision
 _CHUNK = 2**21  # numbers converted or reordered at a time, which then take 16 MiB of work space
@@ -33,6 +34,10 @@ _CONVERGED = 2e-4  # energy that the last iteration may have gained, of the ener
 _READ, _REORDER = 24.0, 120.0  # reading a number once; reordering it, too
 _EIGH = 6000.0  # eigh of an n x n matrix takes _EIGH n^2: it is bound by its small steps
 _NARROW = 16  # a product of fewer rows takes as long as one of so many
+
+
+#: NumPy's warnings of what overflows or is not a number are off: the kernels look for that themselves.
+unwarned = np.errstate(all="ignore")
 
 
 def float_dtype(x: Array) -> Any:
@@ -63,33 +68,46 @@ def widen(x: Array) -> Array:
     return array_namespace(x).astype(x, wide_dtype(x), copy=False)
 
 
-def as_torch(x: Array) -> torch.Tensor:
-    """``x`` as a torch tensor: of the same memory, where it is a NumPy array."""
-    if isinstance(x, torch.Tensor):
-        return x
+def native(x: Array) -> Array:
+    """``x`` as the kernels take it: without a gradient, in the byte order of this machine."""
+    if is_torch_array(x):
+        return x.detach()
     array = np.asarray(x)
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    positive = native.copy() if min(native.strides, default=0) < 0 or not native.flags.writeable else native
-    return torch.from_numpy(positive)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def encoding_device(name: str) -> torch.device:
+def encoding_device(name: str) -> str:
     """Where samples are decomposed, for ``compute.device``.
 
     A CUDA device where that is asked for or ``"auto"`` finds one; else the CPU (for ``"mps"`` too: it has no float64).
 
+    Raises
+    ------
+    MissingPackageError
+        Where a CUDA device is asked for without torch. ``"auto"`` finds none then.
+
     >>> encoding_device("mps")
-    device(type='cpu')
+    'cpu'
     """
     kind = name.partition(":")[0]
-    if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda" if kind == "auto" else name)
-    return torch.device("cpu")
+    if kind == "cuda":
+        require(f'compute.device = "{name}"', "train")
+        return name
+    if kind != "auto" or "torch" in missing("train"):
+        return "cpu"
+    import torch  # takes seconds
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def back(tensor: torch.Tensor, x: Array) -> Array:
-    """A result for ``x``: a NumPy array where ``x`` is one."""
-    return tensor if is_torch_array(x) else tensor.numpy()
+def on_device(x: Array, name: str) -> Array:
+    """A NumPy array where ``compute.device`` has it decomposed: as it is on the CPU, a torch tensor on a GPU."""
+    where = encoding_device(name)
+    if where == "cpu":
+        return x
+    import torch
+
+    return torch.tensor(x, device=where)
 
 
 def like(array: Array, x: Array) -> Array:
@@ -108,30 +126,30 @@ def transpose(matrix: Array) -> Array:
     return array_namespace(matrix).linalg.matrix_transpose(matrix)
 
 
+@unwarned
 def norm2(x: Array, n_modes: int) -> Array:
     """Squared norm over the last ``n_modes`` axes: ``(...)``, float64.
 
     float32 numbers are squared and summed in float32 by rows, whose sums are added in float64; a sample for which that
     overflows or vanishes goes by float64.
     """
-    y = as_torch(x)
-    flat = y.reshape(math.prod(y.shape[: y.ndim - n_modes]), math.prod(y.shape[y.ndim - n_modes :]))
+    xp, batch = array_namespace(x), tuple(x.shape[: x.ndim - n_modes])
+    flat = xp.reshape(x, (math.prod(batch), math.prod(x.shape[x.ndim - n_modes :])))
     sums = _sums_of_squares(flat)
     if flat.dtype != wide_dtype(flat):
-        doubtful = torch.nonzero(~torch.isfinite(sums) | (sums < _UNDERFLOW))[:, 0]
+        doubtful = xp.nonzero(~xp.isfinite(sums) | (sums < _UNDERFLOW))[0]
         for i in doubtful.tolist():  # one at a time: they take twice the memory
             sums[i] = _sums_of_squares(widen(flat[i : i + 1]))[0]
-    return back(sums.reshape(y.shape[: y.ndim - n_modes]), x)
+    return xp.reshape(sums, batch)
 
 
-def _sums_of_squares(flat: torch.Tensor) -> torch.Tensor:
-    count = flat.shape[1] // _ROW  # explicit below: there may be no sample at all
-    rows = torch.linalg.vector_norm(flat[:, : count * _ROW].reshape(len(flat), count, _ROW), dim=-1)
-    rest = torch.linalg.vector_norm(flat[:, count * _ROW :], dim=-1)
-    sums: torch.Tensor = widen(rows).square().sum(dim=-1) + widen(rest).square()
-    return sums
+def _sums_of_squares(flat: Array) -> Array:
+    xp, count = array_namespace(flat), flat.shape[1] // _ROW  # explicit below: there may be no sample at all
+    rows, rest = xp.reshape(flat[:, : count * _ROW], (len(flat), count, _ROW)), flat[:, count * _ROW :]
+    return xp.sum(widen(xp.vecdot(rows, rows)), axis=-1) + widen(xp.vecdot(rest, rest))
 
 
+@unwarned
 def mode_dot(x: Array, matrix: Array, mode: int, n_modes: int) -> Array:
     """Multiply mode ``mode`` of the tensors ``x`` by matrices.
 
@@ -151,32 +169,36 @@ def mode_dot(x: Array, matrix: Array, mode: int, n_modes: int) -> Array:
     >>> mode_dot(np.ones((5, 2, 3, 4)), np.ones((7, 3)), 1, 3).shape
     (5, 2, 7, 4)
     """
-    y, by = as_torch(x), as_torch(matrix)
+    xp, y, by = array_namespace(x), x, matrix
     if y.dtype != by.dtype:
-        y, by = (part.to(torch.promote_types(y.dtype, by.dtype)) for part in (y, by))
+        both = xp.result_type(y.dtype, by.dtype)
+        y, by = xp.astype(y, both, copy=False), xp.astype(by, both, copy=False)
     shape = list(y.shape)
     axis = y.ndim - n_modes + mode
     left, right = math.prod(shape[y.ndim - n_modes : axis]), math.prod(shape[axis + 1 :])
     batch = shape[: y.ndim - n_modes]
     samples = math.prod(batch)
     if right == 1:  # the last mode: one product per sample instead of one per row
-        y = y.reshape(*batch, left, shape[axis]) @ by.mT
+        y = xp.reshape(y, (*batch, left, shape[axis])) @ by.mT
     elif left > 1 and (right < _NARROW or (by.ndim > 2 and samples > 1)):
         # many small products, or a copy of the matrix for each: the mode goes first, which copies the tensor once
-        first = y.reshape(samples, left, shape[axis], right).transpose(1, 2).reshape(*batch, shape[axis], left * right)
-        y = (by @ first).reshape(samples, by.shape[-2], left, right).transpose(1, 2)
+        first = xp.moveaxis(xp.reshape(y, (samples, left, shape[axis], right)), 1, 2)
+        product = by @ xp.reshape(first, (*batch, shape[axis], left * right))
+        y = xp.moveaxis(xp.reshape(product, (samples, by.shape[-2], left, right)), 1, 2)
     else:
-        y = by[..., None, :, :] @ y.reshape(*batch, left, shape[axis], right)
+        y = by[..., None, :, :] @ xp.reshape(y, (*batch, left, shape[axis], right))
     shape[axis] = by.shape[-2]
-    return back(y.reshape(shape), x)
+    return xp.reshape(y, tuple(shape))
 
 
-def unfold(x: torch.Tensor, mode: int) -> torch.Tensor:
+def unfold(x: Array, mode: int) -> Array:
     """Unfolding of a batch ``(B, n_1, ..., n_N)`` along one mode: ``(B, n_mode, rest)``."""
-    return x.movedim(mode + 1, 1).reshape(x.shape[0], x.shape[mode + 1], -1)
+    xp = array_namespace(x)
+    return xp.reshape(xp.moveaxis(x, mode + 1, 1), (x.shape[0], x.shape[mode + 1], -1))
 
 
-def gram(x: torch.Tensor, mode: int, dtype: torch.dtype) -> torch.Tensor:
+@unwarned
+def gram(x: Array, mode: int, dtype: Any) -> Array:
     """Gram matrices of one mode's unfolding.
 
     Parameters
@@ -190,24 +212,20 @@ def gram(x: torch.Tensor, mode: int, dtype: torch.dtype) -> torch.Tensor:
     -------
     ``(B, n_mode, n_mode)``
     """
-    n, columns = x.shape[mode + 1], math.prod(x.shape[mode + 2 :])
-    out = torch.empty((x.shape[0], n, n), dtype=dtype, device=x.device)
+    xp, n, columns = array_namespace(x), x.shape[mode + 1], math.prod(x.shape[mode + 2 :])
+    out = xp.empty((x.shape[0], n, n), dtype=dtype, device=device(x))
     step = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
     for i in range(0, x.shape[0], step):
-        part = x[i : i + step].to(dtype)
+        part = xp.astype(x[i : i + step], dtype, copy=False)
         # the last mode's unfolding is the transpose of what lies in memory: nothing is copied
-        a = part.reshape(part.shape[0], -1, n).mT if columns == 1 else unfold(part, mode)
+        a = xp.reshape(part, (part.shape[0], -1, n)).mT if columns == 1 else unfold(part, mode)
         _symmetric(a, out[i : i + step])
     return out
 
 
-def _symmetric(a: torch.Tensor, out: torch.Tensor) -> None:
-    """``A A^T`` of each ``A (n, m)``."""
-    if a.device.type == "cpu" and a.shape[1] >= _SYRK_FROM:
-        for matrix, product in zip(a.numpy(), out.numpy(), strict=True):
-            np.matmul(matrix, matrix.T, out=product)  # NumPy sees the symmetry and does half of the work
-    else:
-        torch.bmm(a, a.mT, out=out)
+def _symmetric(a: Array, out: Array) -> None:
+    """``A A^T`` of each ``A (n, m)``; NumPy sees the symmetry and does half of the work."""
+    array_namespace(a).matmul(a, a.mT, out=out)
 
 
 def gram_floor(n: int) -> float:
@@ -237,15 +255,14 @@ def leading(x: Array, mode: int, *, accurate: bool = False) -> tuple[Array, Arra
     energies
         ``(B, n)`` float64, descending, not negative.
     """
-    y = as_torch(x)
+    y = native(x)
     if accurate or _is_tall(y, mode):
-        vectors, energies = _by_svd(widen(unfold(y, mode)))
-    else:
-        vectors, energies = _by_eigh(gram(y, mode, wide_dtype(y)))
-    return back(vectors, x), back(energies, x)
+        return _by_svd(widen(unfold(y, mode)))
+    return _by_eigh(gram(y, mode, wide_dtype(y)))
 
 
-def truncated(x: torch.Tensor, mode: int, rank: int) -> Truncation:
+@unwarned
+def truncated(x: Array, mode: int, rank: int) -> Truncation:
     """The first left singular vectors of one mode's unfolding, and the energy they keep.
 
     By the smaller of the two Gram matrices. Those of float32 data are float32 where that is accurate enough, and
@@ -273,72 +290,73 @@ def truncated(x: torch.Tensor, mode: int, rank: int) -> Truncation:
     if x.dtype == wide:
         return found
     columns = math.prod(x.shape[1:]) // x.shape[mode + 1]
-    doubtful = torch.nonzero(~_enough(*found, whole=rank == x.shape[mode + 1], columns=columns))[:, 0]
+    enough = _enough(*found, whole=rank == x.shape[mode + 1], columns=columns)
+    doubtful = array_namespace(x).nonzero(~enough)[0]
     if len(doubtful):
         for kept, better in zip(found, solve(x[doubtful], mode, rank, wide), strict=True):
             kept[doubtful] = better
     return found
 
 
-def _enough(
-    _vectors: torch.Tensor, energies: torch.Tensor, discarded: torch.Tensor, *, whole: bool, columns: int
-) -> torch.Tensor:
+def _enough(_vectors: Array, energies: Array, discarded: Array, *, whole: bool, columns: int) -> Array:
     """Which samples' Gram matrices were accurate enough in float32, in which long sums are less accurate."""
-    total = energies.sum(dim=-1) + discarded
+    total = energies.sum(-1) + discarded
     unit = total * max(1.0, math.sqrt(columns / 2**15))
     enough = (energies[:, -1] > _SMALLEST_KEPT * unit) & (total > _UNDERFLOW)
     return enough if whole else enough & (discarded > _SMALLEST_LOST * unit)
 
 
-def _is_tall(x: torch.Tensor, mode: int) -> bool:
-    return x.shape[mode + 1] ** 2 > math.prod(x.shape[1:])
+def _is_tall(x: Array, mode: int) -> bool:
+    return bool(x.shape[mode + 1] ** 2 > math.prod(x.shape[1:]))
 
 
-def _wide(x: torch.Tensor, mode: int, rank: int, dtype: torch.dtype) -> Truncation:
+def _wide(x: Array, mode: int, rank: int, dtype: Any) -> Truncation:
     return _top(_finite(gram(x, mode, dtype)), rank)
 
 
-def _tall(x: torch.Tensor, mode: int, rank: int, dtype: torch.dtype) -> Truncation:
+def _tall(x: Array, mode: int, rank: int, dtype: Any) -> Truncation:
     """By ``A^T A = V S V^T``: QR makes the orthogonal columns of ``A V`` orthonormal, whatever their lengths."""
     a = unfold(x, mode)
     right, energies, discarded = _top(_finite(gram(a.mT, 0, dtype)), rank)
-    return torch.linalg.qr(widen(a) @ right)[0], energies, discarded
+    return array_namespace(x).linalg.qr(widen(a) @ right)[0], energies, discarded
 
 
-def _finite(g: torch.Tensor) -> torch.Tensor:
+def _finite(g: Array) -> Array:
     """Matrices of samples with NaN, infinite or too large values become zero: LAPACK would refuse the whole batch."""
-    bad = torch.nonzero(~torch.isfinite(torch.sum(g, dim=(-2, -1))))[:, 0]
+    xp = array_namespace(g)
+    bad = xp.nonzero(~xp.isfinite(xp.sum(g, axis=(-2, -1))))[0]
     if len(bad):
         g[bad] = 0.0
     return g
 
 
-def _top(g: torch.Tensor, rank: int) -> Truncation:
+def _top(g: Array, rank: int) -> Truncation:
     """First eigenvectors of positive semidefinite matrices ``(B, n, n)``, their energies, and the sum of the others.
 
     A few of many come from subspace iteration; a sample on which it has not converged gets a full decomposition.
     """
-    width = _width(rank)
+    xp, width = array_namespace(g), _width(rank)
     if g.shape[-1] < _FEW_OF or 3 * width > g.shape[-1]:
         return _all(g, rank)
-    q = _start(g.shape[-1], width).to(g)
+    q = like(_start(g.shape[-1], width), g)
     for _ in range(_ITERATIONS):
-        q = torch.linalg.qr(g @ q)[0]
+        q = xp.linalg.qr(g @ q)[0]
     _, _, before = _ritz(g, q, rank)
     vectors, energies, kept = _ritz(g, g @ q, rank)
-    total = widen(torch.diagonal(g, dim1=-2, dim2=-1)).sum(-1)
-    out = vectors, energies, (total - kept).clamp(min=0.0)
-    late = torch.nonzero(kept - before > _CONVERGED * out[2] + 8 * torch.finfo(g.dtype).eps * total)[:, 0]
+    total = _trace(g)
+    out = vectors, energies, xp.clip(total - kept, min=0.0)
+    late = xp.nonzero(kept - before > _CONVERGED * out[2] + 8 * xp.finfo(g.dtype).eps * total)[0]
     if len(late):
         for part, exact in zip(out, _all(g[late], rank), strict=True):
             part[late] = exact
     return out
 
 
-def _ritz(g: torch.Tensor, q: torch.Tensor, rank: int) -> Truncation:
+def _ritz(g: Array, q: Array, rank: int) -> Truncation:
     """Best vectors within the span of ``q``, their energies, and the sum of these."""
-    q = torch.linalg.qr(widen(q))[0]
-    h = q.mT @ widen(g @ q.to(g.dtype))
+    xp = array_namespace(g)
+    q = xp.linalg.qr(widen(q))[0]
+    h = q.mT @ widen(g @ xp.astype(q, g.dtype, copy=False))
     turn, energies = _by_eigh((h + h.mT) / 2)
     return q @ turn[..., :rank], energies[:, :rank], energies[:, :rank].sum(-1)
 
@@ -348,36 +366,44 @@ def _width(rank: int) -> int:
     return rank + max(8, rank // 2)
 
 
-def _all(g: torch.Tensor, rank: int) -> Truncation:
+def _all(g: Array, rank: int) -> Truncation:
     if g.dtype == wide_dtype(g):
         vectors, energies = _by_eigh(g)
         return vectors[..., :rank], energies[:, :rank], energies[:, rank:].sum(-1)
     # faster in float32, and then made as orthonormal as float64 is by a step of the Newton-Schulz iteration
-    v, wide = widen(torch.linalg.eigh(g)[1].flip(-1)[..., :rank]), widen(g)
+    xp = array_namespace(g)
+    v, wide = widen(xp.flip(xp.linalg.eigh(g)[1], axis=-1)[..., :rank]), widen(g)
     v = 1.5 * v - 0.5 * v @ (v.mT @ v)
-    energies = torch.sum(v * (wide @ v), dim=-2).clamp(min=0.0)
-    total = torch.diagonal(wide, dim1=-2, dim2=-1).sum(-1)
-    return v, energies, (total - energies.sum(-1)).clamp(min=0.0)
+    energies = xp.clip(xp.sum(v * (wide @ v), axis=-2), min=0.0)
+    return v, energies, xp.clip(_trace(g) - energies.sum(-1), min=0.0)
+
+
+def _trace(g: Array) -> Array:
+    return widen(array_namespace(g).linalg.diagonal(g)).sum(-1)
 
 
 @functools.lru_cache(maxsize=16)
-def _start(n: int, width: int) -> torch.Tensor:
+def _start(n: int, width: int) -> np.ndarray[Any, Any]:
     """Gaussian vectors, always the same ones."""
-    return torch.randn(n, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return np.random.default_rng(0).standard_normal((n, width))
 
 
-def _by_eigh(g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_eigh(g: Array) -> tuple[Array, Array]:
     """Eigenvectors and eigenvalues, descending, in float64."""
-    energies, vectors = torch.linalg.eigh(g)
-    return vectors.flip(-1), energies.flip(-1).clamp(min=0.0)
+    xp = array_namespace(g)
+    energies, vectors = (xp.flip(part, axis=-1) for part in xp.linalg.eigh(g))
+    # NumPy flips by a view, with which products are slow
+    return xp.asarray(vectors, copy=True), xp.clip(energies, min=0.0)
 
 
-def _by_svd(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_svd(a: Array) -> tuple[Array, Array]:
+    xp = array_namespace(a)
     n, m = a.shape[-2:]
     if m > n:  # A = R^T Q^T: the small R has A's left singular vectors
-        a = torch.linalg.qr(a.mT, mode="r")[1].mT
-    vectors, values, _ = torch.linalg.svd(a, full_matrices=False)
-    return vectors, torch.nn.functional.pad(values**2, (0, max(0, n - m)))
+        a = xp.linalg.qr(a.mT)[1].mT
+    vectors, values, _ = xp.linalg.svd(a, full_matrices=False)
+    none = xp.zeros((*values.shape[:-1], max(0, n - m)), dtype=values.dtype, device=device(values))
+    return vectors, xp.concat([values**2, none], axis=-1)
 
 
 def ranks_needed(energies: Array, budget: Array) -> Array:

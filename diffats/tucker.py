@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from array_api_compat import array_namespace, device
 
 from diffats.errors import InputError, NonFiniteError, RankError
@@ -26,14 +25,13 @@ from diffats.spectrum import (
     Array,
     Truncation,
     as_numpy,
-    as_torch,
-    back,
     float_dtype,
     gram_floor,
     leading,
     like,
     mode_dot,
     mode_order,
+    native,
     norm2,
     numerical_rank,
     product_order,
@@ -42,13 +40,14 @@ from diffats.spectrum import (
     transpose,
     truncated,
     unfold,
+    unwarned,
     wide_dtype,
     widen,
 )
 
 Ranks = Sequence[int | None]
 #: Vectors, their energies and the energy of the others of one mode; called with the energy that is lost already.
-Truncate = Callable[[torch.Tensor, int, torch.Tensor], Truncation]
+Truncate = Callable[[Array, int, Array], Truncation]
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,7 +376,7 @@ def _to_tolerance(x: Array, tolerance: float, decomposed: Sequence[bool], quanti
 
     accurate = tolerance < 10 * gram_floor(max(shape, default=1))
 
-    def truncate(y: torch.Tensor, mode: int, lost: torch.Tensor) -> Truncation:
+    def truncate(y: Array, mode: int, lost: Array) -> Truncation:
         vectors, energies = leading(y, mode, accurate=accurate)
         needed = np.sort(as_numpy(ranks_needed(energies, share * (energies.sum(-1) + lost))))
         rank = int(needed[max(0, math.ceil(quantile * needed.size) - 1)])
@@ -388,34 +387,35 @@ def _to_tolerance(x: Array, tolerance: float, decomposed: Sequence[bool], quanti
     return _cut(_truncate(x, mode_order(shape, guess), n_modes, truncate, accurate=accurate))
 
 
+@unwarned
 def _truncate(x: Array, order: tuple[int, ...], n_modes: int, truncate: Truncate, *, accurate: bool) -> TuckerTensor:
     """Truncate mode after mode of ``x``."""
     y, batch = _flattened(x, n_modes)
-    dtype = y.dtype
+    xp, dtype = array_namespace(y), y.dtype
     if accurate:  # rounding between the modes would cost what an SVD has gained
         y = widen(y)
-    factors: list[torch.Tensor | None] = [None] * n_modes
-    spectra: list[torch.Tensor | None] = [None] * n_modes
-    discarded = torch.zeros((len(y), n_modes), dtype=wide_dtype(y), device=y.device)
+    factors: list[Array | None] = [None] * n_modes
+    spectra: list[Array | None] = [None] * n_modes
+    discarded = xp.zeros((len(y), n_modes), dtype=wide_dtype(y), device=device(y))
     total = None
     for mode in order:
         vectors, energies, discarded[:, mode] = truncate(y, mode, discarded.sum(-1))
         if total is None:
             total = energies.sum(-1) + discarded[:, mode]
-            if not total.all():  # zeros, or what cannot be squared
+            if not xp.all(total != 0):  # zeros, or what cannot be squared
                 _check_finite(y)
-        factor = vectors.to(y.dtype)
+        factor = xp.astype(vectors, y.dtype, copy=False)
         y = mode_dot(y, factor.mT, mode, n_modes)
-        factors[mode], spectra[mode] = factor.to(dtype), energies
+        factors[mode], spectra[mode] = xp.astype(factor, dtype, copy=False), energies
     if total is None:
         _check_finite(y)
         total = norm2(y, n_modes)
 
-    def restored(part: torch.Tensor) -> Array:
-        return back(part.reshape((*batch, *part.shape[1:])), x)
+    def restored(part: Array) -> Array:
+        return xp.reshape(part, (*batch, *part.shape[1:]))
 
     return TuckerTensor(
-        core=restored(y.to(dtype)),
+        core=restored(xp.astype(y, dtype, copy=False)),
         factors=tuple(None if factor is None else restored(factor) for factor in factors),
         spectra=tuple(None if energies is None else restored(energies) for energies in spectra),
         norm2=restored(total),
@@ -425,15 +425,17 @@ def _truncate(x: Array, order: tuple[int, ...], n_modes: int, truncate: Truncate
     )
 
 
-def _flattened(x: Array, n_modes: int) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """The array as floating torch tensors ``(B, n_1, ..., n_N)``, and its batch axes."""
-    y = as_torch(x).detach()
-    if y.is_complex():
+def _flattened(x: Array, n_modes: int) -> tuple[Array, tuple[int, ...]]:
+    """The array as floating tensors ``(B, n_1, ..., n_N)``, and its batch axes."""
+    y = native(x)
+    xp = array_namespace(y)
+    if xp.isdtype(y.dtype, "complex floating"):
         raise InputError("complex values cannot be decomposed. Give real and imaginary part as two variables.")
     if 0 in y.shape:
         raise InputError(f"nothing to decompose: array of shape {tuple(y.shape)}.")
     batch = tuple(y.shape[: y.ndim - n_modes])
-    return y.to(float_dtype(y)).reshape(math.prod(batch), *y.shape[y.ndim - n_modes :]), batch
+    flat = xp.reshape(y, (math.prod(batch), *y.shape[y.ndim - n_modes :]))
+    return xp.astype(flat, float_dtype(y), copy=False), batch
 
 
 def _cut(t: TuckerTensor) -> TuckerTensor:
@@ -442,10 +444,11 @@ def _cut(t: TuckerTensor) -> TuckerTensor:
     for mode, factor in enumerate(t.factors):
         product = math.prod(t.ranks) // t.ranks[mode]
         if factor is not None and t.ranks[mode] > product:
-            flat = as_torch(t.core).reshape(-1, *t.ranks)
-            vectors, _, _ = torch.linalg.svd(widen(unfold(flat, mode)), full_matrices=False)
+            xp = array_namespace(t.core)
+            flat = xp.reshape(t.core, (-1, *t.ranks))
+            vectors, _, _ = xp.linalg.svd(widen(unfold(flat, mode)), full_matrices=False)
             shape = (*t.core.shape[: t.core.ndim - n_modes], *vectors.shape[1:])
-            turn = back(vectors.to(flat.dtype).reshape(shape), t.core)  # (..., r, product)
+            turn = xp.reshape(xp.astype(vectors, flat.dtype, copy=False), shape)  # (..., r, product)
             core = mode_dot(t.core, transpose(turn), mode, n_modes)
             factors = (*t.factors[:mode], factor @ turn, *t.factors[mode + 1 :])
             return _cut(dataclasses.replace(t, core=core, factors=factors))
@@ -482,11 +485,12 @@ def _check_ndim(x: Array, n_modes: int) -> None:
         raise InputError(f"{n_modes} modes asked of an array with {x.ndim} axes, shape {tuple(x.shape)}.")
 
 
-def _check_finite(x: torch.Tensor) -> None:
+def _check_finite(x: Array) -> None:
     """Refuse what no decomposition can take; ``x`` is ``(B, ...)``."""
-    flat = x.reshape(len(x), -1)
-    peak = torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))  # carries every NaN and Inf
-    bad = as_numpy(~torch.isfinite(peak))
+    xp = array_namespace(x)
+    flat = xp.reshape(x, (len(x), -1))
+    peak = xp.maximum(xp.max(flat, axis=1), -xp.min(flat, axis=1))  # carries every NaN and Inf
+    bad = as_numpy(~xp.isfinite(peak))
     if bad.any():
         raise NonFiniteError(
             f"sample {int(bad.argmax())} of {bad.size} holds NaN or infinite values ({int(bad.sum())} such samples). "

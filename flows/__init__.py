@@ -6,6 +6,10 @@ environment or Prefect profile already says wins over them.
 
 import os
 
+from diffats.requirements import require
+
+require("a flow", "train", "track", "flows")
+
 SETTINGS = {
     # The private server of a flow that is run as a command takes 10 to 30 s to start; the default limit is 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "mlflow", "diffusers", "prefect", "matplotlib", "tensorly", "accelerate")
+HEAVY = ("torch", "mlflow", "diffusers", "prefect", "matplotlib", "tensorly", "accelerate", "sklearn", "ot")
 
 
 def test_flows_import_tasks_import_diffats_and_never_back() -> None:
@@ -18,7 +18,10 @@ def test_flows_import_tasks_import_diffats_and_never_back() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["diffats", "diffats.cli", "diffats.store", "diffats.sources"])
+@pytest.mark.parametrize(
+    "module",
+    ["diffats", "diffats.cli", "diffats.store", "diffats.sources", "diffats.stages.decompose", "diffats.stages.plan"],
+)
 def test_importing_a_light_module_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

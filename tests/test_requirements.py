@@ -1,95 +1,81 @@
-"""The lock fits pyproject's ranges, in every environment that is supported, and this environment is what it says."""
+"""What is missing is told in one sentence, and the extras hold what the code says they do."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
-import subprocess
-import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from packaging.markers import default_environment
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name
-from packaging.version import Version
+from tiny_recipe import write_recipe
 
-HERE = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LOCKED = ("lock.txt", "torch.txt")
-PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
-PLATFORMS = [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")]
+import diffats
+from diffats import requirements, stages
+from diffats.cli import main
+from diffats.config import load_recipe
+from diffats.errors import MissingPackageError
+
+ROOT = Path(__file__).parents[1]
 
 
-def pins(environment: dict[str, str]) -> dict[str, Version]:
-    found: dict[str, Version] = {}
-    for name in LOCKED:
-        for line in (HERE / "requirements" / name).read_text(encoding="utf-8").splitlines():
-            if re.match("[A-Za-z0-9]", line):
-                pin = Requirement(line.rstrip("\\ "))
-                if pin.marker is None or pin.marker.evaluate(environment):
-                    (exact,) = pin.specifier
-                    assert exact.operator == "==", line
-                    assert found.setdefault(canonicalize_name(pin.name), Version(exact.version)) == Version(
-                        exact.version
-                    ), f"{pin.name} is locked twice for {environment['python_version']}"
-    return found
+def absent(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name in modules else find_spec(name))
 
 
-def wanted(extra: str) -> list[Requirement]:
-    """What an extra names, extras of diffats itself followed."""
-    found = []
-    for text in PROJECT["optional-dependencies"][extra]:
-        requirement = Requirement(text)
-        if requirement.name == "diffats":
-            found += [more for inner in requirement.extras for more in wanted(inner)]
-        else:
-            found.append(requirement)
-    return found
+def packages(of: list[str]) -> set[str]:
+    """Names of the packages that requirements are of, without this one's own extras."""
+    names = {re.split(r"[^A-Za-z0-9_.-]", requirement)[0].lower() for requirement in of}
+    return names - {"diffats"}
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("platform", PLATFORMS, ids="-".join)
-def test_the_lock_is_within_the_ranges(python: str, platform: tuple[str, str]) -> None:
-    system, processor = platform
-    environment = {
-        **default_environment(),
-        "python_version": python,
-        "python_full_version": f"{python}.9",
-        "sys_platform": system,
-        "platform_system": {"linux": "Linux", "darwin": "Darwin"}[system],
-        "platform_machine": processor,
-        "os_name": "posix",
-    }
-    locked = pins(environment)
-    for requirement in [*map(Requirement, PROJECT["dependencies"]), *wanted("dev")]:
-        if requirement.marker is None or requirement.marker.evaluate(environment):
-            version = locked.get(canonicalize_name(requirement.name))
-            assert version is not None, f"{requirement} is not locked for Python {python} on {system}: make lock"
-            assert version in requirement.specifier, f"{requirement} is locked at {version}: make lock"
+@pytest.mark.parametrize("extra", requirements.MODULES)
+def test_an_extra_holds_what_is_asked_for_and_the_base_does_not(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    asked = {name.lower() for name in requirements.missing(extra)}
+    assert asked == packages(project["optional-dependencies"][extra])
+    assert not asked & packages(project["dependencies"])
 
 
-def test_every_package_but_torchs_has_hashes() -> None:
-    text = (HERE / "requirements" / "lock.txt").read_text(encoding="utf-8")
-    entries = re.split(r"\n(?=[A-Za-z0-9])", text)[1:]
-    assert len(entries) > 100
-    assert all("--hash=sha256:" in entry for entry in entries)
+def test_what_is_installed_is_not_missing() -> None:
+    requirements.require("everything", *requirements.MODULES)
 
 
-def test_the_oldest_python_is_the_one_that_the_lock_was_made_for() -> None:
-    from requirements.lock import OLDEST
-
-    assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(f">={OLDEST}")
-
-
-def test_what_is_installed_fits_together() -> None:
-    """All requirements of all that is installed, of diffats and its extras too."""
-    for extra in ("dev",):
-        for requirement in wanted(extra):
-            assert Version(importlib.metadata.version(requirement.name)) in requirement.specifier, requirement
-    checked = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"], capture_output=True, text=True
+def test_the_message_names_what_is_missing_for_what_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent(monkeypatch, "ot")
+    with pytest.raises(MissingPackageError) as one:
+        requirements.require("diffats train", "train", "track")
+    assert str(one.value) == ("diffats train needs POT, which is not installed. Run: pip install 'diffats[train]'")
+    absent(monkeypatch, "torch", "mlflow")
+    with pytest.raises(MissingPackageError) as two:
+        requirements.require("diffats train", "train", "track")
+    assert str(two.value) == (
+        "diffats train needs torch, mlflow, which are not installed. Run: pip install 'diffats[train,track]'"
     )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "register"])
+@pytest.mark.parametrize("module", ["torch", "mlflow"])
+def test_a_verb_ends_with_one_sentence_before_anything_is_made(
+    verb: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path)
+    absent(monkeypatch, module)
+    with pytest.raises(SystemExit) as ended:
+        main([verb, str(recipe)])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: diffats {verb} needs {module}, which is not installed. Run: pip install ")
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_library_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(write_recipe(tmp_path))
+    absent(monkeypatch, "torch", "mlflow")
+    with pytest.raises(MissingPackageError, match=r"diffats train needs torch, .*diffats\[train\]"):
+        stages.run("train", recipe)
+    with pytest.raises(MissingPackageError, match=r"a registered model needs mlflow, .*diffats\[track\]"):
+        diffats.load("models:/tiny@champion")
+    with pytest.raises(MissingPackageError, match="tracking needs mlflow"), stages.tracked(recipe):
+        pass

@@ -6,7 +6,9 @@ leaves ``.pth`` files unread, and with them the editable install.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -19,6 +21,8 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny_recipe import write_recipe
 
 import diffats
@@ -49,16 +53,58 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
+# A process that begins with this finds what the wheel's base dependencies bring, and nothing else.
+HIDE = """
+import json, os, sys
+from importlib.machinery import PathFinder
+
+HIDDEN = frozenset(json.loads(os.environ["HIDDEN"]))
+
+class Light:
+    find_distributions = PathFinder.find_distributions
+    invalidate_caches = PathFinder.invalidate_caches
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Light
+"""
+
+
+def hidden_modules(wheel: Path) -> list[str]:
+    """The top-level modules of all installed packages that the wheel's base dependencies do not bring."""
+    (info,) = wheel.glob("*.dist-info")
+    waiting, brought = [importlib.metadata.Distribution.at(info)], {"diffats"}
+    while waiting:
+        for text in waiting.pop().requires or ():
+            wanted = Requirement(text)
+            name = canonicalize_name(wanted.name)
+            extras = ("", *wanted.extras)  # distributed[x] or not: none asks for our own
+            if name not in brought and (
+                wanted.marker is None or any(wanted.marker.evaluate({"extra": e}) for e in extras)
+            ):
+                brought.add(name)
+                waiting.append(importlib.metadata.distribution(name))
+    providers = importlib.metadata.packages_distributions()
+    return [name for name, by in providers.items() if not brought & {canonicalize_name(one) for one in by}]
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory from which nothing can be imported."""
     return tmp_path_factory.mktemp("elsewhere")
 
 
-def environment(wheel: Path, cwd: Path) -> dict[str, str]:
+def environment(wheel: Path, cwd: Path, *hidden: str) -> dict[str, str]:
     installed = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     path = os.pathsep.join([str(wheel), *installed])
-    return {**os.environ, "PYTHONPATH": path, "DASK_TEMPORARY_DIRECTORY": str(cwd)}
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "DASK_TEMPORARY_DIRECTORY": str(cwd),
+        "HIDDEN": json.dumps(hidden),
+    }
 
 
 def free_port() -> int:
@@ -75,8 +121,8 @@ def scheduler(wheel: Path, elsewhere: Path) -> Iterator[str]:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for arguments in (("scheduler", "--port", str(port)), ("worker", address, "--nthreads", "2", "--no-nanny")):
-            command = [sys.executable, "-S", "-m", "dask", *arguments, *quiet]
-            settings = environment(wheel, elsewhere)
+            command = [sys.executable, "-S", "-c", HIDE + "from dask.__main__ import main; main()", *arguments, *quiet]
+            settings = environment(wheel, elsewhere, *hidden_modules(wheel))
             started.append(subprocess.Popen(command, cwd=elsewhere, env=settings, stderr=subprocess.DEVNULL))
         yield address
     finally:
@@ -91,12 +137,12 @@ def test_the_wheel_carries_the_library_alone(wheel: Path) -> None:
     assert list((wheel / "diffats" / "templates").iterdir())
 
 
-def test_workers_with_nothing_but_the_wheel_encode_a_data_set(
+def test_workers_with_nothing_but_the_wheel_and_its_base_dependencies_encode_a_data_set(
     wheel: Path, elsewhere: Path, scheduler: str, tmp_path: Path
 ) -> None:
     def seen(_: int) -> tuple[str, dict[str, str], list[str]]:  # a local function travels by value
         ours = {name: str(module.__file__) for name, module in sys.modules.items() if name.startswith("diffats")}
-        return os.getcwd(), ours, [name for name in ("flows", "tasks") if importlib.util.find_spec(name)]
+        return os.getcwd(), ours, [name for name in ("flows", "tasks", "torch") if importlib.util.find_spec(name)]
 
     options = (f"compute.scheduler={scheduler}", "compute.shard_samples=5")
     recipe = load_recipe(write_recipe(tmp_path), options)
@@ -116,6 +162,38 @@ def test_workers_with_nothing_but_the_wheel_encode_a_data_set(
     assert there is not None
     assert local is not None
     xr.testing.assert_allclose(there.dataset().load(), local.dataset().load(), rtol=1e-5, atol=1e-6)
+
+
+def test_without_any_extra_data_are_encoded_and_checked_and_training_is_refused(
+    wheel: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    hidden = set(hidden_modules(wheel))
+    assert hidden >= {"torch", "mlflow", "sklearn", "ot", "prefect", "pyarrow", "sympy"}
+    assert not {"numpy", "xarray", "distributed", "safetensors"} & hidden
+    recipe = str(write_recipe(tmp_path))
+    settings = environment(wheel, elsewhere, *hidden)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        line = [sys.executable, "-S", "-c", HIDE + "from diffats.cli import main; main()", *arguments]
+        done = subprocess.run(line, cwd=elsewhere, env=settings, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    verbs = (("plan", "--pilot"), ("decompose",), ("anchor",), ("align",), ("normalise",), ("verify",))
+    for verb, *options in verbs:
+        code, _, said = command(verb, recipe, *options)
+        assert code == 0, (verb, said)
+    assert command("tag", recipe, "paper")[0] == 0
+    assert command("diff", recipe, "paper", "paper", "--group", "primitives")[0] == 0
+    assert command("export", recipe, str(tmp_path / "all.zarr"))[0] == 0
+    code, shown, _ = command("inspect", recipe, "--json")
+    assert code == 0
+    assert json.loads(shown)["primitives"]["done"] == 24
+    code, _, said = command("train", recipe)
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(
+        "error: diffats train needs torch, accelerate, diffusers, POT, scikit-learn, mlflow, sqlalchemy"
+    )
+    assert said.endswith("Run: pip install 'diffats[train,track]'\n")
 
 
 def test_a_process_with_nothing_but_the_wheel_and_a_bundle_samples(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-import torch
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, to_device
 
 from diffats import spectrum
 from diffats.config import Recipe
@@ -14,7 +13,7 @@ from diffats.errors import InputError
 from diffats.primitives.layout import Layout, Streams, pick
 from diffats.primitives.normalisation import FieldScaling, NumpyArray
 from diffats.procrustes import align_to_anchor
-from diffats.spectrum import Array, as_numpy, as_torch, like, mode_dot, transpose, widen
+from diffats.spectrum import Array, as_numpy, like, mode_dot, transpose, unwarned, widen
 from diffats.tucker import TuckerTensor, hooi, multi_mode_dot, ranks_for_tolerance, ratio, sthosvd
 
 
@@ -177,9 +176,10 @@ def orthonormality_defect(streams: Streams, layout: Layout) -> dict[str, Array]:
     return defects
 
 
+@unwarned
 def reconstruction_errors(
-    x: torch.Tensor, residual: torch.Tensor, norm2: torch.Tensor, scaling: FieldScaling, training_mean: Array
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x: Array, residual: Array, norm2: Array, scaling: FieldScaling, training_mean: Array
+) -> tuple[Array, Array, Array]:
     """Three errors of each sample, from one residual; what the residual holds is lost.
 
     Parameters
@@ -199,10 +199,11 @@ def reconstruction_errors(
     physical units, where it is not masked), and that of the centred and scaled samples. A difference below the
     field's own rounding counts as that.
     """
-    n_modes, known = x.ndim - 1, None if scaling.mask is None else ~as_torch(scaling.mask).to(x.device)
+    xp, n_modes = array_namespace(x), x.ndim - 1
+    known = None if scaling.mask is None else to_device(xp.asarray(~scaling.mask), device(x))
 
-    def total(part: torch.Tensor) -> Array:
-        return spectrum.norm2(part if known is None else torch.where(known, part, 0.0), n_modes)
+    def total(part: Array) -> Array:
+        return spectrum.norm2(part if known is None else xp.where(known, part, 0.0), n_modes)
 
     lost = spectrum.norm2(residual, n_modes)
     truncation = ratio(lost, norm2)
@@ -211,10 +212,10 @@ def reconstruction_errors(
     else:
         residual *= like(scaling.scale, residual)
         lost = total(residual)
-    torch.sub(x, like(training_mean, x), out=residual)  # the memory is there already
+    xp.subtract(x, like(training_mean, x), out=residual)  # the memory is there already
     size = total(x)
     # A sample that differs from the mean by its own rounding only has no anomaly that an error could be relative to.
-    anomaly = total(residual).clamp(min=spectrum.rounding_unit(x) ** 2 * size)
+    anomaly = xp.maximum(total(residual), spectrum.rounding_unit(x) ** 2 * size)
     return ratio(lost, size), ratio(lost, anomaly), truncation
 
 

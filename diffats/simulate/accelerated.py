@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
-from diffats.errors import InputError
+from diffats.requirements import require
 
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
@@ -18,15 +18,14 @@ def load_jax() -> Any:
 
     Raises
     ------
-    InputError
+    MissingPackageError
         Where the extra ``simulate`` is not installed.
     """
+    require("this solver", "simulate")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
-    try:
-        import jax
-    except ImportError as error:
-        raise _missing("jax") from error
+    import jax
+
     configure: Any = jax.config.update
     configure("jax_enable_x64", True)
     configure("jax_cpu_enable_async_dispatch", False)  # work stays in the worker's own thread
@@ -39,14 +38,12 @@ def load_exponax() -> Any:
 
     Raises
     ------
-    InputError
+    MissingPackageError
         Where the extra ``simulate`` is not installed.
     """
     load_jax()
-    try:
-        import exponax
-    except ImportError as error:
-        raise _missing("exponax") from error
+    import exponax
+
     return exponax
 
 
@@ -55,14 +52,8 @@ def exponax_version() -> str:
 
     Raises
     ------
-    InputError
+    MissingPackageError
         Where the extra ``simulate`` is not installed.
     """
-    try:
-        return version("exponax")
-    except PackageNotFoundError as error:
-        raise _missing("exponax") from error
-
-
-def _missing(name: str) -> InputError:
-    return InputError(f"{name}, which solves this problem, is not installed. Run pip install 'diffats[simulate]'.")
+    require("this solver", "simulate")
+    return version("exponax")

@@ -12,7 +12,8 @@ import numpy as np
 import xarray as xr
 
 from diffats.config import Simulate
-from diffats.errors import InputError, RecipeError
+from diffats.errors import RecipeError
+from diffats.requirements import require
 from diffats.simulate import drawing
 from diffats.simulate.drawing import Array
 
@@ -30,6 +31,7 @@ def solver() -> str:
 
 def describe(settings: Simulate) -> xr.Dataset:
     """Coordinates of the photographs, and the variable that is still to be filled."""
+    require("reading the photographs", "simulate")
     if settings.sizes or settings.held_out:
         raise RecipeError(
             'simulate: problem "image_patches" takes neither sizes nor held_out: the photographs have a size of their '
@@ -79,8 +81,5 @@ def solve(settings: Simulate, part: xr.Dataset) -> dict[str, Array]:
 def _photograph(name: str) -> Array:
     from sklearn.datasets import load_sample_image
 
-    try:
-        pixels = load_sample_image(name)
-    except ImportError as error:
-        raise InputError(f"{name} cannot be read without Pillow. Run pip install 'diffats[simulate]'.") from error
+    pixels = load_sample_image(name)
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32) / np.float32(255)

@@ -15,6 +15,7 @@ import xarray as xr
 
 from diffats.config import Simulate
 from diffats.errors import RecipeError
+from diffats.requirements import require
 from diffats.simulate import drawing
 from diffats.simulate.drawing import Array
 
@@ -105,6 +106,7 @@ def path(stream: np.random.Generator, frames: int, room: int, *, speed: float) -
 @functools.cache
 def _digits() -> tuple[Array, Array]:
     """Pictures ``(1797, 8, 8)`` in 0 to 1, and classes."""
+    require("reading the digits", "simulate")
     from sklearn.datasets import load_digits  # scikit-learn takes a second
 
     found = load_digits()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError, redact
 from diffats.progress import LoggedProgress, ProgressLine
+from diffats.requirements import require
 from diffats.stages import processes
 from diffats.stages.workspace import Hooks, Progress, StageResult, Workspace, find_store
 from diffats.store import Version, writer_lock
@@ -55,6 +56,14 @@ STAGES = (
     "register",
     "report",
 )
+#: The extras without which a stage cannot run.
+_EXTRAS = {
+    "train": ("train",),
+    "generate": ("train",),
+    "evaluate": ("train",),
+    "register": ("train", "track"),
+    "report": ("train", "track"),
+}
 log = logging.getLogger("diffats.stages")  # one line for each finished stage
 
 
@@ -86,8 +95,8 @@ def run(
     """
     if stage not in STAGES:
         raise InputError(f'there is no stage "{stage}". Stages: {", ".join(STAGES)}.')
-    module = importlib.import_module(f"diffats.stages.{stage}")
     check(stage, recipe)
+    module = importlib.import_module(f"diffats.stages.{stage}")
     work = Workspace(recipe)
     if not processes.is_main():
         return _take_part(stage, module, work, restart)
@@ -134,6 +143,7 @@ def check(stage: str, recipe: Recipe) -> None:
     InputError
         Whose message says what to do.
     """
+    require(f"diffats {stage}", *_EXTRAS.get(stage, ()))
     work = Workspace(recipe)
     if stage == "decompose":
         from diffats.stages import plan
@@ -160,10 +170,10 @@ class _Records:
 
     def open(self) -> StageRun | None:
         """The stage's run; ``None`` where it is not tracked or the tracker is away."""
-        from diffats.registry import TrackingError
-
         if self._run is not None or self.parent_run is None:
             return self._run
+        from diffats.registry import TrackingError
+
         try:
             self._run = _tracker(self.work.recipe).stage(self.parent_run, self.stage, started=self._started)
         except (TrackingError, OSError) as error:
@@ -293,6 +303,7 @@ def tracked(recipe: Recipe, *, latest: bool = False) -> Iterator[str]:
     """
     from diffats.stages import plan
 
+    require("tracking", "track")
     work = Workspace(recipe)
     plan.check(work)  # before anything is made
     with writer_lock(work.root):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import sys
 import time
 import uuid
 from collections import Counter
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import xarray as xr
 
 from diffats import sources
@@ -31,9 +31,10 @@ from diffats.primitives import (
     find_ranks,
     reconstruction_errors,
 )
+from diffats.requirements import missing
 from diffats.sources import spacing
 from diffats.sources.parts import sample_digests
-from diffats.spectrum import as_numpy, as_torch, encoding_device, norm2
+from diffats.spectrum import as_numpy, norm2, on_device
 from diffats.stages import growth
 from diffats.stages.workspace import (
     Hooks,
@@ -56,6 +57,7 @@ MASK_SAMPLES = 64
 SMALLEST, LARGEST = 1e-100, 1e100
 DEFAULT_FILL = 9.969209968386869e36  # what the netCDF library leaves where nothing was written
 PILOT_BYTES = 2**28
+_NOT_CONVERGED: tuple[type[Exception], ...] = (np.linalg.LinAlgError, NonFiniteError)
 Array = npt.NDArray[Any]
 Spec = tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]  # dims, shape, dtype
 log = logging.getLogger("diffats.decompose")
@@ -415,7 +417,7 @@ def converged_forms(
         return {}, np.ones(0, bool)
     try:
         return forms(x), np.ones(len(x), bool)
-    except (np.linalg.LinAlgError, torch.linalg.LinAlgError, NonFiniteError):  # type: ignore[attr-defined]
+    except _NOT_CONVERGED + _errors_of_torch():
         if len(x) == 1:
             return {}, np.zeros(1, bool)
     halves = [converged_forms(half, forms) for half in np.array_split(x, 2)]
@@ -424,16 +426,22 @@ def converged_forms(
     return {n: np.concatenate([h[n] for h in found]) for n in names}, np.concatenate([ok for _, ok in halves])
 
 
+def _errors_of_torch() -> tuple[type[Exception], ...]:
+    """What its decompositions raise where they do not converge; nothing where no sample has gone to a GPU."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.linalg.LinAlgError,)
+
+
 def _forms(
     x: Array, scaling: FieldScaling, training_mean: Array, layout: Layout, method: str, device: str
 ) -> dict[str, Array]:
-    raw = as_torch(x).to(encoding_device(device))
+    raw = on_device(x, device)
     fields = scaling.apply(raw)
     streams, tucker = decompose(fields, layout, method)
     out = {name: as_numpy(value).astype(x.dtype, copy=False) for name, value in streams.items()}
-    residual = fields.sub_(layout.restore(tucker.to_tensor()))  # in place: the fields have served
+    fields -= layout.restore(tucker.to_tensor())  # in place: they have served
     norms = tucker.norm2.reshape(len(x), -1).sum(-1)
-    errors = reconstruction_errors(raw, residual, norms, scaling, training_mean)
+    errors = reconstruction_errors(raw, fields, norms, scaling, training_mean)
     out |= {name: as_numpy(values) for name, values in zip(ERRORS, errors, strict=True)}
     decomposed = [axis for axis, rank in enumerate(layout.working_ranks) if rank is not None]
     batch = tuple(range(1, 1 + len(layout.labelled)))  # the labelled modes of a matrix primitive
@@ -670,7 +678,10 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     say_read_again(work)
     if recipe.decompose.tolerance is None:
         Layout.from_recipe(recipe, samples.sizes)  # refuses ranks that cannot be, before anything is read
-    with open_cluster(recipe.compute) as cluster:
+    compute = recipe.compute
+    if (compute.device, compute.scheduler) == ("auto", "local") and "torch" in missing("train"):
+        log.info("samples are decomposed on the CPU: without torch no GPU is looked for")
+    with open_cluster(compute) as cluster:
         scaling = put_scaling(work, cluster, shard, hooks).snapshot
         version = begin(work, cluster, scaling, shard, hooks)
         say_resumed(version)
@@ -682,7 +693,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
             scaling=version.attrs["scaling"],
             layout=layout_of(version),
             method=recipe.decompose.method,
-            device=recipe.compute.device,
+            device=compute.device,
             boundary=work.samples.boundary,
             pass_name=uuid.uuid4().hex,
         )

@@ -18,6 +18,7 @@ from diffats import bundle
 from diffats.compute import open_cluster
 from diffats.errors import DiffatsError, IntegrityError, SourceError
 from diffats.progress import LoggedProgress
+from diffats.requirements import require
 from diffats.sources import DIGEST_BYTES
 from diffats.sources.parts import files_along
 from diffats.stages import decompose, growth
@@ -39,9 +40,7 @@ def problems(work: Workspace, *, progress: Progress | None = None) -> list[str]:
     progress
         Called with samples read, all samples, and those that are not what was encoded; logged where left out.
     """
-    from diffats.training import damaged_checkpoints
-
-    checkpoints = [text for path in sorted(work.root.glob("training/*")) for text in damaged_checkpoints(path)]
+    checkpoints = [text for path in sorted(work.root.glob("training/*")) for text in _checkpoints(path)]
     source = _source(work, progress or LoggedProgress("verify, source"))
     return [*source, *checkpoints, *_bundles(work.root)]
 
@@ -210,7 +209,14 @@ def _coords(work: Workspace, encoded: _Encoded) -> xr.Dataset:
     return decompose.template(work, decompose.layout_of(encoded.version), encoded.version.record.shard)
 
 
-# --- models -------------------------------------------------------------------------------------------------------
+# --- trainings and models -----------------------------------------------------------------------------------------
+
+
+def _checkpoints(directory: Path) -> list[str]:
+    require("checking the checkpoints of a training", "train")
+    from diffats.training import damaged_checkpoints
+
+    return damaged_checkpoints(directory)
 
 
 def _bundles(root: Path) -> list[str]:

@@ -20,6 +20,7 @@ from diffats.compute import open_cluster
 from diffats.errors import InputError, RootMismatchError
 from diffats.medoid import LARGEST_MODE
 from diffats.primitives import ConditionLayout, FieldScaling, Layout, Moments, decompose, find_ranks, relative_error
+from diffats.requirements import require
 from diffats.schedule import usable_levels
 from diffats.spectrum import flops, leading, transpose
 from diffats.stages import align, fit_normalisation, growth, select_anchor
@@ -179,6 +180,7 @@ def _check_device(work: Workspace) -> None:
     """Refuse a device that this machine does not have; other machines' workers may have it."""
     compute = work.recipe.compute
     if compute.scheduler == "local" and compute.device not in ("auto", "cpu"):
+        require(f'compute.device = "{compute.device}"', "train")
         from diffats.models import resolve_device
 
         resolve_device(compute.device)
@@ -499,15 +501,16 @@ def times(work: Workspace, ranks: Mapping[str, int]) -> dict[str, Any]:
     dict
         ``device``; ``train_steps``, of which ``train_done`` are done, ``seconds_per_step`` and ``train_seconds`` for
         those that are left; ``generate_samples`` and ``generate_seconds`` for the network's calls of all of them.
-        Empty, with a warning, where the device is another machine's.
+        Empty, with a warning, where the device is another machine's or torch is not installed.
     """
-    from diffats import timing
-
     recipe = work.recipe
     layout = Layout.from_recipe(recipe, work.samples.sizes, ranks)
     dims = decompose_stage.condition_dims(work)
-    data = timing.random_primitives(layout, _condition_shapes(work, dims), recipe, dims)
     try:
+        require("timing a training", "train")
+        from diffats import timing
+
+        data = timing.random_primitives(layout, _condition_shapes(work, dims), recipe, dims)
         measured = timing.measure(data, recipe)
     except InputError as error:
         log.warning("training and generation were not timed: %s", error)

@@ -12,6 +12,7 @@ from typing import Any
 from diffats import bundle
 from diffats.config import Recipe, parse_recipe
 from diffats.errors import DiffatsError, InputError, IntegrityError, StoreNotFoundError
+from diffats.requirements import require
 from diffats.stages import align, decompose, fit_normalisation, generate, select_anchor, train
 from diffats.stages.workspace import Workspace
 from diffats.store import Store, Version, writer_lock
@@ -288,6 +289,7 @@ def _bundles(work: Workspace) -> Iterable[str]:
 
 
 def _registered(work: Workspace) -> set[str]:
+    require("finding out which data registered models were made from", "track")
     from diffats import registry
 
     return registry.data_digests(work.recipe.name, registry.tracking_uri(work.recipe))
