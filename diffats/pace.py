@@ -53,9 +53,6 @@ class Way:
         finally:
             torch.set_num_threads(before)
 
-    def __str__(self) -> str:
-        return f"{self.threads} thread{'s' * (self.threads > 1)}, {self.precision}"
-
 
 @functools.cache
 def product_gain(device: str) -> float:
@@ -155,15 +152,17 @@ class Pace:
         least = min(typical.values())
         best = min((way for way in ways if typical[way] <= _GAIN * least), key=lambda way: way.threads)
         self._seconds, self._shortest = typical[best], min(took[best])
-        each = ", ".join(f"{way}: {1e3 * seconds:.3g} ms" for way, seconds in typical.items())
-        logger.info("a step is run with %s (%s)", best, each)
+        if len(ways) > 1:
+            each = ", ".join(f"{1e3 * seconds:.3g} ms on {_threads(way)}" for way, seconds in typical.items())
+            logger.info("train: a step takes %s: %s used", each, _threads(best, verb=True))
         return best
 
     def _try_precision(self, way: Way, plain: Way) -> Way:
         """Another precision, by the shortest step, which neighbours disturb least: results depend on it."""
         seconds = self._time(way)
         faster = _PRECISION_GAIN * min(seconds) < self._shortest
-        logger.info("%s: %.3g ms, %s", way, 1e3 * min(seconds), "which is used" if faster else "which is not used")
+        said = "train: a step takes %.3g ms with float32 products, %.3g ms with bfloat16: %s is used"
+        logger.info(said, 1e3 * self._shortest, 1e3 * min(seconds), "bfloat16" if faster else "float32")
         if not faster:
             return plain
         self._seconds = statistics.median(seconds)
@@ -215,6 +214,16 @@ class Pace:
         if len(self._free) > 1 and (slower or since > _LATE):
             self.way = self._try([Way(threads, self.way.precision) for threads in self._free])
             self._hold()
+
+
+def _threads(way: Way, *, verb: bool = False) -> str:
+    """The number in words.
+
+    >>> _threads(Way(1, "float32")), _threads(Way(2, "float32"), verb=True)
+    ('1 thread', '2 threads are')
+    """
+    one = way.threads == 1
+    return f"{way.threads} thread{'' if one else 's'}" + (f" {'is' if one else 'are'}" if verb else "")
 
 
 def machine() -> str:
