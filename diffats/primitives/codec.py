@@ -197,7 +197,7 @@ def reconstruction_errors(
     -------
     ``(k,)`` float64 each: the error relative to the field, and to its difference from the training mean (both in
     physical units, where it is not masked), and that of the centred and scaled samples. A difference below the
-    field's own rounding counts as that.
+    field's own rounding counts as that, and so does an error below the rounding of the centred and scaled field.
     """
     xp, n_modes = array_namespace(x), x.ndim - 1
     known = None if scaling.mask is None else to_device(xp.asarray(~scaling.mask), device(x))
@@ -207,11 +207,14 @@ def reconstruction_errors(
 
     lost = spectrum.norm2(residual, n_modes)
     truncation = ratio(lost, norm2)
+    # A residual of 0 does not mean that nothing was lost: centring and scaling have rounded every number already.
+    rounded = (spectrum.rounding_unit(x) / 4) ** 2 * float(scaling.scale.max()) ** 2 * norm2
     if known is None and scaling.scale.size == 1:
         lost = lost * float(scaling.scale.reshape(())) ** 2
     else:
         residual *= like(scaling.scale, residual)
         lost = total(residual)
+    lost = xp.maximum(lost, rounded)
     xp.subtract(x, like(training_mean, x), out=residual)  # the memory is there already
     size = total(x)
     # A sample that differs from the mean by its own rounding only has no anomaly that an error could be relative to.
