@@ -61,7 +61,9 @@ MESSAGES = {
     # Storage under Icechunk
     "operating system": Message("Rust, under icechunk", r"\(os error (\d+)\)", _ONE_KIND),
     "S3 code": Message(
-        "the AWS SDK, under icechunk", r'code: "(\w+)"|unhandled error \((\w+)\)|service error: (\w+):', _ONE_KIND
+        "the AWS SDK, under icechunk",
+        r'code: "(\w+)"|unhandled error \((\w+)\)|service error(?:: |\n *\|-> )(\w+):',
+        _ONE_KIND,
     ),
     "no credentials": Message("the AWS SDK, under icechunk", "credential provider", _ONE_KIND),
     "request not sent": Message(
