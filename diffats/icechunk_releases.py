@@ -1,6 +1,8 @@
 """Releases 1 and 2 of Icechunk behind one face: what a failure is, and what a repository is.
 
-Icechunk 2 reads and writes repositories of both formats, and makes new ones in format 2; Icechunk 1 knows format 1.
+Icechunk 2 reads and writes repositories of formats 1 and 2; Icechunk 1 knows format 1. New ones are made in format 1,
+which both releases read, and whose `prune` frees all: in format 2, every commit and tag leaves a copy of the list of all
+commits that no garbage collection removes (earth-mover/icechunk#1852).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ TAG_TAKEN = ("tag-already-exists", "tag-previously-deleted")
 CLOCK, SETTINGS_DAMAGED, THROTTLED = "snapshot-timestamp", "config-deserialization", "throttled"
 #: What a damaged head is: in format 1 a JSON file, in format 2 a compressed one.
 HEAD_1_DAMAGED, HEAD_2_DAMAGED = "serialization", ("invalid-file-format", "deserialization", "io")
+_KNOWS_ONE_FORMAT = not hasattr(icechunk, "SpecVersion")
 #: The file that names the newest commit, by format. Only for messages: what a repository is, Icechunk tells.
 HEADS = {1: "refs/branch.main/ref.json", 2: "repo"}
 
@@ -57,6 +60,12 @@ def last_cause(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     innermost = lines[-1].removeprefix("`-> ") if lines and lines[-1].startswith("`-> ") else reason(error)
     return innermost.rpartition(": ")[2].strip().rstrip(".")
+
+
+def open_or_create(storage: icechunk.Storage) -> icechunk.Repository:
+    """Open a repository of any format that the release knows, or make one of format 1."""
+    options = {} if _KNOWS_ONE_FORMAT else {"create_version": 1}
+    return icechunk.Repository.open_or_create(storage, **options)
 
 
 def format_of(repo: icechunk.Repository) -> int:

@@ -64,6 +64,7 @@ def test_without_a_head_nothing_is_made_in_its_place(place: Path) -> None:
 @pytest.mark.skipif(2 not in FORMATS, reason="Icechunk 1 has no such format")
 def test_a_lost_head_of_format_2_is_brought_back_as_the_message_says(tmp_path: Path) -> None:
     place = tmp_path / "store"
+    empty_repository(place, 2)
     for fingerprint in ("first", "second"):
         add_version(place, fingerprint)
     head_file(place).unlink()

@@ -21,6 +21,7 @@ from diffats.icechunk_releases import (
     damaged_head,
     has_snapshots,
     kind_of,
+    open_or_create,
     quiet_icechunk,
 )
 from diffats.messages import MESSAGES
@@ -80,7 +81,7 @@ def create_repository(location: str | Path) -> icechunk.Repository:
     quiet_icechunk()
     try:
         check_endpoint(str(location))
-        return icechunk.Repository.open_or_create(storage_for(location))
+        return open_or_create(storage_for(location))
     except _FAILURES as error:
         if kind_of(error) == NOT_CLEAN:  # of another's files, or of a repository that cannot be opened
             with contextlib.suppress(StoreNotFoundError):
