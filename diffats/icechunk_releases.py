@@ -1,8 +1,8 @@
 """Releases 1 and 2 of Icechunk behind one face: what a failure is, and what a repository is.
 
 Icechunk 2 reads and writes repositories of formats 1 and 2; Icechunk 1 knows format 1. New ones are made in format 1,
-which both releases read, and whose `prune` frees all: in format 2, every commit and tag leaves a copy of the list of all
-commits that no garbage collection removes (earth-mover/icechunk#1852).
+which both releases read, and whose `prune` frees all: in format 2, every commit and tag leaves a copy of the list of
+all commits, which no garbage collection removes (earth-mover/icechunk#1852).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import icechunk
 
@@ -56,15 +57,21 @@ def reason(error: BaseException) -> str:
 
 
 def last_cause(error: BaseException) -> str:
-    """The innermost cause that an error of Icechunk's names: release 1 has a line for each, release 2 one for all."""
-    lines = str(error).strip().splitlines()
-    innermost = lines[-1].removeprefix("`-> ") if lines and lines[-1].startswith("`-> ") else reason(error)
-    return innermost.rpartition(": ")[2].strip().rstrip(".")
+    """The innermost cause that an error of Icechunk's names: release 1 has a line for each, release 2 one for all.
+
+    >>> last_cause(icechunk.IcechunkError("  x dispatch failure\\n  |-> io error\\n  `-> Connection refused\\n"))
+    'Connection refused'
+    >>> last_cause(icechunk.IcechunkError("dispatch failure: io error: Connection refused\\n\\ncontext:\\n   0: refs"))
+    'Connection refused'
+    """
+    last = str(error).strip().rpartition("\n")[2].strip()
+    innermost = last.removeprefix("`-> ") if last.startswith("`-> ") else reason(error).rpartition(": ")[2]
+    return innermost.rstrip(".")
 
 
 def open_or_create(storage: icechunk.Storage) -> icechunk.Repository:
     """Open a repository of any format that the release knows, or make one of format 1."""
-    options = {} if _KNOWS_ONE_FORMAT else {"create_version": 1}
+    options: dict[str, Any] = {} if _KNOWS_ONE_FORMAT else {"create_version": 1}
     return icechunk.Repository.open_or_create(storage, **options)
 
 
@@ -106,7 +113,7 @@ def damaged_head(error: BaseException, place: Path | None) -> str:
 
 def node_ids(repo: icechunk.Repository, snapshot: str) -> dict[str, str]:
     """Ids of the groups and arrays of a snapshot, by path: an array that is continued keeps its id."""
-    described = repo.inspect_snapshot(snapshot)
+    described: Any = repo.inspect_snapshot(snapshot)
     if isinstance(described, str):  # of release 1
         described = json.loads(described)
     return {node["path"]: node["id"] for node in described["nodes"]}

@@ -125,6 +125,9 @@ def _opened(location: str) -> icechunk.Repository:
         check_endpoint(location)
         storage = storage_for(location)
         try:
+            icechunk.Repository.exists(
+                storage
+            )  # where S3 refuses this, it says why; what is opened first it only refuses
             return icechunk.Repository.open(storage)
         except icechunk.IcechunkError as error:
             if kind_of(error) != NOT_FOUND or not _has_snapshots(location):
