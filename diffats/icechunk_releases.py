@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import icechunk
+from zarr.core.sync import sync
 
 from diffats.messages import KINDS_OF_ICECHUNK_1
 
@@ -113,7 +114,7 @@ def damaged_head(error: BaseException, place: Path | None) -> str:
 
 def node_ids(repo: icechunk.Repository, snapshot: str) -> dict[str, str]:
     """Ids of the groups and arrays of a snapshot, by path: an array that is continued keeps its id."""
-    described: Any = repo.inspect_snapshot(snapshot)
+    described: Any = sync(repo.inspect_snapshot_async(snapshot))  # icechunk 2.3 would stop all threads meanwhile
     if isinstance(described, str):  # of release 1
         described = json.loads(described)
     return {node["path"]: node["id"] for node in described["nodes"]}
