@@ -24,6 +24,7 @@ from distributed.scheduler import KilledWorker
 
 from diffats.config import Compute
 from diffats.errors import DiffatsError, InputError
+from diffats.messages import MESSAGES
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class Cluster:
                     f"(limit {self.compute.memory} a worker). Lower compute.shard_samples or raise compute.memory."
                 ) from error
             except RuntimeError as error:
-                if "deserialization of the task graph" not in str(error):
+                if not MESSAGES["other environment"].is_in(error):
                     raise
                 raise InputError(
                     f'the Dask scheduler or a worker at "{self.compute.scheduler}" cannot import the work '

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffats import config
 from diffats.errors import InputError
+from diffats.messages import MESSAGES
 from diffats.schedule import MAX_BETA, betas, linear_ends, usable_levels
 
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -235,7 +236,7 @@ class Diffusion:
     def _set_timesteps(scheduler: Any, timesteps: list[int]) -> None:
         """Set levels of our own, also where the scheduler would choose them itself."""
         with warnings.catch_warnings():  # diffusers turns tensors into arrays by np.array
-            warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+            warnings.filterwarnings("ignore", MESSAGES["arrays of tensors"].pattern, DeprecationWarning)
             if "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
                 scheduler.set_timesteps(timesteps=timesteps)
                 return

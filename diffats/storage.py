@@ -5,9 +5,9 @@ Credentials come from the environment only, and are in no message.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
-import re
 import ssl
 import urllib.error
 import urllib.request
@@ -20,6 +20,8 @@ import icechunk
 
 from diffats.config import portable_place
 from diffats.errors import StoreError
+from diffats.icechunk_releases import LATER_FORMAT, kind_of, last_cause, reason
+from diffats.messages import MESSAGES
 
 #: Schemes of the places that can hold Icechunk repositories.
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
@@ -27,16 +29,12 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 # A server that takes the connection and says nothing would otherwise be waited for minutes, in each of many tries.
 _ANSWER_SECONDS = 5
 _answering: set[str] = set()
-# Words of a failure, and the fix; the first match counts.
-_FIXES = (
-    ("No space left", "Free space on this disk"),
-    ("does not answer", "Start the server, or correct AWS_ENDPOINT_URL"),
-    ("NoSuchBucket", "Make the bucket, or correct its name"),
-    ("credential", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"),
-    ("dispatch failure", "Check the network and AWS_ENDPOINT_URL"),
-    ("service error", "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, their rights in the bucket, and AWS_REGION"),
-    ("", "Check the place, and rights and credentials for it"),
-)
+# What a request ended in, and the fix; the first match counts.
+_FIXES = {
+    "no credentials": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
+    "request not sent": "Check the network and AWS_ENDPOINT_URL",
+    "request refused": "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, their rights in the bucket, and AWS_REGION",
+}
 
 
 def object_storage(url: str) -> icechunk.Storage:
@@ -132,26 +130,36 @@ def explain(error: Exception) -> str:
     >>> explain(ConnectionError("http://127.0.0.1:9 does not answer: Connection refused"))
     '(http://127.0.0.1:9 does not answer: Connection refused). Start the server, or correct AWS_ENDPOINT_URL.'
     """
-    text = str(error)
-    fix = next(fix for words, fix in _FIXES if words in text)
-    return f"({_cause(text) or type(error).__name__}). {fix}."
+    return f"({_cause(error)}). {_fix(error)}."
 
 
-def _cause(text: str) -> str:
+def _fix(error: Exception) -> str:
+    if isinstance(error, ConnectionError):  # of `check_endpoint`
+        return "Start the server, or correct AWS_ENDPOINT_URL"
+    if kind_of(error) == LATER_FORMAT:
+        return "Install icechunk 2 or later, which needs Python 3.12 or later: this release reads format 1 only"
+    if MESSAGES["operating system"].code(error) == str(errno.ENOSPC):
+        return "Free space on this disk"
+    if MESSAGES["S3 code"].code(error) == "NoSuchBucket":
+        return "Make the bucket, or correct its name"
+    told = (fix for name, fix in _FIXES.items() if MESSAGES[name].is_in(error))
+    return next(told, "Check the place, and rights and credentials for it")
+
+
+def _cause(error: Exception) -> str:
     """S3's own code or the connection's failure, where there is one; else the first line.
 
-    >>> _cause('  x error getting object\\n  |-> service error\\n  `-> Error { code: "NoSuchBucket", message: "no" }')
+    >>> _cause(ValueError('error getting object\\n  |-> service error\\n  `-> Error { code: "NoSuchBucket" }'))
     'NoSuchBucket'
     """
-    code = re.search(r'code: "(\w+)"', text)
+    code = MESSAGES["S3 code"].code(error)
     if code is not None:
-        return code[1]
-    lines = [line.strip().removeprefix("x ") for line in text.strip().splitlines()]
-    if "dispatch failure" in text:
-        return lines[-1].removeprefix("`-> ").rstrip(".")
-    if "service error" in text:  # a request whose answers have no body
+        return code
+    if MESSAGES["request not sent"].is_in(error):
+        return last_cause(error)
+    if MESSAGES["request refused"].is_in(error):  # whose answers have no body
         return "access refused"
-    return lines[0].strip() if lines else ""
+    return reason(error)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

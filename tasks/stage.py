@@ -14,6 +14,8 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from diffats.config import Recipe
 from diffats.errors import InputError, LockedError
+from diffats.icechunk_releases import THROTTLED, kind_of
+from diffats.messages import MESSAGES
 
 if TYPE_CHECKING:
     from diffats.stages import StageResult
@@ -23,14 +25,6 @@ R = TypeVar("R")
 log = logging.getLogger("diffats.tasks")
 RETRY_AFTER = (5.0, 30.0)  # seconds before the second and the third try
 PASSING = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH)
-NO_CONNECTION = (
-    "connect",
-    "timed out",
-    "timeout",
-    "dispatch failure",
-    "error sending request",
-    "dns",
-)  # Icechunk's words
 MLFLOW_BUSY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
 
@@ -77,8 +71,10 @@ def _failed_link(error: BaseException, given: bool) -> bool:
     if isinstance(error, OSError):
         # HDF5 says with a bare OSError that a file is none; libraries of the network have types of their own.
         return not given or error.errno in PASSING or type(error) is not OSError
+    if isinstance(error, icechunk.ConflictError):
+        return False
     if isinstance(error, icechunk.IcechunkError):
-        return not given or any(word in str(error).lower() for word in NO_CONNECTION)
+        return not given or kind_of(error) == THROTTLED or MESSAGES["request not sent"].is_in(error)
     return getattr(error, "error_code", None) in MLFLOW_BUSY  # MLflow takes seconds to import
 
 

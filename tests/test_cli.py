@@ -335,9 +335,7 @@ def test_streams_of_a_real_process(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, "train", recipe, "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["done"] == 4
-    ours = re.compile(
-        r"train: (step \d of 4|a step takes )|warning: "
-    )
+    ours = re.compile(r"train: (step \d of 4|a step takes )|warning: ")
     assert all(ours.match(line) for line in done.stderr.splitlines()), done.stderr
 
 

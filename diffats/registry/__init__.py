@@ -14,8 +14,10 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else files of the caller's directory go into the model
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default, 7, waits minutes; we keep and retry
 
+from diffats.messages import MESSAGES
+
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
+    warnings.filterwarnings("ignore", message=MESSAGES["type hints"].pattern, category=UserWarning)
     import mlflow.pyfunc  # noqa: F401  it warns of its own type hints
 
 from diffats.registry.connection import TrackingError, ui_command

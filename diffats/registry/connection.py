@@ -13,7 +13,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _initialize_tables
 from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from diffats.errors import DiffatsError, redact
 
@@ -61,11 +61,17 @@ def asking(uri: str, action: str) -> Iterator[None]:
 def plain(error: Exception) -> str:
     """What went wrong, without the statement and the hints that a database's errors come with.
 
-    >>> plain(ValueError("(raised by a flush)\\n(sqlite3.OperationalError) database is full\\n[SQL: UPDATE]"))
+    >>> import sqlite3
+    >>> plain(DBAPIError("UPDATE", {}, sqlite3.OperationalError("database is full")))
     '(sqlite3.OperationalError) database is full'
     """
-    text = str(error).partition("[SQL:")[0].partition("(Background on this error")[0].strip()
-    return text[text.find("(sqlite3.") :] if "(sqlite3." in text else text.removesuffix(".")
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, SQLAlchemyError):  # which MLflow raises its own from
+        link = link.__cause__
+    if isinstance(link, DBAPIError) and link.orig is not None:
+        return f"({type(link.orig).__module__}.{type(link.orig).__name__}) {link.orig}"
+    text = str(error if link is None or not link.args else link.args[0])
+    return text.partition("\n[SQL:")[0].strip().removesuffix(".")  # a server gives the text alone
 
 
 def absolute(uri: str) -> str:

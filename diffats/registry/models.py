@@ -20,6 +20,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec
 
 from diffats.bundle import file_digest
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
+from diffats.messages import MESSAGES
 from diffats.registry.connection import absolute, asking, database_of
 
 logger = logging.getLogger("diffats.registry")
@@ -51,7 +52,7 @@ def save_pyfunc(
     """Write a bundle as an MLflow model: our code file, the bundle's files, pinned requirements, no pickle."""
     with warnings.catch_warnings():
         # An input example would be run through the model's checks; the signature says all there is.
-        warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
+        warnings.filterwarnings("ignore", message=MESSAGES["input example"].pattern, category=UserWarning)
         mlflow.pyfunc.save_model(
             destination,
             python_model=str(MODEL_CODE),

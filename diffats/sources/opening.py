@@ -23,6 +23,7 @@ import zarr
 
 from diffats.config import Data
 from diffats.errors import SourceError, StoreError
+from diffats.icechunk_releases import holds_repository, quiet_icechunk
 from diffats.sources.arrays import open_arrays
 from diffats.sources.builtin import open_builtin
 from diffats.sources.joining import join
@@ -33,9 +34,8 @@ from diffats.storage import SCHEMES, check_endpoint, explain, object_storage
 
 logger = logging.getLogger("diffats.sources")
 
-_ZARR_FILES = {"zarr.json", ".zgroup", ".zmetadata", ".zarray"}
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
 _MANY_FILES, _MANY_LISTINGS = 100_000, 200
-_BRANCH = "refs/branch.main/ref.json"  # in every Icechunk repository, and rewritten by each commit
 
 
 def open_source(data: Data) -> xr.Dataset:
@@ -188,19 +188,19 @@ class Place:
     ----------
     path
         As given.
-    is_folder, is_remote
-        Whether it is a directory, and whether it is a URL.
+    is_folder
+        Whether it is a directory.
     magic
         A file's first eight bytes; none of a folder.
-    entries
-        Names in a local folder; of a remote one, where looking takes long, only what tells an Icechunk repository.
+    is_zarr, is_repository
+        Whether a folder is a Zarr store, and whether it is an Icechunk repository.
     """
 
     path: str
     is_folder: bool
-    is_remote: bool
     magic: bytes = b""
-    entries: frozenset[str] = frozenset()
+    is_zarr: bool = False
+    is_repository: bool = False
 
     @classmethod
     def look(cls, path: str, data: Data) -> Place:
@@ -208,18 +208,28 @@ class Place:
         if "://" in path:
             system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
             if not system.isfile(inner):
-                entries = frozenset({"snapshots"} if _is_repository(path, system, inner) else ())
-                return cls(path, is_folder=True, is_remote=True, entries=entries)
-            return cls(path, is_folder=False, is_remote=True, magic=system.cat_file(inner, 0, 8))
+                repository = _is_remote_repository(path, system, inner)
+                return cls(path, is_folder=True, is_zarr=not repository, is_repository=repository)
+            return cls(path, is_folder=False, magic=system.cat_file(inner, 0, 8))
         if Path(path).is_dir():
-            return cls(path, is_folder=True, is_remote=False, entries=frozenset(os.listdir(path)))
+            zarr_store = is_zarr_folder(Path(path))
+            repository = not zarr_store and holds_repository(_storage(path))
+            return cls(path, is_folder=True, is_zarr=zarr_store, is_repository=repository)
         with Path(path).open("rb") as file:
-            return cls(path, is_folder=False, is_remote=False, magic=file.read(8))
+            return cls(path, is_folder=False, magic=file.read(8))
 
 
-def _is_repository(url: str, system: Any, path: str) -> bool:
-    """Whether an object store holds an Icechunk repository there."""
-    return url.partition("://")[0] in SCHEMES and bool(system.isfile(f"{path}/{_BRANCH}"))
+def _is_remote_repository(url: str, system: Any, path: str) -> bool:
+    """Whether an object store holds an Icechunk repository there; what is a Zarr store is none, and seen sooner."""
+    if url.partition("://")[0] not in SCHEMES or any(system.isfile(f"{path}/{name}") for name in _ZARR_FILES):
+        return False
+    return holds_repository(_storage(url))
+
+
+def _storage(path: str) -> icechunk.Storage:
+    """Icechunk's storage for a directory or URL that exists."""
+    quiet_icechunk()
+    return object_storage(path) if "://" in path else icechunk.local_filesystem_storage(path)
 
 
 def _open_with(engine: str, path: str, data: Data) -> xr.Dataset:
@@ -244,13 +254,12 @@ def _open_zarr(path: str, data: Data) -> xr.Dataset:
 
 def is_zarr_folder(path: Path) -> bool:
     """Whether a local folder is a Zarr store."""
-    return path.is_dir() and bool(_ZARR_FILES.intersection(os.listdir(path)))
+    return path.is_dir() and not set(_ZARR_FILES).isdisjoint(os.listdir(path))
 
 
 def _open_icechunk(path: str, data: Data) -> xr.Dataset:
     try:
-        storage = object_storage(path) if "://" in path else icechunk.local_filesystem_storage(path)
-        session = icechunk.Repository.open(storage).readonly_session("main")
+        session = icechunk.Repository.open(_storage(path)).readonly_session("main")
     except icechunk.IcechunkError as error:
         raise SourceError(f'data.source "{path}" cannot be read as icechunk {explain(error)}') from error
     except StoreError as error:
@@ -267,14 +276,26 @@ def _open_xarray(target: Any, **options: Any) -> xr.Dataset:
     try:
         return xr.open_dataset(target, **settings)
     except ValueError as error:
-        if "decode time units" not in str(error):  # xarray's words for units it does not know, e.g. months since
+        dataset = xr.open_dataset(target, decode_times=False, **settings)
+        timed = [name for name, variable in dataset.variables.items() if " since " in str(variable.attrs.get("units"))]
+        if not any(_is_undecodable(dataset.variables[name]) for name in timed):
             raise
         logger.warning("data.source: times stay numbers, because %s.", reason(error))
-        dataset = xr.open_dataset(target, decode_times=False, **settings)
-        for variable in dataset.variables.values():  # under this name nothing that reads the stores tries again
-            if " since " in str(variable.attrs.get("units", "")):
-                variable.attrs["undecoded_units"] = variable.attrs.pop("units")
+        for name in timed:  # under this name nothing that reads the stores tries again
+            attrs = dataset.variables[name].attrs
+            attrs["undecoded_units"] = attrs.pop("units")
         return dataset
+
+
+def _is_undecodable(variable: xr.Variable) -> bool:
+    """Whether xarray cannot make times of a variable, e.g. of months since; it looks at the ends, as xarray does."""
+    ends = variable.isel({dim: slice(None, None, max(1, size - 1)) for dim, size in variable.sizes.items()})
+    alone = xr.Variable(ends.dims, ends.values, ends.attrs)  # read here: damage is no matter of units
+    try:
+        xr.decode_cf(xr.Dataset({"times": alone}))
+    except ValueError:
+        return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -290,14 +311,8 @@ _GUESSED = "netcdf"
 #: The formats that are recognised, first match first. A new one is a row here and the function that opens it.
 KINDS: tuple[Kind, ...] = (
     Kind("numpy", lambda place: place.path.lower().endswith((".npy", ".npz")), open_arrays),
-    Kind(
-        "zarr",
-        lambda place: (
-            place.is_folder and (_ZARR_FILES & place.entries != set() or (place.is_remote and not place.entries))
-        ),
-        _open_zarr,
-    ),
-    Kind("icechunk", lambda place: "snapshots" in place.entries, _open_icechunk),
+    Kind("zarr", lambda place: place.is_zarr, _open_zarr),
+    Kind("icechunk", lambda place: place.is_repository, _open_icechunk),
     Kind("scipy", lambda place: place.magic.startswith((b"CDF\x01", b"CDF\x02")), partial(_open_with, "scipy")),
     Kind("h5netcdf", lambda place: place.magic.startswith(b"\x89HDF"), partial(_open_with, "h5netcdf")),
 )
@@ -327,7 +342,9 @@ def _url_stamp(path: str, data: Data, deep: bool) -> list[Any]:
     try:
         system, inner = fsspec.core.url_to_fs(path, **data.storage_options)
         system.invalidate_cache(inner)  # listings may be kept for as long as the process lives
-        info = system.info(f"{inner}/{_BRANCH}" if _is_repository(path, system, inner) else inner)
+        if not system.isfile(inner) and _is_remote_repository(path, system, inner):
+            return [icechunk.Repository.open(_storage(path)).lookup_branch("main")]
+        info = system.info(inner)
         return _folder_stamp(system, inner, deep) if info.get("type") == "directory" else _seen(info)
     except unreadable():
         return []  # an engine's own protocol: there is nothing to look at

@@ -11,6 +11,7 @@ import icechunk
 import zarr
 from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.errors import ZarrUserWarning
 from zarr.storage import LocalStore
 
 from diffats.errors import InputError
@@ -49,7 +50,7 @@ def export_groups(
         sync(_copy(session, group, tree, prefix))
     with warnings.catch_warnings():
         # Zarr warns that version 3 does not specify it; without it xarray warns that opening is slow.
-        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(tree, zarr_format=3)
 
 

@@ -12,7 +12,8 @@ import icechunk
 import zarr
 
 from diffats.errors import InputError, StoreError
-from diffats.store.location import forget, local_path, open_repository, reason
+from diffats.icechunk_releases import reason
+from diffats.store.location import forget, local_path, open_repository
 from diffats.store.lock import store_lock
 from diffats.store.repository import BRANCH, HISTORY, group_names, read_attrs, root_attrs, signature
 from diffats.store.store import WITHDRAWN, Store

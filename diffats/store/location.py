@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import icechunk
 
-from diffats.errors import IntegrityError, StoreError, StoreNotFoundError
+from diffats.errors import DiffatsError, IntegrityError, StoreError, StoreNotFoundError
+from diffats.icechunk_releases import (
+    HEAD_1_DAMAGED,
+    HEAD_2_DAMAGED,
+    HEADS,
+    NOT_CLEAN,
+    NOT_FOUND,
+    SETTINGS_DAMAGED,
+    damaged_head,
+    has_snapshots,
+    kind_of,
+    open_or_create,
+    quiet_icechunk,
+)
+from diffats.messages import MESSAGES
 from diffats.storage import check_endpoint, explain, object_storage
 
 _FAILURES = (icechunk.IcechunkError, ConnectionError)
-_HEAD, _SETTINGS = "refs/branch.main/ref.json", "config.yaml"
+_SETTINGS = "config.yaml"  # of format 1; in format 2 they are part of the head
 _MAKING_SECONDS = 2  # in which a new repository gets its head, which one that has lost it does not
-# Words of Icechunk's that tell which of a repository's own files is damaged.
-_DAMAGED = {"ref json": _HEAD, "config deserialization": _SETTINGS}
 _FIXES = {
-    _HEAD: 'Bring it back: it holds {"snapshot": "ID"}, the id of the newest commit. Without a copy, remove the store '
-    "and run the stages again.",
+    HEADS[1]: 'Bring it back: it holds {"snapshot": "ID"}, the id of the newest commit. Without a copy, remove the '
+    "store and run the stages again.",
+    HEADS[2]: "Bring it back: overwritten/ holds it as it was before each of the last changes, the newest first by "
+    "name. Then run diffats verify. Without a copy, remove the store and run the stages again.",
     _SETTINGS: "Remove it: it holds settings, and nothing of the data.",
 }
 
@@ -67,10 +81,12 @@ def create_repository(location: str | Path) -> icechunk.Repository:
     quiet_icechunk()
     try:
         check_endpoint(str(location))
-        return icechunk.Repository.open_or_create(storage_for(location))
+        return open_or_create(storage_for(location))
     except _FAILURES as error:
-        _check_damage(str(location), str(error))
-        raise StoreError(f"store {location}: cannot be opened or made {explain(error)}") from error
+        if kind_of(error) == NOT_CLEAN:  # of another's files, or of a repository that cannot be opened
+            with contextlib.suppress(StoreNotFoundError):
+                return _opened(str(location))
+        raise _failure(str(location), error, "opened or made") from error
 
 
 def open_repository(location: str, *, fresh: bool = False) -> icechunk.Repository:
@@ -92,53 +108,60 @@ def open_repository(location: str, *, fresh: bool = False) -> icechunk.Repositor
     if path is not None and not path.is_dir():  # asking Icechunk would make the directory
         raise StoreNotFoundError(_MISSING.format(location))
     place = 0 if path is None else path.stat().st_ino  # another directory of the same name is another repository
-    return _open.__wrapped__(location, place) if fresh else _open(location, place)
+    return _opened(location) if fresh else _cached(location, place)
 
 
 _MISSING = "there is no store at {}. Run the stage that makes it, or correct root or store."
 
 
 @functools.lru_cache(maxsize=16)
-def _open(location: str, _place: int) -> icechunk.Repository:
+def _cached(location: str, _place: int) -> icechunk.Repository:
+    return _opened(location)
+
+
+def _opened(location: str) -> icechunk.Repository:
     quiet_icechunk()
     try:
         check_endpoint(location)
         storage = storage_for(location)
-        if not icechunk.Repository.exists(storage) and not _is_being_made(location):
-            _check_head(location)
-            raise StoreNotFoundError(_MISSING.format(location))
+        try:
+            icechunk.Repository.exists(
+                storage
+            )  # where S3 refuses this, it says why; what is opened first it only refuses
+            return icechunk.Repository.open(storage)
+        except icechunk.IcechunkError as error:
+            if kind_of(error) != NOT_FOUND or not _has_snapshots(location):
+                raise
+        _wait_for_head(storage)
         return icechunk.Repository.open(storage)
     except _FAILURES as error:
-        _check_damage(location, str(error))
-        raise StoreError(f"store {location}: cannot be opened {explain(error)}") from error
+        raise _failure(location, error, "opened") from error
 
 
-def _is_being_made(location: str) -> bool:
-    """Whether another process makes the repository just now: its head, which Icechunk writes last, appears."""
+def _has_snapshots(location: str) -> bool:
     path = local_path(location)
-    if path is None or not any(path.glob("snapshots/*")):
-        return False
+    return path is not None and has_snapshots(path)
+
+
+def _wait_for_head(storage: icechunk.Storage) -> None:
+    """Give another process that makes the repository just now the time to write its head, which comes last."""
     for _ in range(_MAKING_SECONDS * 20):
-        if (path / _HEAD).exists():
-            return True
+        if icechunk.Repository.exists(storage):
+            return
         time.sleep(0.05)
-    return False
 
 
-def _check_head(location: str) -> None:
-    """Tell a repository that has lost its head from a place where there is none."""
-    path = local_path(location)
-    if path is not None and any(path.glob("snapshots/*")):
-        raise _damaged(location, _HEAD)
-
-
-def _check_damage(location: str, text: str) -> None:
-    """Name the repository's file that a failure comes from, where its text tells."""
-    if "clean prefixes" in text:  # where a repository shall be made
-        _check_head(location)
-    for words, file in _DAMAGED.items():
-        if words in text:
-            raise _damaged(location, file)
+def _failure(location: str, error: Exception, what: str) -> DiffatsError:
+    """A failure to open as our error, with the repository's file that it comes from, where its kind tells."""
+    kind = kind_of(error)
+    if kind == NOT_FOUND and not _has_snapshots(location):
+        return StoreNotFoundError(_MISSING.format(location))
+    if kind == SETTINGS_DAMAGED:
+        return _damaged(location, _SETTINGS)
+    unreadable = kind in HEAD_2_DAMAGED and not MESSAGES["operating system"].is_in(error)
+    if unreadable or kind in (NOT_FOUND, HEAD_1_DAMAGED):
+        return _damaged(location, damaged_head(error, local_path(location)))
+    return StoreError(f"store {location}: cannot be {what} {explain(error)}")
 
 
 def _damaged(location: str, file: str) -> IntegrityError:
@@ -147,16 +170,4 @@ def _damaged(location: str, file: str) -> IntegrityError:
 
 def forget() -> None:
     """Open repositories anew from now on: what this process has read of them may be gone."""
-    _open.cache_clear()
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error; Icechunk's go on with a trace."""
-    return str(error).strip().partition("\n")[0].removeprefix("x ").strip() or type(error).__name__
-
-
-@functools.cache
-def quiet_icechunk() -> None:
-    """Keep Icechunk from warning of concurrent commits on a local file system, which the writer lock prevents."""
-    if "ICECHUNK_LOG" not in os.environ:
-        icechunk.set_logs_filter("error")
+    _cached.cache_clear()

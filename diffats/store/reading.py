@@ -13,7 +13,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from diffats.errors import IntegrityError
-from diffats.store.location import reason
+from diffats.icechunk_releases import reason
 
 #: What a damaged file raises on its way through Icechunk, the codecs and NumPy.
 DAMAGE = (icechunk.IcechunkError, OSError, RuntimeError, ValueError, KeyError)

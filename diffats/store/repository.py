@@ -17,8 +17,9 @@ import icechunk
 import zarr
 
 from diffats.errors import IntegrityError, StoreError
+from diffats.icechunk_releases import CLOCK, TAG_TAKEN, kind_of, reason
 from diffats.storage import explain
-from diffats.store.location import absolute, open_repository, reason
+from diffats.store.location import absolute, open_repository
 from diffats.store.lock import store_lock
 from diffats.store.schema import RECORD, Record
 
@@ -108,7 +109,7 @@ class Repository:
                 "Let one process write at a time, and run the command again."
             ) from error
         except icechunk.IcechunkError as error:
-            fix = "Set this machine's clock right, then run" if "timestamp" in str(error) else "Run"
+            fix = "Set this machine's clock right, then run" if kind_of(error) == CLOCK else "Run"
             raise StoreError(
                 f"store {self.location}: commit failed ({reason(error)}). {fix} the command again."
             ) from error
@@ -119,7 +120,7 @@ class Repository:
             try:
                 return session.commit(message, metadata=metadata)
             except icechunk.IcechunkError as error:
-                if "invalid snapshot timestamp ordering" not in str(error):
+                if kind_of(error) != CLOCK:
                     raise
             time.sleep(1)
         return session.commit(message, metadata=metadata)
@@ -132,7 +133,7 @@ class Repository:
             try:
                 return self.repo.create_tag(f"{prefix}{number}", snapshot)
             except icechunk.IcechunkError as error:
-                if "already exists" not in str(error):  # the name of a deleted tag is never free again
+                if kind_of(error) not in TAG_TAKEN:  # the name of a deleted tag is never free again
                     raise StoreError(f"store {self.location}: tag {prefix}{number}: {reason(error)}.") from error
 
 

@@ -15,7 +15,7 @@ from zarr.core.sync import sync
 from zarr.storage import StorePath
 
 from diffats.errors import StoreError
-from diffats.store.location import quiet_icechunk
+from diffats.icechunk_releases import quiet_icechunk
 from diffats.store.schema import PENDING, STATUS, Array, array_digest, open_array
 
 #: Computes the samples ``start`` to ``stop``: each filled variable, and ``status``.

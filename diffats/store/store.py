@@ -25,10 +25,11 @@ import xarray as xr
 import zarr
 
 from diffats.errors import InputError, IntegrityError, RootMismatchError, StoreError, StoreNotFoundError
+from diffats.icechunk_releases import format_of, reason
 from diffats.store import schema
 from diffats.store.export import export_groups
 from diffats.store.growth import copy_group, grow_group
-from diffats.store.location import create_repository, reason
+from diffats.store.location import create_repository
 from diffats.store.lock import store_lock
 from diffats.store.repository import (
     BRANCH,
@@ -376,10 +377,12 @@ class Store(Repository):
 
     def _lost_tag(self, entry: Mapping[str, Any]) -> str:
         tag, content = f"{entry['group']}-{entry['fingerprint'][:16]}", json.dumps({"snapshot": entry["snapshot"]})
+        of = f"a version of group {entry['group']} is damaged or lost, so the version is not found"
+        if format_of(self.repo) > 1:
+            return f"store {self.location}: the tag {tag}-N of {of}. The next prune makes it again."
         return (
-            f"store {self.location}: the file refs/tag.{tag}-N/ref.json of a version of group {entry['group']} is "
-            f"damaged or lost, so the version is not found. Bring it back: it holds {content}. The next prune makes it "
-            "again, too."
+            f"store {self.location}: the file refs/tag.{tag}-N/ref.json of {of}. Bring it back: it holds {content}. "
+            "The next prune makes it again, too."
         )
 
     def lost(self) -> list[dict[str, Any]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import icechunk
 import numpy as np
 
+from diffats.icechunk_releases import node_ids, reason
 from diffats.store import schema
-from diffats.store.location import reason
 from diffats.store.reading import DAMAGE
 from diffats.store.schema import Array
 from diffats.store.version import Version
@@ -77,10 +76,9 @@ class _Good:
     def look_at(self, version: Version) -> None:
         """Go on with this version."""
         try:
-            described = json.loads(version.store.repo.inspect_snapshot(version.snapshot))
+            self._nodes = node_ids(version.store.repo, version.snapshot)
         except icechunk.IcechunkError:  # what is damaged shows when it is read
-            described = {"nodes": []}
-        self._nodes = {node["path"]: node["id"] for node in described["nodes"]}
+            self._nodes = {}
 
     def has(self, version: Version, name: str, shard: int | None, digest: bytes) -> bool:
         """Whether a shard (None: all) of a variable is known to be good."""

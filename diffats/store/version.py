@@ -16,8 +16,8 @@ from xarray.coders import CFTimedeltaCoder
 from zarr.core.sync import sync
 
 from diffats.errors import IntegrityError, StoreError, StoreNotFoundError
+from diffats.icechunk_releases import reason
 from diffats.store import schema
-from diffats.store.location import reason
 from diffats.store.reading import guarded, reading
 from diffats.store.repository import METADATA_DAMAGE, Repository, commit_metadata, group_names, read_attrs, write_record
 from diffats.store.schema import DIGESTS, OK, PENDING, RECORD, Array, Record
