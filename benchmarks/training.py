@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -290,8 +289,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         results.append(measure(network, size))
         print(page(results[-1:]), flush=True)
     if options.folder is not None:
-        saved = {"processor": processor_features(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "")}
-        save("training", {**saved, "networks": results}, page(results), picture(results), options.folder)
+        save(
+            "training",
+            {"processor": processor_features(), "networks": results},
+            page(results),
+            picture(results),
+            options.folder,
+        )
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # OpenMP threads that wait by spinning slow training tenfold where another process wants a core. Read by torch's import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # but some microseconds, which is less than waking them takes
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM
 
