@@ -16,6 +16,7 @@ from diffats.pace import product_gain
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, K. Jordan et al. 2024
 ITERATIONS = 5
+_LEAST = 1e-7  # of a norm: nothing has no direction
 _BFLOAT16_GAIN = 3.0  # its iteration needs up to twice the operations that float32's does
 
 
@@ -36,7 +37,8 @@ class Muon(torch.optim.Muon):
             matrices = [p for p in group["params"] if p.grad is not None]
             directions = orthogonalise([self._momentum(p, group["momentum"]) for p in matrices])
             for p, direction in zip(matrices, directions, strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+                if group["weight_decay"]:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(direction, alpha=-0.2 * math.sqrt(max(p.shape)) * group["lr"])
         return loss
 
@@ -56,31 +58,32 @@ def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
     Where the device multiplies bfloat16 several times as fast as float32, in bfloat16 by the quintic itself. Elsewhere
     in float32 by the same quintic in the Gram matrix, which has the shorter side only (`by_gram`).
     """
-    by_shape: dict[tuple[int, int], list[int]] = {}
+    by_shape: dict[torch.Size, list[int]] = {}
     for i, matrix in enumerate(matrices):
-        rows, columns = sorted(matrix.shape)
-        by_shape.setdefault((rows, columns), []).append(i)
+        by_shape.setdefault(matrix.shape, []).append(i)
     done: list[Tensor] = [*matrices]
-    for (rows, _), members in by_shape.items():
-        x = torch.stack([matrices[i] if matrices[i].shape[0] == rows else matrices[i].mT for i in members])
-        for i, y in zip(members, _orthogonalise_batch(x), strict=True):
-            done[i] = y if matrices[i].shape[0] == rows else y.mT
+    for members in by_shape.values():
+        batch = torch.stack([matrices[i] for i in members])
+        for i, direction in zip(members, _orthogonalise_batch(batch), strict=True):
+            done[i] = direction
     return done
 
 
 def _orthogonalise_batch(x: Tensor) -> Tensor:
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     if product_gain(x.device.type) >= _BFLOAT16_GAIN:
         return by_quintic(x.bfloat16()).to(x.dtype)
-    return by_gram(x) if x.shape[-1] > x.shape[-2] else by_quintic(x)
+    return by_quintic(x) if x.shape[-2] == x.shape[-1] else by_gram(x)
 
 
 def by_quintic(x: Tensor) -> Tensor:
-    """Newton-Schulz: ``X <- a X + (b G + c G^2) X`` with ``G = X X^T``, for ``(k, m, n)`` with ``m <= n``.
+    """Newton-Schulz: ``X <- a X + (b G + c G^2) X`` with ``G = X X^T``, for ``(k, m, n)``, from ``X`` of norm 1.
 
-    Each iteration takes ``4 m^2 n + 2 m^3`` operations.
+    Each iteration takes ``4 m^2 n + 2 m^3`` operations, where ``m`` is the shorter side.
     """
+    if x.shape[-2] > x.shape[-1]:
+        return by_quintic(x.mT).mT
     a, b, c = COEFFICIENTS
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_LEAST)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -95,12 +98,15 @@ def by_gram(x: Tensor) -> Tensor:
     ``8 m^3`` an iteration: fewer where ``n > m``. Small singular values lose digits in G, where they count for nothing
     beside ``a``; in bfloat16 they would lose all.
 
-    >>> x = torch.randn(2, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 9
+    >>> x = torch.randn(2, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     >>> bool(torch.allclose(by_gram(x), by_quintic(x)))
     True
     """
     a, b, c = COEFFICIENTS
-    gram = x @ x.mT
+    tall = x.shape[-2] > x.shape[-1]
+    gram = x.mT @ x if tall else x @ x.mT
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt().clamp(min=_LEAST)[..., None, None]
+    gram = gram / norm / norm
     product = None
     for k in range(ITERATIONS):
         p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -109,4 +115,4 @@ def by_gram(x: Tensor) -> Tensor:
         if k < ITERATIONS - 1:
             gram = p @ (gram @ p)
     assert product is not None
-    return product @ x
+    return x @ (product / norm) if tall else (product / norm) @ x

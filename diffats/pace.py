@@ -108,7 +108,6 @@ class Pace:
         kept: Path | None = None,
     ) -> None:
         self._step, self._kept = step, kept
-        self._device = device
         most = torch.get_num_threads()
         counts = _halves(most) if threads == "auto" and device == "cpu" else [most if threads == "auto" else threads]
         self._precisions = precisions(precision, device)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import common, encode, gpu_check, medoid, pipeline
+from benchmarks import common, encode, gpu_check, medoid, pipeline, training
 from benchmarks.gpu_run import NOT_RUN, SIZES, Run
 
 
@@ -59,6 +59,21 @@ def test_fasterpam_and_the_stream_choose_the_same_sample(tmp_path):
     medoid.make(medoid.recipe_of(tmp_path), 200, size)
     index = medoid.stream(tmp_path, size)["index"]
     assert medoid.pairwise(tmp_path, 188)["index"] == index  # 188 of 200 are for training
+
+
+def test_a_training_step_is_measured_by_part_beside_its_bound(tmp_path, capsys):
+    found = run(training, tmp_path, capsys)
+    (network,) = found["networks"]
+    assert {row["busy"] for row in network["rows"]} == {0, training.BUSY}
+    assert all(min(row["parts_s"].values()) > 0 for row in network["rows"])
+    assert all(row["network_bound_s"] > 0 for row in network["rows"] if not row["busy"])
+    assert [row["how"] for row in network["others"]] == ["as it is", "AdamW alone", "torch.optim.Muon"]
+
+
+def test_products_of_a_step_are_those_of_the_network():
+    """A linear layer without an input's gradient has two: the output, and the weight's gradient."""
+    layer, x = torch.nn.Linear(5, 3), torch.ones(7, 5)
+    assert training.products(lambda: layer(x).sum().backward()) == {((7, 5), (5, 3)): 1, ((3, 7), (7, 5)): 1}
 
 
 def test_memory_is_that_of_a_new_process():

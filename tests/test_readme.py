@@ -241,3 +241,11 @@ def test_the_licence_is_the_whole_apache_text() -> None:
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Version 2.0, January 2004" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
+
+
+def test_the_times_are_those_that_make_test_install_holds_them_to() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command, name in (("demo", "DEMO_MINUTES"), ("test", "TEST_MINUTES")):
+        (minutes,) = re.findall(rf"^{name} := (\d+)$", makefile, re.MULTILINE)
+        (line,) = re.findall(rf"^make {command} .*$", TEXT, re.MULTILINE)
+        assert re.search(rf"\b{minutes} minutes", line)
