@@ -66,7 +66,7 @@ test-faults: $(STAMP)  ## kill processes, fill disks, lose servers; twenty minut
 test-newest: RESOLUTION := highest
 test-lowest: RESOLUTION := lowest-direct
 test-newest test-lowest: test-%:
-	$(PYTHON) -m venv .venv-$*
+	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python requirements/install.py $(RESOLUTION)
 	.venv-$*/bin/python -m pytest -m "not slow and not faults"
 

@@ -40,6 +40,7 @@ def machine() -> dict[str, Any]:
     threads = {pool["internal_api"]: int(pool["num_threads"]) for pool in threadpoolctl.threadpool_info()}
     return {
         "cpu": _cpu(),
+        "features": _features(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -70,13 +71,17 @@ def processor_features() -> str:
     >>> processor_features().split(", ")[0] == machine()["cpu"]
     True
     """
-    facts, flags = machine(), _flags()
-    rows = [next((name for flag, name in row if flag in flags), None) for row in _FEATURES]
+    facts = machine()
+    return ", ".join([str(facts["cpu"]), f"{facts['cores']} cores", *facts["features"]])
+
+
+def _features() -> list[str]:
+    flags = _flags()
     if not flags:
-        rows = ["features unknown"]
-    elif rows[1] is None:
-        rows[1] = "no bfloat16"
-    return ", ".join([str(facts["cpu"]), f"{facts['cores']} cores", *(row for row in rows if row is not None)])
+        return ["features unknown"]
+    rows = [next((name for flag, name in row if flag in flags), None) for row in _FEATURES]
+    rows[1] = rows[1] or "no bfloat16"
+    return [row for row in rows if row is not None]
 
 
 def _flags() -> set[str]:
@@ -99,7 +104,7 @@ def machine_line() -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
     threads = ", ".join(f"{name} {count}" for name, count in facts["threads"].items())
     return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}; "
+        f"{processor_features()}, {facts['memory_gib']} GiB, {facts['system']}; "
         f"Python {facts['python']}, {libraries}; threads: {threads}; {facts['date']}."
     )
 

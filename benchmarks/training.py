@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import arguments, best_seconds, markdown, processor_features, save
 from benchmarks.gpu_networks import PARTS, Prepare, Problem, Step, compiled, eager
+from diffats.muon import orthogonalise
 from diffats.pace import Pace, Way
+from diffats.training import hidden_matrices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,15 +143,16 @@ def measure(network: Network, size: Size) -> dict[str, Any]:
     """Everything about one network."""
     problem = Problem.named(network.name, network.overrides, size.samples)
     step = Step(problem, CPU, "float32", eager)
-    own = products(lambda: _gradient(step))
+    own = products(lambda: (step.forward(), step.backward()))  # type: ignore[func-returns-value]
     updates = products(step.optimiser)
     rows, threads = [], torch.get_num_threads()
     for neighbours in (0, BUSY):
         with busy(neighbours):
-            for count in sorted({1, threads}):
+            chosen = Pace(lambda _: _trial(step), device="cpu", precision="float32").way
+            for count in sorted({1, threads, chosen.threads}):
                 rows.append(_row(step, network, neighbours, count, own, updates))
-            chosen = Pace(lambda _: _gradient(step), device="cpu", precision="float32").way
-            rows[-1 if chosen.threads > 1 else -len({1, threads})]["chosen"] = True
+            for row in rows:
+                row["chosen"] |= row["busy"] == neighbours and row["threads"] == chosen.threads
     return {
         "network": network.label,
         "batch": problem.recipe.train.batch,
@@ -161,11 +164,13 @@ def measure(network: Network, size: Size) -> dict[str, Any]:
     }
 
 
-def _gradient(step: Step) -> list[torch.Tensor]:
+def _trial(step: Step) -> list[torch.Tensor]:
+    """What a training tries: a step that changes no weights."""
     step.denoiser.zero_grad(set_to_none=True)
     step.forward()
     step.backward()
-    return [p.grad for p in step.denoiser.parameters() if p.grad is not None]
+    hidden = hidden_matrices(step.denoiser) if step.train.optimizer == "muon" else []
+    return orthogonalise([p.grad for p in hidden if p.grad is not None])
 
 
 def _row(

@@ -7,17 +7,16 @@ orders of magnitude slower than float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from diffats.pace import product_gain
+from diffats.pace import Precision
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, K. Jordan et al. 2024
 ITERATIONS = 5
 _LEAST = 1e-7  # of a norm: nothing has no direction
-_BFLOAT16_GAIN = 3.0  # its iteration needs up to twice the operations that float32's does
 
 
 class Muon(torch.optim.Muon):
@@ -27,7 +26,19 @@ class Muon(torch.optim.Muon):
     ----------
     K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); J. Liu et al., "Muon is scalable
     for LLM training", arXiv 2502.16982 (the size of a step).
+
+    Parameters
+    ----------
+    params
+        Matrices.
+    lr, weight_decay
+        As AdamW's.
     """
+
+    products: Precision = "float32"  # of the iteration, see `orthogonalise`
+
+    def __init__(self, params: Iterable[Tensor], *, lr: float, weight_decay: float) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -35,7 +46,7 @@ class Muon(torch.optim.Muon):
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             matrices = [p for p in group["params"] if p.grad is not None]
-            directions = orthogonalise([self._momentum(p, group["momentum"]) for p in matrices])
+            directions = orthogonalise([self._momentum(p, group["momentum"]) for p in matrices], self.products)
             for p, direction in zip(matrices, directions, strict=True):
                 if group["weight_decay"]:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -52,11 +63,11 @@ class Muon(torch.optim.Muon):
         return p.grad.lerp(buffer, momentum)
 
 
-def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
+def orthogonalise(matrices: list[Tensor], products: Precision = "float32") -> list[Tensor]:
     """Each matrix with its singular values moved to about 1, in its own shape.
 
-    Where the device multiplies bfloat16 several times as fast as float32, in bfloat16 by the quintic itself. Elsewhere
-    in float32 by the same quintic in the Gram matrix, which has the shorter side only (`by_gram`).
+    In bfloat16 by the quintic itself. In float32 by the same quintic in the Gram matrix, which has the shorter side
+    only (`by_gram`): about half of the operations.
     """
     by_shape: dict[torch.Size, list[int]] = {}
     for i, matrix in enumerate(matrices):
@@ -64,13 +75,13 @@ def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
     done: list[Tensor] = [*matrices]
     for members in by_shape.values():
         batch = torch.stack([matrices[i] for i in members])
-        for i, direction in zip(members, _orthogonalise_batch(batch), strict=True):
+        for i, direction in zip(members, _orthogonalise_batch(batch, products), strict=True):
             done[i] = direction
     return done
 
 
-def _orthogonalise_batch(x: Tensor) -> Tensor:
-    if product_gain(x.device.type) >= _BFLOAT16_GAIN:
+def _orthogonalise_batch(x: Tensor, products: Precision) -> Tensor:
+    if products == "bfloat16":
         return by_quintic(x.bfloat16()).to(x.dtype)
     return by_quintic(x) if x.shape[-2] == x.shape[-1] else by_gram(x)
 

@@ -7,21 +7,17 @@ operation wait for the one that is not running. So both are tried, again where s
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-
-from diffats.storage import replace_file
 
 Precision = Literal["float32", "bfloat16"]
 Step = Callable[[Precision], Sequence[Tensor]]
@@ -30,10 +26,13 @@ logger = logging.getLogger(__name__)
 _SIDE, _REPEATS, _PRODUCTS = 256, 20, 0.1  # of the products that are timed, and seconds for each type
 _WORTH_TRYING = 1.5  # bfloat16's gain in products alone, below which whole steps cannot gain
 _GAIN, _PRECISION_GAIN = 1.1, 1.3  # what more threads and another precision must gain
+_SEVERAL_TIMES = 3.0  # bfloat16's gain in products alone, from which on iterations use it
+_HOPELESS = 1.5  # so many times as slow as with more threads: fewer still are not tried
 _LONG = 0.2  # seconds of a step from which on another precision is tried: shorter ones have too little to gain
 _TRIAL, _STEPS = 0.4, 9  # seconds for each way that is tried, and steps at most
 _SLOWER = 1.3  # steps that take so many times as long as in the trial are a reason to try again
 _SOON, _LATE = 5.0, 60.0  # seconds after which it is tried again: where steps became slower, and anyway
+_RARELY = 50  # a trial comes no sooner than so many times what the last one took: 2 % of the time
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class Pace:
     """The way in which a training runs its steps.
 
     A context manager, which holds the number of threads. On the CPU the ways are tried at the start. The precision is
-    kept for the whole training, in ``kept``. So is the number of threads where results depend on it. Where they do
-    not, bit for bit, threads are tried again now and then, since neighbours come and go.
+    kept for the whole training. So is the number of threads where results depend on it. Where they do not, bit for bit,
+    threads are tried again now and then, since neighbours come and go.
 
     Parameters
     ----------
@@ -95,7 +94,7 @@ class Pace:
     precision, threads
         Given, or ``"auto"``.
     kept
-        The file that keeps them, so that a training which goes on gives the same bits; not read on another machine.
+        What ``to_dict`` said of the same training before: it gives the same bits then, on the same kind of machine.
     """
 
     def __init__(
@@ -105,56 +104,57 @@ class Pace:
         device: str,
         precision: Precision | Literal["auto"] = "auto",
         threads: int | Literal["auto"] = "auto",
-        kept: Path | None = None,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
-        self._step, self._kept = step, kept
+        self._step, self._device = step, device
         most = torch.get_num_threads()
         counts = _halves(most) if threads == "auto" and device == "cpu" else [most if threads == "auto" else threads]
-        self._precisions = precisions(precision, device)
         self._free: list[int] = []  # threads that give the same results
         self._seconds = self._shortest = 0.0  # of a step in the last trial
-        self.way = self._read(threads) or self._choose(counts)
+        self._cost = 0.0  # seconds of that trial
+        same = kept is not None and kept["machine"] == machine(device) and precision in ("auto", kept["precision"])
+        if kept is not None and same:
+            self.products: Precision = kept["products"]
+            self._free = [n for n in kept["free"] if n in counts]
+            usual = kept["threads"] if kept["threads"] in counts or not self._free else self._free[0]
+            self.way = Way(usual if threads == "auto" else threads, kept["precision"])
+        else:
+            self.products = fast_products(device)
+            self.way = self._choose(counts, precisions(precision, device))
 
-    def _read(self, threads: int | Literal["auto"]) -> Way | None:
-        if self._kept is None or not self._kept.is_file():
-            return None
-        try:
-            kept = json.loads(self._kept.read_text(encoding="utf-8"))
-            if kept["machine"] != machine() or threads not in ("auto", kept["threads"], *kept["free"]):
-                return None
-            way = Way(kept["threads"] if threads == "auto" else threads, kept["precision"])
-            self._free, self._seconds = kept["free"] if threads == "auto" else [], kept["seconds"]
-        except (ValueError, LookupError, TypeError) as error:
-            logger.warning("%s is damaged (%s): how a step runs is tried anew.", self._kept, error)
-            return None
-        return way
+    def to_dict(self) -> dict[str, Any]:
+        """What a training that goes on must know."""
+        way = {"threads": self.way.threads, "precision": self.way.precision}
+        return {**way, "free": self._free, "products": self.products, "machine": machine(self._device)}
 
-    def _choose(self, counts: list[int]) -> Way:
-        ways = [Way(threads, self._precisions[0]) for threads in counts]
-        if len(ways) == len(self._precisions) == 1:
+    def _choose(self, counts: list[int], precisions: list[Precision]) -> Way:
+        ways = [Way(threads, precisions[0]) for threads in counts]
+        if len(ways) == len(precisions) == 1:
             return ways[0]
-        way = self._try(ways)
-        if len(self._precisions) > 1 and self._shortest > _LONG:
-            way = self._try_precision(Way(way.threads, self._precisions[1]), way)
-        if len(counts) > 1:
-            self._free = self._same_results(counts, way)
-        if self._kept is not None:
-            facts = {"threads": way.threads, "precision": way.precision, "free": self._free, "seconds": self._seconds}
-            text = json.dumps({**facts, "machine": machine()})
-            replace_file(self._kept, lambda path: path.write_text(text, encoding="utf-8"))
+        way, tried = self._try(ways)
+        if len(precisions) > 1 and self._shortest > _LONG:
+            way = self._try_precision(Way(way.threads, precisions[1]), way)
+        if len(tried) > 1:
+            self._free = self._same_results([each.threads for each in tried], way)
         return way
 
-    def _try(self, ways: Sequence[Way]) -> Way:
-        """The fastest; of nearly equal ones that with fewer threads, which leaves cores to others."""
-        took = {way: self._time(way) for way in ways}
+    def _try(self, ways: Sequence[Way]) -> tuple[Way, list[Way]]:
+        """The fastest; of nearly equal ones that with fewer threads, which leaves cores to others; and all tried."""
+        started = time.perf_counter()
+        took: dict[Way, list[float]] = {}
+        for way in ways:
+            took[way] = self._time(way)
+            if min(took[way]) > _HOPELESS * min(map(min, took.values())):
+                break  # fewer threads would be slower still
         typical = {way: statistics.median(seconds) for way, seconds in took.items()}
         least = min(typical.values())
-        best = min((way for way in ways if typical[way] <= _GAIN * least), key=lambda way: way.threads)
+        best = min((way for way in took if typical[way] <= _GAIN * least), key=lambda way: way.threads)
         self._seconds, self._shortest = typical[best], min(took[best])
+        self._cost = time.perf_counter() - started
         if len(ways) > 1:
             each = ", ".join(f"{1e3 * seconds:.3g} ms on {_threads(way)}" for way, seconds in typical.items())
             logger.info("train: a step takes %s: %s used", each, _threads(best, verb=True))
-        return best
+        return best, list(took)
 
     def _try_precision(self, way: Way, plain: Way) -> Way:
         """Another precision, by the shortest step, which neighbours disturb least: results depend on it."""
@@ -185,13 +185,14 @@ class Pace:
         """The numbers of threads with which a step gives the same bits as in this way."""
         with way.hold():
             expected = self._step(way.precision)
-        same = []
+        same = [way.threads]
         for threads in counts:
-            with Way(threads, way.precision).hold():
-                results = self._step(way.precision)
-            if all(torch.equal(a, b) for a, b in zip(expected, results, strict=True)):
-                same.append(threads)
-        return same
+            if threads != way.threads:
+                with Way(threads, way.precision).hold():
+                    results = self._step(way.precision)
+                if all(torch.equal(a, b) for a, b in zip(expected, results, strict=True)):
+                    same.append(threads)
+        return sorted(same, reverse=True)
 
     def __enter__(self) -> Pace:
         self._before = torch.get_num_threads()
@@ -203,15 +204,18 @@ class Pace:
 
     def _hold(self) -> None:
         torch.set_num_threads(self.way.threads)
-        self._steps, self._since = 0, time.monotonic()
+        self._steps, self._spent, self._since = 0, 0.0, time.monotonic()
 
-    def review(self) -> None:
-        """Call it after each step: other numbers of threads are tried where that is due."""
+    def review(self, seconds: float) -> None:
+        """Try other numbers of threads where that is due: after each step but the last, given its seconds."""
         self._steps += 1
+        self._spent += seconds
         since = time.monotonic() - self._since
-        slower = since > _SOON and since > _SLOWER * self._seconds * self._steps
-        if len(self._free) > 1 and (slower or since > _LATE):
-            self.way = self._try([Way(threads, self.way.precision) for threads in self._free])
+        if len(self._free) < 2 or since < _RARELY * self._cost:
+            return
+        slower = since > _SOON and self._spent > _SLOWER * self._seconds * self._steps
+        if slower or since > _LATE:
+            self.way, _ = self._try([Way(threads, self.way.precision) for threads in self._free])
             self._hold()
 
 
@@ -225,13 +229,19 @@ def _threads(way: Way, *, verb: bool = False) -> str:
     return f"{way.threads} thread{'' if one else 's'}" + (f" {'is' if one else 'are'}" if verb else "")
 
 
-def machine() -> str:
-    """What decides which bits a product has and how fast it is: the processor's instructions, and the cores.
+def machine(device: str) -> str:
+    """What decides which bits a product has and how fast it is: the processor's instructions and cores, or the device.
 
-    >>> machine().endswith("cores")
+    >>> machine("cpu").endswith("cores")
     True
     """
-    return f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {os.cpu_count()} cores"
+    kind = torch.backends.cpu.get_cpu_capability() if device == "cpu" else device
+    return f"{kind}, torch {torch.__version__}, {os.cpu_count()} cores"
+
+
+def fast_products(device: str) -> Precision:
+    """The type of an iteration that tolerates bfloat16, which takes more products then."""
+    return "bfloat16" if product_gain(device) >= _SEVERAL_TIMES else "float32"
 
 
 def precisions(wanted: Precision | Literal["auto"], device: str) -> list[Precision]:

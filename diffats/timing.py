@@ -60,12 +60,15 @@ def measure(data: PrimitiveSet, recipe: config.Recipe) -> Times:
 
     def steps() -> Generator[None, None, None]:
         with contextlib.closing(rehearse(data, recipe, device=device, threads=threads)) as done:
-            for averaged in done:
-                network[:] = [averaged]
+            network[:] = [next(done)]
+            yield  # ready: what comes before is no step
+            for _ in done:
                 yield
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if target.type == "cuda" else ()):
-        step = _median_seconds(steps())
+        timed = steps()
+        next(timed)
+        step = _median_seconds(timed)
         return Times(str(target), step, _sample_seconds(network[0], data, recipe, step, device))
 
 

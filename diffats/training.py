@@ -40,7 +40,7 @@ from diffats.errors import InputError, Terminated, TrainingDivergedError
 from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser, resolve_device
 from diffats.muon import Muon, orthogonalise
-from diffats.pace import Pace, Precision, precisions
+from diffats.pace import Pace, Precision, fast_products, precisions
 from diffats.primitives import field_sensitivity
 from diffats.storage import replace_file, sync_to_disk
 
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
-PACE = "pace.json"
 KEPT_CHECKPOINTS = 2
 SENSITIVITY_SAMPLES = 256
 HELDOUT_SAMPLES = 64
@@ -205,12 +204,15 @@ def _save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
         raise OSError(f"{path} cannot be written ({error})") from error
 
 
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """What Muon is for."""
+    return [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
+
+
 def make_optimizers(model: nn.Module, train: config.Train) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the others, at the same rate."""
     lr, decay = train.lr, train.weight_decay
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
-    if train.optimizer == "adamw":
-        matrices = []
+    matrices = hidden_matrices(model) if train.optimizer == "muon" else []
     hidden = set(matrices)
     others = [p for p in model.parameters() if p not in hidden]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, weight_decay=decay, fused=True)]
@@ -384,6 +386,7 @@ class _Training:
         self.step, self.seconds = 0, 0.0
         self.heldout_loss = math.nan
         self.pace: Pace | None = None
+        self._kept_pace: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
         self.settings = _settings(data, recipe)
         self._heldout: tuple[Tensor, Tensors, Draw] | None = None
@@ -422,6 +425,7 @@ class _Training:
         self.ema.n_averaged.fill_(checkpoint.step)
         _load_optimizers(self.denoiser, self._inner_optimizers, checkpoint.tensors["optimizer"])
         self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
+        self._kept_pace = checkpoint.state.get("pace")
         if checkpoint.state["heldout_loss"] is not None:
             self.heldout_loss = float(checkpoint.state["heldout_loss"])
         self.history = [row for row in read_history(self.directory) if row["step"] <= self.step]
@@ -444,13 +448,19 @@ class _Training:
 
     # how steps run
 
-    def _set_pace(self, kept: Path | None) -> Pace:
-        device, precision = self.device.type, self.train.precision
-        if self.accelerator.num_processes == 1:
-            return Pace(self._trial, device=device, precision=precision, threads=self.threads, kept=kept)
-        # Processes must agree without a trial, and their launcher gives each its threads.
-        agreed = "float32" if precision == "auto" and device == "cpu" else precisions(precision, device)[0]
-        return Pace(self._trial, device=device, precision=agreed, threads=torch.get_num_threads())
+    def _set_pace(self) -> Pace:
+        device, precision, threads, kept = self.device.type, self.train.precision, self.threads, self._kept_pace
+        if self.accelerator.num_processes > 1:  # they must agree without a trial, and their launcher gives threads
+            threads = torch.get_num_threads() if threads == "auto" else threads
+            precision = "float32" if precision == "auto" and device == "cpu" else precisions(precision, device)[0]
+            kept = None
+        pace = Pace(self._trial, device=device, precision=precision, threads=threads, kept=kept)
+        if self.accelerator.num_processes > 1:
+            pace.products = "float32" if device == "cpu" else precisions("auto", device)[0]
+        for optimizer in self._inner_optimizers:
+            if isinstance(optimizer, Muon):
+                optimizer.products = pace.products
+        return pace
 
     def _trial(self, precision: Precision) -> list[Tensor]:
         """What a step does, to a network of the same shapes none of whose weights is zero, as many are at the start."""
@@ -459,9 +469,10 @@ class _Training:
             loss = self.diffusion.loss(network, z, cond, self.element_weights, draw)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        network.zero_grad(set_to_none=True)
+        hidden = hidden_matrices(network) if self.train.optimizer == "muon" else []
         norm = torch.nn.utils.get_total_norm(gradients)
-        directions = orthogonalise([x for x in gradients if x.ndim == 2]) if self.train.optimizer == "muon" else []
+        directions = orthogonalise([p.grad for p in hidden if p.grad is not None], fast_products(self.device.type))
+        network.zero_grad(set_to_none=True)
         return [loss.detach(), norm, *gradients, *directions]
 
     @functools.cached_property
@@ -582,7 +593,8 @@ class _Training:
                 "optimizer": _optimizer_tensors(self.denoiser, self._inner_optimizers),
             }
             heldout = self.heldout_loss if math.isfinite(self.heldout_loss) else None
-            state = {"seconds": seconds, "heldout_loss": heldout, "settings": self.settings}
+            pace = None if self.pace is None else self.pace.to_dict()
+            state = {"seconds": seconds, "heldout_loss": heldout, "settings": self.settings, "pace": pace}
             write_checkpoint(self.directory, Checkpoint(self.step, tensors, state))
         self.accelerator.wait_for_everyone()
 
@@ -596,13 +608,15 @@ class _Training:
             _write_history(self.directory, self.history)  # without rows after the checkpoint
         started = time.perf_counter() - self.seconds
         self.network.train()
-        self.pace = self._set_pace(self.directory / PACE)
+        self.pace = self._set_pace()
         self._start_window()
         with _stop_request() as stop, contextlib.closing(self._batches()) as batches, self.pace:
             for batch in batches:
+                begun = time.perf_counter()
                 self._update(batch)
-                self.pace.review()
                 last = self.step == self.train.steps
+                if not last:
+                    self.pace.review(time.perf_counter() - begun)
                 stopping = self._agree(stop.number is not None)
                 report = last or self.step % self.train.log_every == 0
                 save = last or stopping or self.step % self.train.checkpoint_every == 0
@@ -687,12 +701,13 @@ def train(
 def rehearse(
     data: PrimitiveSet, recipe: config.Recipe, *, device: str = "auto", threads: int | Literal["auto"] = "auto"
 ) -> Generator[nn.Module, None, None]:
-    """Do the steps of a training without writing anything; the averaged network after each, once it is done."""
+    """Do the steps of a training without writing anything; the averaged network before the first, and after each."""
     training = _Training(
         data, recipe, Path(), log=lambda metrics, step: None, progress=None, device=device, threads=threads
     )
     training.network.train()
-    training.pace = training._set_pace(None)
+    training.pace = training._set_pace()
+    yield training.ema.module  # ready
     with contextlib.closing(training._batches()) as batches, training.pace:
         for batch in batches:
             training._update(batch)

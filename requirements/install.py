@@ -31,9 +31,12 @@ PIP_TO_UV = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
+    "no-index": "UV_NO_INDEX",
     "cert": "SSL_CERT_FILE",
+    "proxy": "HTTPS_PROXY",
     "trusted-host": "UV_INSECURE_HOST",
 }
+OLDEST_UV = (0, 8)  # older ones lack options that are used here
 
 
 def main() -> int:
@@ -50,7 +53,10 @@ def main() -> int:
     install = with_uv(uv) if uv else with_pip()
     print(f"Installing into {sys.prefix} with {'uv' if uv else 'pip'}: {expected(bool(uv))}", flush=True)
     if not wanted and without_gpu():
-        print("This machine shows no NVIDIA GPU: `make setup TORCH=cpu` takes the small build of torch.", flush=True)
+        print(
+            "This machine shows no NVIDIA GPU. Stop here (Ctrl-C), and `make setup TORCH=cpu` takes the small build of"
+        )
+        print("torch; the package index has the CUDA build, 3 GB.", flush=True)
     torch, here = torch_source(wanted, bool(uv)), str(HERE.parent)
     steps = [
         [*install, "--no-deps", "--requirement", str(LOCK)],
@@ -77,16 +83,19 @@ def find_uv() -> str | None:
     found = str(own) if own.is_file() else shutil.which("uv")
     if found and works(found):
         return found
-    done = subprocess.run([*pip(), "install", "--quiet", "--quiet", "--no-deps", UV], check=False)
+    wheel = [*pip(), "install", "--quiet", "--quiet", "--no-deps", "--only-binary", ":all:", UV]
+    done = subprocess.run(wheel, check=False)
     return str(own) if done.returncode == 0 and works(str(own)) else None
 
 
 def works(uv: str) -> bool:
-    """Whether this uv starts on this machine."""
+    """Whether this uv starts on this machine, and is not too old."""
     try:
-        return subprocess.run([uv, "--version"], capture_output=True, check=False).returncode == 0
+        said = subprocess.run([uv, "--version"], capture_output=True, text=True, check=False)
     except OSError:
         return False
+    numbers = [int(part) for part in (said.stdout.split() or ["", ""])[1].split(".")[:2] if part.isdecimal()]
+    return said.returncode == 0 and tuple(numbers) >= OLDEST_UV
 
 
 def pip() -> list[str]:
@@ -96,7 +105,7 @@ def pip() -> list[str]:
 
 def with_uv(uv: str) -> list[str]:
     """uv's command. It compiles bytecode as pip does: else the first import would, with warnings of others' sources."""
-    return [uv, "pip", "install", "--quiet", "--python", sys.executable, "--compile-bytecode", "--no-config"]
+    return [uv, "pip", "install", "--quiet", "--python", sys.executable, "--compile-bytecode"]
 
 
 def with_pip() -> list[str]:
@@ -114,23 +123,29 @@ def torch_source(wanted: str, uv: bool) -> list[str]:
 def uv_settings() -> dict[str, str]:
     """pip's settings from its files and environment, as uv reads them; what is set for uv already stays."""
     settings = {PIP_TO_UV[key]: value for key, value in pip_settings().items() if key in PIP_TO_UV}
+    if "UV_FIND_LINKS" in settings:
+        settings["UV_FIND_LINKS"] = ",".join(settings["UV_FIND_LINKS"].split())
     if "UV_INDEX" in settings:  # pip's rule for several indexes; the lock's hashes tell a package from its namesake
         settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's settings by option; the environment's win over its files'."""
+    """pip's settings for installing: the environment's win over the files' of `install`, these over `global`'s."""
     listed = subprocess.run([*pip(), "config", "list"], capture_output=True, text=True, check=False).stdout
     pairs = [line.partition("=") for line in listed.splitlines()]
-    pairs.sort(key=lambda pair: pair[0].startswith(":env:"))
-    return {name.rpartition(".")[2]: value.strip("'\"").replace("\\n", " ").strip() for name, _, value in pairs}
+    found = {}
+    for section in ("global", "install", ":env:"):
+        for name, _, value in pairs:
+            if name.startswith(f"{section}."):
+                found[name.rpartition(".")[2]] = value.strip("'\"").replace("\\n", " ").strip()
+    return found
 
 
 def without_gpu() -> bool:
     """Whether the package index would give a CUDA build to a machine without an NVIDIA driver."""
-    linux = platform.system() == "Linux"
-    return linux and not Path("/proc/driver/nvidia").exists() and "find-links" not in pip_settings()
+    driver = Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
+    return platform.system() == "Linux" and not driver and "find-links" not in pip_settings()
 
 
 def expected(uv: bool) -> str:

@@ -86,9 +86,8 @@ def test_the_oldest_python_is_the_one_that_the_lock_was_made_for() -> None:
 
 def test_what_is_installed_fits_together() -> None:
     """All requirements of all that is installed, of diffats and its extras too."""
-    for extra in ("dev",):
-        for requirement in wanted(extra):
-            assert Version(importlib.metadata.version(requirement.name)) in requirement.specifier, requirement
+    for requirement in wanted("dev"):
+        assert Version(importlib.metadata.version(requirement.name)) in requirement.specifier, requirement
     checked = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"], capture_output=True, text=True
     )

@@ -83,7 +83,7 @@ def test_what_a_training_leaves(unbroken: TrainResult) -> None:
     assert unbroken.step == 12
     assert unbroken.seconds > 0
     assert {path.name for path in directory.iterdir()} == {
-        "checkpoint-8", "checkpoint-12", "history.jsonl", "pace.json", "weights.safetensors",
+        "checkpoint-8", "checkpoint-12", "history.jsonl", "weights.safetensors",
     }  # fmt: skip
     assert [row["step"] for row in unbroken.history] == [2, 4, 6, 8, 10, 12]
     assert read_history(directory) == unbroken.history
