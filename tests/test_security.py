@@ -429,7 +429,8 @@ def test_chunks_of_an_icechunk_repository_that_lie_elsewhere(tmp_path: Path) -> 
         icechunk.VirtualChunkContainer(place, icechunk.local_filesystem_store(str(tmp_path)))
     )
     storage = icechunk.local_filesystem_storage(str(tmp_path / "repository"))
-    repository = icechunk.Repository.create(storage, config=config, authorize_virtual_chunk_access={place: None})
+    local = getattr(icechunk.credentials, "LocalFileSystemAccess", None)  # the name that release 2 wants
+    repository = icechunk.Repository.create(storage, config=config, authorize_virtual_chunk_access={place: local})
     repository.save_config()
     session = repository.writable_session("main")
     zarr.open_group(session.store, mode="a").create_array(
