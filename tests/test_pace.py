@@ -199,6 +199,7 @@ def test_a_training_that_goes_on_tries_nothing(tmp_path, caplog):
     training.train(data, tiny_recipe(train={"steps": 6}), tmp_path, device="cpu")
     before = training.read_checkpoint(tmp_path).state["pace"]
     caplog.set_level(logging.INFO, "diffats.pace")
+    caplog.clear()
     training.train(data, recipe, tmp_path, device="cpu")
     assert "a step takes" not in caplog.text
     assert training.read_checkpoint(tmp_path).state["pace"] == before
