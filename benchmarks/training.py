@@ -120,6 +120,7 @@ def busy(count: int) -> Iterator[None]:
     """So many processes that do nothing but compute."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
+        time.sleep(count)  # until they compute
         yield
     finally:
         for loop in loops:
