@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml requirements/lock.txt requirements/torch.txt
 	@touch $@
 
 lock: $(STAMP)  ## renew the locked packages from pyproject.toml's ranges
-	$(BIN)/python requirements/lock.py
+	$(BIN)/python -m requirements.lock
 
 demo: $(STAMP)  ## run the main job on real data; run it again to see what is there (options: ARGS="--set train.steps=500")
 	@echo "The demo takes about $(DEMO_ALONE_MINUTES) minutes on two cores; run again, it says what is there" >&2
@@ -89,7 +89,7 @@ bench: $(STAMP)  ## measure encoding and training against their bounds and other
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
 quality: $(STAMP)  ## measure generated samples against other methods: hours, resumable (options: ARGS="--tasks burgers_2d")
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quality]'
+	@$(BIN)/python requirements/install.py quality
 	$(BIN)/python -m benchmarks.quality $(ARGS)
 
 quality-small:  ## one task of it from beginning to end, under 40 minutes

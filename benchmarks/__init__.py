@@ -1,7 +1,5 @@
-"""What encoding costs, beside what others need and what the machine allows: ``make bench``."""
+"""What encoding and training cost, beside what others need and what the machine allows: ``make bench``."""
 
-import os
+from diffats import openmp
 
-# As in the commands, before torch is imported: how threads wait decides what several of them gain.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+openmp.set_waiting()  # as the commands do, before torch is imported

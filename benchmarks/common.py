@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 import psutil
 import threadpoolctl
+
+from diffats.storage import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,14 +200,8 @@ def save(
     """Write ``NAME.json``, ``NAME.md`` and ``NAME.png`` into a folder; the machine is added to the first two."""
     folder.mkdir(parents=True, exist_ok=True)
     tree = {"machine": machine(), **results}
-    _replace(folder / f"{name}.json", json.dumps(tree, indent=1) + "\n")
-    _replace(folder / f"{name}.md", f"{table_markdown.rstrip()}\n\n{machine_line()}\n")
+    texts = {"json": json.dumps(tree, indent=1) + "\n", "md": f"{table_markdown.rstrip()}\n\n{machine_line()}\n"}
+    for ending, text in texts.items():
+        replace_file(folder / f"{name}.{ending}", partial(Path.write_text, data=text, encoding="utf-8"))
     if figure is not None:
         figure.savefig(folder / f"{name}.png", dpi=110)
-
-
-def _replace(path: Path, text: str) -> None:
-    """So that one who is killed meanwhile leaves the old text or the new."""
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from diffats import openmp
 from diffats.config import Recipe, load_recipe, portable
 from diffats.errors import DiffatsError, Terminated, redact
 from diffats.progress import LoggedProgress, ProgressLine
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
     from diffats.stages import StageResult
     from diffats.stages.versions import Compared
 
-# OpenMP threads that wait by spinning slow training tenfold where another process wants a core. Read by torch's import.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # but some microseconds, which is less than waking them takes
+openmp.set_waiting()
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM
 

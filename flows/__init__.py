@@ -6,6 +6,7 @@ environment or Prefect profile already says wins over them.
 
 import os
 
+from diffats import openmp
 from diffats.requirements import require
 
 require("a flow", "train", "track", "flows")
@@ -17,10 +18,7 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # OpenMP threads that wait by spinning slow training tenfold where another process wants a core.
-    "OMP_WAIT_POLICY": "passive",
-    # But some microseconds, from one operation to the next: waking them takes longer, half of a small network's step.
-    "GOMP_SPINCOUNT": "10000",
+    **openmp.SETTINGS,
     # The library's log is part of a run's log, except for lines from threads that belong to no run.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "diffats",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

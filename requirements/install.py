@@ -6,16 +6,18 @@ it is taken from PATH, or the pinned release from the package index. Where uv ca
 lock. pip's settings (index, find-links, certificate) hold for both.
 
 Torch is a step of its own: a CPU build from a directory that pip was told of (PIP_FIND_LINKS) is taken where it fits,
-``TORCH=cpu`` asks PyTorch's index for one, and otherwise the package index decides, which has the CUDA build for Linux.
+``TORCH=cpu`` has uv ask PyTorch's index for one, and otherwise the package index decides, which has the CUDA build for
+Linux.
 
-``python requirements/install.py highest`` (or ``lowest-direct``) resolves instead, to the newest or the oldest releases
-that pyproject.toml allows: for tests of its ranges.
+One argument does something else: ``quality`` adds what that extra needs; ``highest`` or ``lowest-direct`` resolves to
+the newest or the oldest releases that pyproject.toml allows, for tests of its ranges.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +26,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 UV = "uv==0.13.9"
-LOCK, TORCH_LOCK = HERE / "lock.txt", HERE / "torch.txt"
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # What uv reads in place of pip's options of the same meaning.
 PIP_TO_UV = {
     "index-url": "UV_DEFAULT_INDEX",
@@ -36,43 +36,63 @@ PIP_TO_UV = {
     "proxy": "HTTPS_PROXY",
     "trusted-host": "UV_INSECURE_HOST",
 }
+RESOLUTIONS = ("highest", "lowest-direct")
+NO_GPU = """\
+No NVIDIA GPU is seen here, and the package index has torch's CUDA build for Linux, 3 GB.
+For the small build stop here (Ctrl-C), and run: make setup TORCH=cpu"""
 OLDEST_UV = (0, 8)  # older ones lack options that are used here
 
 
 def main() -> int:
     """Install, and say how long it took."""
     started = time.monotonic()
-    wanted = os.environ.get("TORCH", "")
-    if wanted not in ("", "cpu"):
-        print(f'TORCH is "{wanted}". Leave it out, or use TORCH=cpu.', file=sys.stderr)
+    wanted, what = os.environ.get("TORCH", ""), sys.argv[1] if sys.argv[1:] else "locked"
+    uv = find_uv()
+    problem = refusal(wanted, what, uv)
+    if problem:
+        print(problem, file=sys.stderr)
         return 2
-    uv, resolution = find_uv(), sys.argv[1] if sys.argv[1:] else None
-    if resolution and not uv:
-        print("Without uv only the locked packages can be installed.", file=sys.stderr)
-        return 2
-    install = with_uv(uv) if uv else with_pip()
-    print(f"Installing into {sys.prefix} with {'uv' if uv else 'pip'}: {expected(bool(uv))}", flush=True)
-    if not wanted and without_gpu():
-        print(
-            "This machine shows no NVIDIA GPU. Stop here (Ctrl-C), and `make setup TORCH=cpu` takes the small build of"
-        )
-        print("torch; the package index has the CUDA build, 3 GB.", flush=True)
-    torch, here = torch_source(wanted, bool(uv)), str(HERE.parent)
-    steps = [
-        [*install, "--no-deps", "--requirement", str(LOCK)],
-        [*install, "--constraint", str(TORCH_LOCK), *torch, "torch"],
-        [*install, "--no-deps", "--no-build-isolation", "--editable", here],
-    ]
-    if resolution:
-        steps = [[*install, "--resolution", resolution, *torch, "--editable", f"{here}[dev]"]]
+    print(f"Installing into {sys.prefix} with {'uv' if uv else 'pip'}: {expected(uv)}", flush=True)
+    if what == "locked" and not wanted and without_gpu():
+        print(NO_GPU, flush=True)
     environment = {**os.environ, **(uv_settings() if uv else {})}
-    for step in steps:
+    for step in steps(what, uv, ["--torch-backend", "cpu"] if wanted else []):
         done = subprocess.run(step, env=environment, check=False)
         if done.returncode:
             print(f"Failed: {' '.join(step)}", file=sys.stderr)
             return done.returncode
     print(f"Installed in {time.monotonic() - started:.0f} s", flush=True)
     return 0
+
+
+def refusal(wanted: str, what: str, uv: str | None) -> str | None:
+    """Why this cannot be done; None where it can."""
+    if wanted not in ("", "cpu"):
+        return f'TORCH is "{wanted}". Leave it out, or use TORCH=cpu.'
+    if what not in ("locked", "quality", *RESOLUTIONS):
+        return f'There is no "{what}" to install. Leave it out, or use quality, {" or ".join(RESOLUTIONS)}.'
+    if uv is None and what in RESOLUTIONS:
+        return "Without uv only the locked packages can be installed."
+    if uv is None and wanted:
+        return (
+            "uv could not be had, which knows where torch's CPU builds are. Download one for this Python, and run: "
+            "PIP_FIND_LINKS=ITS_DIRECTORY make setup"
+        )
+    return None
+
+
+def steps(what: str, uv: str | None, torch: list[str]) -> list[list[str]]:
+    """The commands that install: none of the first kind resolves anything."""
+    install = with_uv(uv) if uv else with_pip()
+    if what in RESOLUTIONS:
+        return [[*install, "--resolution", what, *torch, "--editable", f"{HERE.parent}[dev]"]]
+    if what == "quality":
+        return [[*install, "--no-deps", "--requirement", str(HERE / "quality.txt")]]
+    return [
+        [*install, "--no-deps", "--requirement", str(HERE / "lock.txt")],
+        [*install, "--constraint", str(HERE / "torch.txt"), *torch, "torch"],
+        [*install, "--no-deps", "--no-build-isolation", "--editable", str(HERE.parent)],
+    ]
 
 
 def find_uv() -> str | None:
@@ -94,8 +114,8 @@ def works(uv: str) -> bool:
         said = subprocess.run([uv, "--version"], capture_output=True, text=True, check=False)
     except OSError:
         return False
-    numbers = [int(part) for part in (said.stdout.split() or ["", ""])[1].split(".")[:2] if part.isdecimal()]
-    return said.returncode == 0 and tuple(numbers) >= OLDEST_UV
+    version = re.match(r"uv (\d+)\.(\d+)", said.stdout)
+    return said.returncode == 0 and version is not None and (int(version[1]), int(version[2])) >= OLDEST_UV
 
 
 def pip() -> list[str]:
@@ -111,13 +131,6 @@ def with_uv(uv: str) -> list[str]:
 def with_pip() -> list[str]:
     """pip's command."""
     return [*pip(), "install", "--quiet"]
-
-
-def torch_source(wanted: str, uv: bool) -> list[str]:
-    """Where torch comes from, if not from where all else does."""
-    if wanted != "cpu":
-        return []
-    return ["--torch-backend", "cpu"] if uv else ["--extra-index-url", CPU_INDEX]
 
 
 def uv_settings() -> dict[str, str]:
@@ -148,7 +161,7 @@ def without_gpu() -> bool:
     return platform.system() == "Linux" and not driver and "find-links" not in pip_settings()
 
 
-def expected(uv: bool) -> str:
+def expected(uv: str | None) -> str:
     """How long it takes."""
     return "about a minute beside the downloads" if uv else "about four minutes beside the downloads"
 

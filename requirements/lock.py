@@ -1,7 +1,8 @@
-"""Renew the lock: ``make lock``. Run it in an environment that has uv.
+"""Renew the lock: ``make lock``, which is ``python -m requirements.lock``.
 
 Writes ``lock.txt``, with hashes, and ``torch.txt``: torch and what only torch needs, without hashes, since its builds
-for one release (CPU, CUDA) are different files that need different packages. Both hold for every supported Python, for
+for one release (CPU, CUDA) are different files that need different packages. ``quality.txt`` is what the extra of that
+name needs beside them. All hold for every supported Python, for
 Linux on x86-64 and arm64, and for macOS.
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from requirements.install import find_uv, uv_settings
 
 HERE = Path(__file__).resolve().parent
 OLDEST = "3.11"
@@ -20,41 +23,61 @@ PYTHONS = (OLDEST, "3.12", "3.13", "3.14")
 # As uv calls them; torch has wheels for macOS from 14 on.
 PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin")
 MACOS = {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
-HEADER = "# Made by `make lock` from pyproject.toml{more}; installed by requirements/install.py. Do not edit.\n"
+HEADER = "# Made by `make lock` from pyproject.toml and held.txt, installed by install.py. Do not edit.\n"
 
 
 def main() -> None:
-    """Resolve, split, check and write."""
-    uv = [shutil.which("uv", path=f"{sys.prefix}/bin:{os.environ['PATH']}") or "uv", "pip", "compile"]
-    uv += ["--no-config", "--quiet"]
-    options = ["--universal", "--python-version", OLDEST, "--extra", "dev", "--generate-hashes", "--no-header"]
-    held = ["--constraint", str(HERE / "held.txt")]
-    made = subprocess.run(
-        [*uv, *options, *held, str(HERE.parent / "pyproject.toml")], capture_output=True, text=True, check=True
-    ).stdout
-    entries = re.split(r"\n(?=[A-Za-z0-9])", made.strip())
-    check_wheels(uv, [pin_of(entry) for entry in entries])
-    torch = only_for("torch", entries)
-    rest = [entry for entry in entries if name_of(entry) not in torch]
-    theirs = [pin_of(entry) for entry in entries if name_of(entry) in torch]
-    (HERE / "lock.txt").write_text(HEADER.format(more="") + "\n".join(rest) + "\n", encoding="utf-8")
-    note = HEADER.format(more=": torch and what only torch needs")
-    (HERE / "torch.txt").write_text(note + "\n".join(theirs) + "\n", encoding="utf-8")
+    """Resolve, check, split and write."""
+    entries = resolve(["--constraint", str(HERE / "held.txt")], "dev")
+    pins = [pin_of(entry) for entry in entries]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(pins))
+        file.flush()
+        with_quality = resolve(["--constraint", file.name], "dev", "quality")
+    check_wheels([pin_of(entry) for entry in with_quality])
+    torch, locked = only_for("torch", entries), {name_of(entry) for entry in entries}
+    write("lock", [entry for entry in entries if name_of(entry) not in torch])
+    write("torch", [pin_of(entry) for entry in entries if name_of(entry) in torch])
+    write("quality", [entry for entry in with_quality if name_of(entry) not in locked])
 
 
-def check_wheels(uv: list[str], pins: list[str]) -> None:
+def write(name: str, entries: list[str]) -> None:
+    """One of the files that are installed."""
+    (HERE / f"{name}.txt").write_text(HEADER + "\n".join(entries) + "\n", encoding="utf-8")
+
+
+def resolve(options: list[str], *extras: str) -> list[str]:
+    """Entries of a requirements file: pins with hashes, and comments on what needs them."""
+    asked = [option for extra in extras for option in ("--extra", extra)]
+    made = uv_compile(
+        *("--universal", "--python-version", OLDEST, "--generate-hashes", "--no-header", *asked, *options),
+        str(HERE.parent / "pyproject.toml"),
+    )
+    return re.split(r"\n(?=[A-Za-z0-9])", made.strip())
+
+
+def check_wheels(pins: list[str]) -> None:
     """Refuse a release that some platform would have to build: hold an older one in held.txt."""
     for python in PYTHONS:
         for platform in PLATFORMS:
-            options = ["--no-deps", "--only-binary", ":all:", "--python-version", python, "--python-platform", platform]
-            subprocess.run(
-                [*uv, *options, "-"],
-                input="\n".join(pins),
-                text=True,
-                stdout=subprocess.DEVNULL,
-                check=True,
-                env={**os.environ, **MACOS},
-            )
+            where = ("--python-version", python, "--python-platform", platform)
+            uv_compile("--no-deps", "--only-binary", ":all:", *where, "-", given="\n".join(pins))
+
+
+def uv_compile(*options: str, given: str = "") -> str:
+    """What ``uv pip compile`` prints; its errors go to this terminal."""
+    uv = find_uv()
+    if uv is None:
+        sys.exit("uv could not be had, which resolves the lock.")
+    line = [uv, "pip", "compile", "--quiet", *options]
+    settings = uv_settings()
+    for own in ("UV_INDEX", "UV_INDEX_STRATEGY", "UV_FIND_LINKS"):  # what one machine has beside the package index
+        settings.pop(own, None)
+    environment = {**os.environ, **MACOS, **settings}
+    done = subprocess.run(line, input=given, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout
 
 
 def only_for(package: str, entries: list[str]) -> set[str]:

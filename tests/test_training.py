@@ -434,7 +434,7 @@ def test_two_processes_do_what_one_does(unbroken: TrainResult, tmp_path: Path) -
     assert output.split() == [str(step) for step in range(1, 13)]  # the main process alone reports
     two, one = load_file(directory / "weights.safetensors"), load_file(unbroken.weights)
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-3)  # Muon rounds to bfloat16
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)  # sums of another order
     assert [row["step"] for row in read_history(directory)] == [2, 4, 6, 8, 10, 12]
 
 

@@ -125,9 +125,8 @@ def _opened(location: str) -> icechunk.Repository:
         check_endpoint(location)
         storage = storage_for(location)
         try:
-            icechunk.Repository.exists(
-                storage
-            )  # where S3 refuses this, it says why; what is opened first it only refuses
+            # Asked first: where S3 refuses this, it says why; what is opened at once, it only refuses.
+            icechunk.Repository.exists(storage)
             return icechunk.Repository.open(storage)
         except icechunk.IcechunkError as error:
             if kind_of(error) != NOT_FOUND or not _has_snapshots(location):
