@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import torch
 
-from benchmarks import gpu_kernels, gpu_networks
+from benchmarks import gpu_kernels, gpu_networks, training_step
 from benchmarks.common import RESULTS, markdown, processor_features, save
 from benchmarks.gpu_run import SIZES, Row, Run
 
@@ -293,7 +293,7 @@ def _encoding_table(rows: list[Row], _found: dict[str, Any], bounds: Mapping[str
 
 
 def _training_table(rows: list[Row], found: dict[str, Any], bounds: Mapping[str, Row]) -> str:
-    parts = gpu_networks.PARTS
+    parts = training_step.PARTS
     usual = "bfloat16" if found["device"] == "cuda" else "float32"
     now = {row["network"]: row["seconds"] for row in _of(found, "training") if row["precision"] == usual}
     cells = []

@@ -3,112 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import synthetic
 from benchmarks.gpu_kernels import difference
 from benchmarks.gpu_run import NOT_RUN, Row, Run, agreement, judged
-from diffats.config import Recipe
-from diffats.diffusion import Diffusion, Draw, Network, element_weights, random_source
+from benchmarks.training_step import (
+    PARTS,
+    Batch,
+    Call,
+    Callee,
+    Prepare,
+    Problem,
+    Step,
+    as_network,
+    compiled,
+    eager,
+)
+from diffats.diffusion import Diffusion, Draw, Network, element_weights
 from diffats.generation import generate
 from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser
-from diffats.training import WEIGHTS, average_decay, make_optimizers, train
+from diffats.training import WEIGHTS, train
 
 #: Largest relative differences of predictions, gradients and samples from those of float64 on the CPU.
 BOUNDS = {"float32": 1e-4, "bfloat16": 5e-2}
-PARTS = ("batch", "forward", "backward", "clip", "optimiser", "average")
 SAMPLER, CALLS = "dpm++", 10
 _COMPARED = 2  # samples
-_LATE = 10**6  # averaged weights at the end of a training
 _WARM_UP = 3
 
-Batch = tuple[Tensor, dict[str, Tensor], Draw]
-Callee = Callable[..., Tensor]
-Prepare = Callable[["Call", tuple[Tensor, ...]], Callee]
 
-
-@dataclass(frozen=True)
-class Problem:
-    """A recipe with random primitives of its shapes."""
-
-    recipe: Recipe
-    data: PrimitiveSet
-
-    @classmethod
-    def of(cls, run: Run, name: str, *, folder: Path | None = None) -> Problem:
-        """One of ``synthetic.NETWORKS``."""
-        given = [] if run.size.batch is None else [f"train.batch={run.size.batch}"]
-        return cls.named(name, [*run.size.overrides, *given], run.size.samples, shard=run.size.shard, folder=folder)
-
-    @classmethod
-    def named(
-        cls, name: str, overrides: Sequence[str], samples: int, *, shard: int = 64, folder: Path | None = None
-    ) -> Problem:
-        """One of ``synthetic.NETWORKS`` with other settings."""
-        recipe = synthetic.network_recipe(name, overrides)
-        return cls(recipe, synthetic.primitives(recipe, samples, shard=shard, folder=folder))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the conditions."""
-        return self.data.condition_names
-
-    def denoiser(self) -> Denoiser:
-        """The network, its weights not those of the start, with which it predicts nothing."""
-        network = Denoiser(self.data.layout, self.data.conditions, self.recipe.model)
-        with torch.no_grad():
-            for i, p in enumerate(network.parameters()):
-                p.copy_(torch.randn(p.shape, generator=random_source(0, i)) / max(p.shape[-1], 16) ** 0.5)
-        return network
-
-    def read(self, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Arrays of the first training step."""
-        return self.data.read_step(0, 0, size)
-
-    def draw(self, size: int) -> Draw:
-        """Randomness of the first training step."""
-        dropout = self.recipe.data.condition.dropout
-        return Diffusion(self.recipe.diffusion).draw(
-            size, self.data.numbers, dropout=dropout, generator=random_source(0, 1)
-        )
-
-    def batch(self, size: int, device: torch.device) -> Batch:
-        """A training batch on a device, brought there as the training does it."""
-        z, cond = self.read(size)
-        tensors = {name: torch.from_numpy(x).to(device) for name, x in cond.items()}
-        return torch.from_numpy(z).to(device), tensors, self.draw(size).to(device)
-
-
-class Call(nn.Module):
-    """A network in one precision that takes tensors only, as compilers and CUDA graphs want it."""
-
-    def __init__(self, network: Denoiser, names: Sequence[str], precision: str) -> None:
-        super().__init__()
-        self.network, self.names, self.precision = network, tuple(names), precision
-
-    def forward(self, z: Tensor, t: Tensor, drop: Tensor | None, *given: Tensor) -> Tensor:
-        """The prediction ``(B, D)``."""
-        wanted = self.precision == "bfloat16"
-        with torch.autocast(z.device.type, torch.bfloat16, enabled=wanted, cache_enabled=False):
-            prediction: Tensor = self.network(z, t, dict(zip(self.names, given, strict=True)), drop)
-        return prediction
-
-
-def as_network(call: Callee, names: Sequence[str]) -> Network:
-    """What ``Diffusion`` and ``generate`` call."""
-    return lambda z, t, cond, drop: call(z, t, drop, *(cond[name] for name in names))
+def problem_of(run: Run, name: str, *, folder: Path | None = None) -> Problem:
+    """One of ``synthetic.NETWORKS``, as large as the run has it."""
+    given = [] if run.size.batch is None else [f"train.batch={run.size.batch}"]
+    return Problem.named(name, [*run.size.overrides, *given], run.size.samples, shard=run.size.shard, folder=folder)
 
 
 # --- networks against float64 on the CPU -----------------------------------------------------------------------------
@@ -117,7 +54,7 @@ def as_network(call: Callee, names: Sequence[str]) -> Network:
 def network_equality(run: Run) -> Iterator[Row]:
     """Predictions, gradients and samples on the device against those of float64 on the CPU."""
     for name in run.size.networks:
-        problem = Problem.of(run, name)
+        problem = problem_of(run, name)
         network = problem.denoiser()
         z, cond, draw = problem.batch(_COMPARED, torch.device("cpu"))
         wide = {key: x.double() if x.is_floating_point() else x for key, x in cond.items()}
@@ -148,7 +85,7 @@ def _answers(problem: Problem, network: Denoiser, precision: str, batch: Batch) 
 
 def _compared_samples(run: Run, name: str) -> Row:
     """The same network on both devices, in float32: their noise is the same."""
-    problem = Problem.of(run, name)
+    problem = problem_of(run, name)
     network = problem.denoiser()
     expected = _drawn(problem, network, torch.device("cpu"))
     found = _drawn(problem, network.to(run.device), run.device)
@@ -163,66 +100,6 @@ def _drawn(problem: Problem, network: Network, device: torch.device, count: int 
 
 
 # --- training --------------------------------------------------------------------------------------------------------
-
-
-class Step:
-    """A training step in parts, as ``diffats.training`` does it; ``prepare`` compiles or captures the network."""
-
-    def __init__(self, problem: Problem, device: torch.device, precision: str, prepare: Prepare) -> None:
-        self.problem, self.device = problem, device
-        self.train, self.diffusion = problem.recipe.train, Diffusion(problem.recipe.diffusion)
-        self.denoiser = problem.denoiser().to(device)
-        decay = average_decay(_LATE, self.train.ema)
-        averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self.averaged = AveragedModel(self.denoiser, multi_avg_fn=averaging)
-        self.optimizers = make_optimizers(self.denoiser, self.train)
-        self.weights = element_weights(problem.data.sizes).to(device)
-        self.batch()
-        z, cond, draw = self.given
-        inputs = (z, draw.t, draw.drop, *(cond[name] for name in problem.names))
-        self.call = as_network(prepare(Call(self.denoiser, problem.names, precision), inputs), problem.names)
-
-    def batch(self) -> None:
-        """Read a batch and bring it to the device: the training does it beside the step before."""
-        self.given = self.problem.batch(self.train.batch, self.device)
-
-    def forward(self) -> None:
-        """The loss."""
-        z, cond, draw = self.given
-        self.loss = self.diffusion.loss(self.call, z, cond, self.weights, draw)
-
-    def backward(self) -> None:
-        """Its gradient."""
-        self.loss.backward()  # type: ignore[no-untyped-call]
-
-    def clip(self) -> None:
-        """The gradient at most ``train.clip`` long."""
-        torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.train.clip)
-
-    def optimiser(self) -> None:
-        """New weights."""
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    def average(self) -> None:
-        """New averaged weights."""
-        self.averaged.update_parameters(self.denoiser)
-
-    def whole(self) -> None:
-        """All of it but the batch."""
-        for part in PARTS[1:]:
-            getattr(self, part)()
-
-
-def eager(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
-    """As it is."""
-    return call
-
-
-def compiled(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
-    """By ``torch.compile``, at its first call."""
-    return torch.compile(call)
 
 
 def _compiled_with_graphs(call: Call, _inputs: tuple[Tensor, ...]) -> Callee:
@@ -261,7 +138,7 @@ def operations(problem: Problem, device: torch.device) -> dict[str, int]:
 def training(run: Run) -> Iterator[Row]:
     """Steps as they are now, in every precision."""
     for name in run.size.networks:
-        problem = Problem.of(run, name)
+        problem = problem_of(run, name)
         flops = operations(problem, run.device)
         for precision in ("float32", "bfloat16"):
             yield _timed_step(run, name, problem, flops, precision, precision, "eager", eager)
@@ -281,7 +158,7 @@ def compiling(run: Run) -> Iterator[Row]:
         if name not in run.size.compiled:
             yield {**row, "not_run": "it takes minutes on a CPU"}
             continue
-        problem = Problem.of(run, name)
+        problem = problem_of(run, name)
         flops = operations(problem, run.device)
         yield _timed_step(run, name, problem, flops, precision, precision, "compile", compiled)
 
@@ -294,7 +171,7 @@ def graphs(run: Run) -> Iterator[Row]:
             if not run.cuda:
                 yield {"network": name, "precision": "bfloat16", "how": how, "not_run": NOT_RUN}
                 continue
-            problem = Problem.of(run, name)
+            problem = problem_of(run, name)
             flops = operations(problem, run.device)
             yield _timed_step(run, name, problem, flops, "bfloat16", "bfloat16", how, prepare)
 
@@ -350,7 +227,7 @@ def _second_loss(step: Step, done: int = 0) -> float:
 def sampling(run: Run) -> Iterator[Row]:
     """Network calls a second in ``generate``."""
     for name in run.size.networks:
-        problem = Problem.of(run, name)
+        problem = problem_of(run, name)
         count = problem.recipe.generate.batch if run.size.batch is None else run.size.batch
         network = problem.denoiser().to(run.device).eval().requires_grad_(False)
         flops = operations(problem, run.device)["forward"] * count // problem.recipe.train.batch
@@ -403,7 +280,7 @@ def resuming(run: Run) -> Iterator[Row]:
     """Whether a training ends with the same bits when it is run twice, and when it is interrupted and goes on."""
     name = run.size.networks[0]
     for precision in ("float32", "bfloat16"):
-        problem = _with_steps(Problem.of(run, name), run.size.steps, precision)
+        problem = _with_steps(problem_of(run, name), run.size.steps, precision)
         trained = {how: run.folder / f"{precision}-{how}" for how in ("once", "again", "interrupted")}
         for how, folder in trained.items():
             if how == "interrupted":
@@ -451,7 +328,7 @@ def _same(once: Path, other: Path) -> Row:
 def loading(run: Run) -> Iterator[Row]:
     """Seconds of reading a batch: in the first pass over a store on disk, later, and bringing it to the device."""
     for name in run.size.networks:
-        problem = Problem.of(run, name, folder=run.folder)
+        problem = problem_of(run, name, folder=run.folder)
         data, size = problem.data, problem.recipe.train.batch
         first, later = (run.seconds(partial(_read_all, data, size, number)) / _steps(data, size) for number in (0, 1))
         z, cond = problem.read(size)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import arguments, best_seconds, markdown, processor_features, save
-from benchmarks.gpu_networks import PARTS, Prepare, Problem, Step, compiled, eager
+from benchmarks.training_step import PARTS, Prepare, Problem, Step, compiled, eager
 from diffats.muon import orthogonalise
 from diffats.pace import Pace, Way
 from diffats.training import hidden_matrices
