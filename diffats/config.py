@@ -385,8 +385,8 @@ class Compute(Section):
     memory: str = Field("4GiB", description="per worker")
     shard_samples: Count | None = Field(None, ge=1, description="samples per shard; from the sample's size if left out")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
-        "auto", description="of the CPU, for training; auto: what is faster for this network now"
+    threads: Count | None = Field(
+        None, ge=1, description="of the CPU, for training; if left out, what is fastest for this network now"
     )
 
     @field_validator("memory")

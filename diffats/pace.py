@@ -91,8 +91,10 @@ class Pace:
         One step in a precision, which returns its results and changes nothing.
     device
         ``"cpu"``; elsewhere threads stay as they are, and bfloat16 is used where its products are faster.
-    precision, threads
+    precision
         Given, or ``"auto"``.
+    threads
+        Given, or tried where left out.
     kept
         What ``to_dict`` said of the same training before: it gives the same bits then, on the same kind of machine.
     """
@@ -103,12 +105,12 @@ class Pace:
         *,
         device: str,
         precision: Precision | Literal["auto"] = "auto",
-        threads: int | Literal["auto"] = "auto",
+        threads: int | None = None,
         kept: Mapping[str, Any] | None = None,
     ) -> None:
         self._step, self._device = step, device
         most = torch.get_num_threads()
-        counts = _halves(most) if threads == "auto" and device == "cpu" else [most if threads == "auto" else threads]
+        counts = [threads or most] if threads or device != "cpu" else _halves(most)
         self._free: list[int] = []  # threads that give the same results
         self._seconds = self._shortest = 0.0  # of a step in the last trial
         self._cost = 0.0  # seconds of that trial
@@ -117,7 +119,7 @@ class Pace:
             self.products: Precision = kept["products"]
             self._free = [n for n in kept["free"] if n in counts]
             usual = kept["threads"] if kept["threads"] in counts or not self._free else self._free[0]
-            self.way = Way(usual if threads == "auto" else threads, kept["precision"])
+            self.way = Way(threads or usual, kept["precision"])
         else:
             self.products = fast_products(device)
             self.way = self._choose(counts, precisions(precision, device))

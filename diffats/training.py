@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -365,7 +365,7 @@ class _Training:
         log: Log,
         progress: Callable[[int, int], None] | None,
         device: str,
-        threads: int | Literal["auto"],
+        threads: int | None,
     ) -> None:
         self.data, self.recipe, self.train, self.directory = data, recipe, recipe.train, directory
         self.log, self.progress, self.threads = log, progress, threads
@@ -451,7 +451,7 @@ class _Training:
     def _set_pace(self) -> Pace:
         device, precision, threads, kept = self.device.type, self.train.precision, self.threads, self._kept_pace
         if self.accelerator.num_processes > 1:  # they must agree without a trial, and their launcher gives threads
-            threads = torch.get_num_threads() if threads == "auto" else threads
+            threads = threads or torch.get_num_threads()
             precision = "float32" if precision == "auto" and device == "cpu" else precisions(precision, device)[0]
             kept = None
         pace = Pace(self._trial, device=device, precision=precision, threads=threads, kept=kept)
@@ -656,7 +656,7 @@ def train(
     log: Log = lambda metrics, step: None,
     progress: Callable[[int, int], None] | None = None,
     device: str = "auto",
-    threads: int | Literal["auto"] = "auto",
+    threads: int | None = None,
 ) -> TrainResult:
     """Train a denoiser on primitives, continuing what ``directory`` holds.
 
@@ -679,7 +679,7 @@ def train(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; which of several accelerators a process has, accelerate says.
     threads
-        Of the CPU, for the network's operations; ``"auto"`` tries what is fastest now, see `diffats.pace`.
+        Of the CPU, for the network's operations; what is fastest now where left out, see `diffats.pace`.
 
     Raises
     ------
@@ -699,7 +699,7 @@ def train(
 
 
 def rehearse(
-    data: PrimitiveSet, recipe: config.Recipe, *, device: str = "auto", threads: int | Literal["auto"] = "auto"
+    data: PrimitiveSet, recipe: config.Recipe, *, device: str = "auto", threads: int | None = None
 ) -> Generator[nn.Module, None, None]:
     """Do the steps of a training without writing anything; the averaged network before the first, and after each."""
     training = _Training(
