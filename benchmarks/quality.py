@@ -84,13 +84,15 @@ class Run:
     @cached_property
     def training(self) -> Path:
         """Where its network is trained, which runs share that only sample or score it in another way."""
-        return self._place(leave_out=("generate", "evaluate")) / "training"
+        return self._place(leave_out=("generate", "evaluate", "train.calibrate")) / "training"
 
     def _place(self, leave_out: tuple[str, ...] = ()) -> Path:
         from diffats.config import load_recipe, portable
 
         recipe = portable(load_recipe(RECIPES / f"{self.task}.toml", self.changes))
-        recipe = {section: options for section, options in recipe.items() if section not in leave_out}
+        for option in leave_out:
+            section, _, key = option.partition(".")
+            (recipe[section] if key else recipe).pop(key or section, None)
         digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode()).hexdigest()[:8]
         part = "-validation" if self.validate else ""
         return ROOT / self.task / f"{self.method.replace(' ', '-')}-{self.seed}-{digest}{part}"
@@ -329,11 +331,35 @@ def _arranged(task: Task, fields: Array, codec: Callable[[Array], Array] | None)
     return Sampled(fields[:k], np.concatenate([fields[:cases, None], others], axis=1), codec)
 
 
-def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
-    from benchmarks import quality_analysis
+@dataclass(frozen=True)
+class Trained:
+    """A method's network, trained.
+
+    Attributes
+    ----------
+    made, streams
+        The method, and what it makes of all samples.
+    recipe
+        With the steps that the method has.
+    data, network
+        What the network was trained on, and the network, calibrated where the recipe says so.
+    flops
+        Operations of a call.
+    """
+
+    made: Any
+    streams: Mapping[str, Array]
+    recipe: Any
+    data: Any
+    network: Any
+    flops: int
+
+
+def trained(run: Run, task: Task) -> Trained:
+    """Train a method's network, or take it from an earlier run."""
     from benchmarks.quality_methods import REPRESENTATIONS
-    from diffats.diffusion import Diffusion
-    from diffats.generation import generate, load_denoiser
+    from diffats.calibration import load_calibrated
+    from diffats.generation import load_denoiser
     from diffats.training import WEIGHTS, train
 
     x = task.scaled
@@ -351,16 +377,32 @@ def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
     data = _primitive_set(task, made, streams, run.seed)
     if not run.is_trained:
         shutil.rmtree(run.training, ignore_errors=True)  # a run that was stopped begins anew: its seconds count
+        plain = recipe.model_copy(update={"train": recipe.train.model_copy(update={"calibrate": False})})
         began = time.process_time()  # of a shared machine, wall time says little
-        trained = train(data, recipe, run.training, device="cpu", progress=_progress(run))
-        run.note_training(time.process_time() - began, trained.heldout_loss)
-    training = run.noted_training()
-    network = load_denoiser(run.training / WEIGHTS, made.layout, task.conditions, recipe.model, device="cpu")
+        done = train(data, plain, run.training, device="cpu", progress=_progress(run))
+        run.note_training(time.process_time() - began, done.heldout_loss)
+    network: Any = load_denoiser(
+        run.training / WEIGHTS, made.layout, task.conditions, recipe.model, data.normalisation, device="cpu"
+    )
+    if recipe.train.calibrate:
+        calibration = train(data, recipe, run.training, device="cpu").calibration  # nothing else is left to do
+        assert calibration is not None
+        network = load_calibrated(calibration, network, made.layout, recipe, device="cpu")
+    return Trained(made, streams, recipe, data, network, flops)
+
+
+def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
+    from benchmarks import quality_analysis
+    from diffats.diffusion import Diffusion
+    from diffats.generation import generate
+
+    model = trained(run, task)
+    made, recipe, normalisation, training = model.made, model.recipe, model.data.normalisation, run.noted_training()
     sources, numbers = _wanted(task)
     cond = task.conditions.normalise({n: v[sources] for n, v in task.raw_conditions.items()})
     began, options = time.process_time(), recipe.generate
     z = generate(
-        network,
+        model.network,
         made.layout,
         Diffusion(recipe.diffusion),
         numbers.tolist(),
@@ -373,24 +415,23 @@ def _diffusion(run: Run, task: Task) -> tuple[Sampled, dict[str, Any]]:
         device="cpu",
     )
     seconds = time.process_time() - began
-    drawn = made.decode(data.normalisation.undo(made.layout.unflatten(z)))
+    x, drawn = task.scaled, made.decode(normalisation.undo(made.layout.unflatten(z)))
     fields = task.physical(drawn)
     k, _, _ = _sizes_of_comparison(task)
+    numbers_of_all = made.layout.flatten(normalisation.plain.apply(model.streams))
     facts = {
         "numbers": made.numbers,
-        "flops_per_call": flops,
-        "steps": steps,
+        "flops_per_call": model.flops,
+        "steps": recipe.train.steps,
         "train_seconds": round(training["seconds"], 3),
         "heldout_loss": training["heldout_loss"],
         "network_calls": options.steps,
         "seconds_per_sample": seconds / len(numbers),
-        **quality_analysis.facts(
-            made, x, made.layout.flatten(data.normalisation.apply(streams)), task.train, recipe.decompose.method
-        ),
+        **quality_analysis.facts(made, x, numbers_of_all, task.train, recipe.decompose.method),
     }
     if task.conditions.any:
         facts |= quality_analysis.errors_and_overlaps(made, x[task.test[:k]], drawn[:k], recipe.decompose.method)
-    return _arranged(task, fields, _codec(task, made, streams)), facts
+    return _arranged(task, fields, _codec(task, made, model.streams)), facts
 
 
 def _primitive_set(task: Task, made: Any, streams: Mapping[str, Array], seed: int) -> Any:
@@ -399,20 +440,14 @@ def _primitive_set(task: Task, made: Any, streams: Mapping[str, Array], seed: in
 
     from benchmarks.quality_methods import AugmentedSet, ShiftedArrays, TokenLayout
     from diffats.loader import PrimitiveSet
-    from diffats.primitives import Moments, Normalisation, Shifts
+    from diffats.primitives import Shifts
 
-    moments = {name: Moments() for name in streams}
-    rng = np.random.default_rng(seed)
-    for start in range(0, len(task.train), 64):
-        part = {name: values[task.train[start : start + 64]] for name, values in streams.items()}
-        for name, values in (made.augment(part, rng) if made.augment else part).items():
-            moments[name].add(values)
     data: dict[str, Any] = {s.name: (("sample", *s.dims), streams[s.name]) for s in made.layout.streams}
     for name, values in task.raw_conditions.items():
         data[name] = (("sample", *(f"{name}_{axis}" for axis in range(1, values.ndim))), values)
     split = np.where(task.is_test, "test", "train").astype(object)
     dataset = xr.Dataset(data, coords={"split": ("sample", split)})
-    arguments = (dataset, made.layout, Normalisation.fit(moments), task.conditions)
+    arguments = (dataset, made.layout, _normalisation(task, made, streams, seed), task.conditions)
     modes = tuple(task.recipe.train.shift)
     dims = {"initial": task.initial_dims}
     if modes and isinstance(made.layout, TokenLayout):
@@ -421,6 +456,31 @@ def _primitive_set(task: Task, made: Any, streams: Mapping[str, Array], seed: in
     if made.augment is None:
         return PrimitiveSet(*arguments, shard=64, shifts=shifts)
     return AugmentedSet(arguments, made.augment, shifts)
+
+
+def _normalisation(task: Task, made: Any, streams: Mapping[str, Array], seed: int) -> Any:
+    """Of a method's streams, over the training samples."""
+    from diffats.primitives import Moments, Normalisation, Products, turned_axes
+
+    def over(statistics: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        for start in range(0, len(task.train), 64):
+            part = {name: values[task.train[start : start + 64]] for name, values in streams.items()}
+            for name, values in change(made.augment(part, rng) if made.augment else part).items():
+                statistics[name].add(values)
+        return statistics
+
+    chosen = task.recipe.normalise
+    if chosen.coordinates == "stream":
+        return Normalisation.fit(over({name: Moments() for name in streams}, lambda part: part))
+    products = {s.name: Products(turned_axes(s)) for s in made.layout.streams}
+    turned = Normalisation.on_principal_axes(over(products, lambda part: part))
+
+    def wide(part: Mapping[str, Array]) -> dict[str, Array]:
+        return turned.apply({name: values.astype(np.float64) for name, values in part.items()})
+
+    moments = over({name: Moments() for name in streams}, wide)
+    return turned.with_deviations(moments, beta=chosen.beta, floor=chosen.floor)
 
 
 def _progress(run: Run) -> Any:

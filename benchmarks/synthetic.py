@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import xarray as xr
 
 from diffats.config import Recipe, load_recipe
 from diffats.loader import PrimitiveSet
-from diffats.primitives import ConditionLayout, Layout, Moments, Normalisation, Shifts
+from diffats.primitives import ConditionLayout, Coordinates, Layout, Moments, Normalisation, Shifts
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +52,9 @@ def primitives(recipe: Recipe, samples: int, *, shard: int, folder: Path | None 
     shifts = _shifts(recipe, layout, streams, conditions)
     if folder is not None:
         dataset = _stored(dataset, folder / f"{recipe.name}.zarr", shard)
-    return PrimitiveSet(dataset, layout, _normalisation(streams), conditions, shard=shard, shifts=shifts)
+    return PrimitiveSet(
+        dataset, layout, _normalisation(recipe, layout, streams), conditions, shard=shard, shifts=shifts
+    )
 
 
 def _stream(rng: np.random.Generator, samples: int, shape: tuple[int, ...], *, factor: bool) -> Array:
@@ -88,11 +91,15 @@ def _shifts(recipe: Recipe, layout: Layout, streams: dict[str, Array], condition
     return Shifts(layout, tuple(recipe.train.shift), anchors, dims)
 
 
-def _normalisation(streams: dict[str, Array]) -> Normalisation:
+def _normalisation(recipe: Recipe, layout: Layout, streams: dict[str, Array]) -> Normalisation:
     moments = {name: Moments() for name in streams}
     for name, x in streams.items():
         moments[name].add(x)
-    return Normalisation.fit(moments)
+    plain = Normalisation.fit(moments)
+    if recipe.normalise.coordinates == "stream":
+        return plain
+    rng, beta = np.random.default_rng(1), recipe.normalise.beta
+    return replace(plain, coordinates={s.name: Coordinates.random(s, beta, rng) for s in layout.streams})
 
 
 def _stored(dataset: xr.Dataset, place: Path, shard: int) -> xr.Dataset:

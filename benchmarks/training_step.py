@@ -48,7 +48,7 @@ class Problem:
 
     def denoiser(self) -> Denoiser:
         """The network, its weights not those of the start, with which it predicts nothing."""
-        network = Denoiser(self.data.layout, self.data.conditions, self.recipe.model)
+        network = Denoiser(self.data.layout, self.data.conditions, self.recipe.model, self.data.normalisation)
         with torch.no_grad():
             for i, p in enumerate(network.parameters()):
                 p.copy_(torch.randn(p.shape, generator=random_source(0, i)) / max(p.shape[-1], 16) ** 0.5)

@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,17 +24,27 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from diffats import sources
-from diffats.config import Recipe, parse_recipe
+from diffats.config import Recipe, completed, names_later, parse_recipe
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
-from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation, decode, encode
+from diffats.primitives import (
+    ConditionLayout,
+    FieldScaling,
+    Layout,
+    Normalisation,
+    Stream,
+    basis_shapes,
+    decode,
+    encode,
+)
 from diffats.requirements import require
 from diffats.storage import sync_to_disk
 
-FORMAT = 4
+PLAIN_FORMAT = 4
+FORMAT = 5  # where the recipe names options that earlier releases do not know
 MAX_SAMPLES, MAX_SEED, MAX_GUIDANCE = 100_000, 2**63, 1e3
 MAX_SIZE = 2**31  # points along a mode
 MAX_DESCRIPTION = 2**26  # bytes of bundle.json, most of which are coordinates
-ARRAYS, WEIGHTS = "arrays.safetensors", "weights.safetensors"
+ARRAYS, WEIGHTS, CALIBRATION = "arrays.safetensors", "weights.safetensors", "calibration.safetensors"
 LATEST = "LATEST"  # file beside the bundles of a root: the one that a recipe asked for last
 Array = npt.NDArray[Any]
 
@@ -53,6 +63,7 @@ def save(
     examples: Mapping[str, Array],
     weights: Path,
     provenance: Mapping[str, Any],
+    calibration: Path | None = None,
     condition_dims: Mapping[str, list[str]] | None = None,
 ) -> Path:
     """Write a bundle; it appears at ``destination`` whole or not at all.
@@ -63,6 +74,8 @@ def save(
         Raw training conditions, one row each, from which unconditioned calls of :meth:`Bundle.sample` draw.
     weights
         The safetensors file of the denoiser's averaged weights.
+    calibration
+        That of the calibrated output, where there is one.
     condition_dims
         Dims of the conditions that are fields, without that of samples.
     """
@@ -70,6 +83,8 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     shutil.copyfile(weights, partial / WEIGHTS)
+    if calibration is not None:
+        shutil.copyfile(calibration, partial / CALIBRATION)
     arrays = {f"scaling.{name}": value for name, value in scaling.to_arrays().items()}
     arrays |= {f"anchors.{mode}": anchor for mode, anchor in anchors.items()}
     arrays |= {f"normalisation.{name}": value for name, value in normalisation.to_arrays().items()}
@@ -79,9 +94,9 @@ def save(
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{partial / ARRAYS} cannot be written ({error})") from error
     description = {
-        "format": FORMAT,
+        "format": FORMAT if names_later(recipe) else PLAIN_FORMAT,
         "release": importlib.metadata.version("diffats"),
-        "files": {name: file_digest(partial / name) for name in (ARRAYS, WEIGHTS)},
+        "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
         "recipe": dict(recipe),
         "layout": layout.to_dict(),
         "conditions": conditions.to_dict(),
@@ -210,23 +225,24 @@ def _read_description(directory: Path) -> dict[str, Any]:
     if file.stat().st_size > MAX_DESCRIPTION:
         raise IntegrityError(f"{file}: {file.stat().st_size} bytes, at most {MAX_DESCRIPTION} are read.")
     description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if description.get("format") != FORMAT:
+    if description.get("format") not in (PLAIN_FORMAT, FORMAT):
         raise IntegrityError(
-            f"{directory}: bundle of format {description.get('format')}, this version reads {FORMAT}. "
+            f"{directory}: bundle of format {description.get('format')}, this version reads {FORMAT} and "
+            f"{PLAIN_FORMAT}. "
             f"Load it with the version that wrote it (diffats {description.get('release', 'of another number')})."
         )
     digest = description.pop("digest", None)
     if "files" in description and digest != _text_digest(description):  # earlier bundles have neither
         raise IntegrityError(f"{file} of this bundle does not match its digest. Copy it again, or train again.")
     for name, expected in description.get("files", {}).items():
-        if name in (ARRAYS, WEIGHTS) and file_digest(directory / name) != expected:
+        if name in (ARRAYS, WEIGHTS, CALIBRATION) and file_digest(directory / name) != expected:
             raise IntegrityError(f"{directory / name} of this bundle does not match its digest. Copy it again.")
     return description
 
 
 def _misfits(model: Bundle) -> Iterator[str]:
     """What in a bundle contradicts its layout; nothing is allocated."""
-    layout, streams = model.layout, {stream.name: stream.shape for stream in model.layout.streams}
+    layout, streams = model.layout, _stream_shapes(model.layout.streams)
     sizes = dict(layout.sizes)
     numbers = [*sizes.values(), *layout.ranks.values(), *layout.patch.values()]
     if not all(isinstance(number, int) and 0 < number <= MAX_SIZE for number in numbers):
@@ -250,12 +266,31 @@ def _misfits(model: Bundle) -> Iterator[str]:
         if value is not None:
             full = tuple(sizes.values())
             yield from _differing(f"{name} of fields", np.broadcast_shapes(value.shape, full), full)
-    scales = np.array(list(normal.scale.values()))
+    yield from _coordinate_misfits(model)
+    yield from _differing("calibrated", model.is_calibrated, model.recipe.train.calibrate)
     finite = all(
         bool(np.isfinite(x).all())
-        for x in (scaling.mean, scaling.scale, scales, *model.anchors.values(), *normal.mean.values())
+        for x in (scaling.mean, scaling.scale, *model.anchors.values(), *normal.to_arrays().values())
     )
     yield from _differing("all numbers finite", finite, True)
+
+
+def _coordinate_misfits(model: Bundle) -> Iterator[str]:
+    known = model.normalisation.coordinates
+    yield from _differing("coordinates", bool(known), model.recipe.normalise.coordinates == "spectral")
+    if known:
+        streams = model.layout.streams
+        bases = {name: {axis: basis.shape for axis, basis in each.bases.items()} for name, each in known.items()}
+        yield from _differing(
+            "deviations", _shapes({n: c.deviation for n, c in known.items()}), _stream_shapes(streams)
+        )
+        yield from _differing("bases", bases, {stream.name: basis_shapes(stream) for stream in streams})
+        yield from _differing("deviations above 0", all((c.deviation > 0).all() for c in known.values()), True)
+        yield from _differing("powers from 0 to 1", all(0 <= c.beta <= 1 for c in known.values()), True)
+
+
+def _stream_shapes(streams: Iterable[Stream]) -> dict[str, tuple[int, ...]]:
+    return {stream.name: stream.shape for stream in streams}
 
 
 def _differing(what: str, got: object, expected: object) -> Iterator[str]:
@@ -289,7 +324,7 @@ class Bundle:
         self, directory: Path, description: Mapping[str, Any], arrays: Mapping[str, Array], *, device: str = "auto"
     ) -> None:
         self.directory, self.device = directory, device
-        self.recipe: Recipe = parse_recipe(description["recipe"], where=str(directory))
+        self.recipe: Recipe = parse_recipe(completed(description["recipe"]), where=str(directory))
         self.layout = Layout.from_dict(description["layout"])
         self.conditions = ConditionLayout.from_dict(description["conditions"])
         self.template: xr.Dataset = sources.template_from_json(description["template"])
@@ -300,6 +335,7 @@ class Bundle:
         self.anchors = _part(arrays, "anchors")
         self.normalisation = Normalisation.from_arrays(_part(arrays, "normalisation"))
         self.examples = _part(arrays, "examples")
+        self.is_calibrated = CALIBRATION in description.get("files", ())
 
     @cached_property
     def denoiser(self) -> Any:
@@ -308,7 +344,19 @@ class Bundle:
         from diffats.generation import load_denoiser
 
         weights = self.directory / WEIGHTS
-        return load_denoiser(weights, self.layout, self.conditions, self.recipe.model, device=self.device)
+        return load_denoiser(
+            weights, self.layout, self.conditions, self.recipe.model, self.normalisation, device=self.device
+        )
+
+    @cached_property
+    def network(self) -> Any:
+        """What samples are drawn with: the trained network, its output calibrated where the model has that."""
+        if not self.recipe.train.calibrate:
+            return self.denoiser
+        from diffats.calibration import load_calibrated
+
+        file = self.directory / CALIBRATION
+        return load_calibrated(file, self.denoiser, self.layout, self.recipe, device=self.device)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{mode}={n}" for mode, n in self.layout.sizes.items())
@@ -416,7 +464,7 @@ class Bundle:
                 "Use guidance 1, or train with data.condition.dropout above 0."
             )
         z = generate(
-            self.denoiser,
+            self.network,
             self.layout,
             Diffusion(self.recipe.diffusion),
             [int(i) for i in indices],

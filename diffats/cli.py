@@ -25,7 +25,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from diffats import openmp
-from diffats.config import Recipe, load_recipe, portable
+from diffats.config import Recipe, described, load_recipe
 from diffats.errors import DiffatsError, Terminated, redact
 from diffats.progress import LoggedProgress, ProgressLine
 from diffats.requirements import require
@@ -483,7 +483,7 @@ def config(
     as_json: Annotated[bool, typer.Option("--json", help="one line, as the other verbs; without it, indented")] = False,
 ) -> None:
     """Print a recipe with every option, or the schema of recipes."""
-    made = Recipe.model_json_schema() if schema or recipe is None else portable(load_recipe(recipe, overrides or []))
+    made = Recipe.model_json_schema() if schema or recipe is None else described(load_recipe(recipe, overrides or []))
     if as_json:
         _print_json(made)
     else:

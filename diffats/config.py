@@ -279,6 +279,18 @@ class Align(Section):
     min_overlap: float = Field(0.05, ge=0, le=1, description="warn where a sample's smallest overlap is below")
 
 
+class Normalise(Section):
+    """In which coordinates primitives are noised."""
+
+    coordinates: Literal["stream", "spectral"] = Field(
+        "stream", description="one scale for a stream, or principal axes along its points and a scale for each number"
+    )
+    beta: float = Field(
+        0.5, ge=0, le=1, description="spectral: the power of its deviation by which a number is divided; 1: all alike"
+    )
+    floor: float = Field(1e-5, gt=0, lt=1, description="spectral: least deviation, as a share of a stream's largest")
+
+
 class Drift(Section):
     """Whether samples that a growing source got are still like the first ones."""
 
@@ -316,6 +328,9 @@ class Diffusion(Section):
     target: Literal["eps", "x0", "v"] = "x0"
     schedule: Literal["linear", "cosine"] = "cosine"
     noise_steps: Count = Field(1000, ge=2, description="discrete noise levels in training")
+    log_snr_shift: float = Field(
+        0.0, ge=-2, le=2, description="added to the logarithm of signal over noise at each level: above 0, less noise"
+    )
 
 
 class Train(Section):
@@ -338,11 +353,18 @@ class Train(Section):
     weighting: Literal["field", "stream"] = Field(
         "field", description="loss: the field's error to first order, or the mean over streams of each one's error"
     )
+    calibrate: bool = Field(
+        False, description="after training, combine each number of the network's guess with the noisy one as fits best"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: what is faster here for this network; bfloat16 only where the device has it"
     )
     checkpoint_every: Count = Field(250, ge=1, description="steps between checkpoints")
     log_every: Count = Field(25, ge=1, description="steps between logged metrics")
+
+
+# Options of training that change when things are written or what is done afterwards, not what is learned.
+NOT_LEARNED = ("steps", "checkpoint_every", "log_every", "calibrate")
 
 
 class Generate(Section):
@@ -423,6 +445,7 @@ class Recipe(Section):
     decompose: Decompose = Decompose()
     anchor: Anchor = Anchor()
     align: Align = Align()
+    normalise: Normalise = Normalise()
     drift: Drift = Drift()
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
@@ -736,11 +759,17 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
 def portable(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data for stores and trackers: no root or store, no place on this machine, no password.
 
-    The source loses what ``portable_place`` takes away, and so do places among the storage options.
+    The source loses what ``portable_place`` takes away, and so do places among the storage options. Options that came
+    later are left out where they change nothing, so that a recipe without them stays what it was.
     """
+    return as_before(described(recipe))
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """The same with all options."""
     tree = recipe.model_dump(mode="json", exclude={"root", "store", "tracking", "compute"})
     if recipe.simulate is None:
-        del tree["simulate"]  # recipes of data that were not simulated stay what they were
+        del tree["simulate"]
     data = tree["data"]
     data["source"] = portable_place(recipe.data.source)
     data["storage_options"] = {
@@ -748,6 +777,45 @@ def portable(recipe: Recipe) -> dict[str, Any]:
         for key, value in recipe.data.storage_options.items()
     }
     return tree
+
+
+# Options that came later, each with the value that stands for what was done before.
+_LATER = (
+    ("normalise", "coordinates", "stream"),
+    ("train", "calibrate", False),
+    ("diffusion", "log_snr_shift", 0.0),
+)
+
+
+def names_later(tree: Mapping[str, Any]) -> bool:
+    """Whether a portable recipe names an option that earlier releases do not know."""
+    return any(key in tree.get(section, {}) for section, key, _ in _LATER)
+
+
+def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as plain data without later options where they change nothing: what identities are made of.
+
+    >>> as_before({"normalise": {"coordinates": "stream", "beta": 0.5}, "train": {"steps": 9, "calibrate": False}})
+    {'train': {'steps': 9}}
+    """
+    out = dict(tree)
+    for section, key, value in _LATER:
+        if out.get(section, {}).get(key) == value:
+            out[section] = {} if section == "normalise" else {k: v for k, v in out[section].items() if k != key}
+    return {section: part for section, part in out.items() if section != "normalise" or part}
+
+
+def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as it was stored, with what was done where it does not name a later option.
+
+    >>> completed({"train": {"steps": 9}})
+    {'train': {'calibrate': False, 'steps': 9}, 'normalise': {'coordinates': 'stream'}, 'diffusion': \
+{'log_snr_shift': 0.0}}
+    """
+    out = dict(tree)
+    for section, key, value in _LATER:
+        out[section] = {key: value, **out.get(section, {})}
+    return out
 
 
 def portable_place(place: str) -> str:

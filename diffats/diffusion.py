@@ -39,7 +39,7 @@ def random_source(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
 
-def make_betas(schedule: str, noise_steps: int) -> Tensor:
+def make_betas(schedule: str, noise_steps: int, log_snr_shift: float = 0.0) -> Tensor:
     """Variances ``(noise_steps,)`` of the noising steps, float32.
 
     ``"linear"``: 1e-4 to 0.02 over 1000 steps (Ho et al. 2020), scaled with other step counts so that the end is noise
@@ -48,10 +48,10 @@ def make_betas(schedule: str, noise_steps: int) -> Tensor:
     >>> make_betas("linear", 1000)[[0, -1]]
     tensor([1.0000e-04, 2.0000e-02])
     """
-    if schedule == "linear":  # torch's rounding, which is that of diffusers
+    if schedule == "linear" and not log_snr_shift:  # torch's rounding, which is that of diffusers
         first, last = linear_ends(noise_steps)
         return torch.linspace(first, last, noise_steps, dtype=torch.float32).clamp(max=MAX_BETA)
-    return torch.tensor(betas(schedule, noise_steps), dtype=torch.float32)
+    return torch.tensor(betas(schedule, noise_steps, log_snr_shift), dtype=torch.float32)
 
 
 def _strictly_decreasing(levels: np.ndarray, top: int) -> list[int]:
@@ -108,7 +108,7 @@ class Diffusion:
 
     def __init__(self, diffusion: config.Diffusion) -> None:
         self.config = diffusion
-        self.betas = make_betas(diffusion.schedule, diffusion.noise_steps)
+        self.betas = make_betas(diffusion.schedule, diffusion.noise_steps, diffusion.log_snr_shift)
         self.abar = torch.cumprod(1.0 - self.betas, dim=0)
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -147,6 +147,15 @@ class Diffusion:
             return (z_t - sigma * prediction) / alpha
         return alpha * z_t - sigma * prediction
 
+    def from_x0(self, x0: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction that means a clean sample, ``(B, D)``; the inverse of ``to_x0``."""
+        if self.config.target == "x0":
+            return x0
+        alpha, sigma = self.coefficients(t)
+        if self.config.target == "eps":
+            return (z_t - alpha * x0) / sigma
+        return (alpha * z_t - x0) / sigma
+
     def to_eps(self, prediction: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         """The noise that a prediction means, ``(B, D)``."""
         if self.config.target == "eps":
@@ -172,7 +181,7 @@ class Diffusion:
         cond
             Normalised conditions; empty where there are none.
         weights
-            ``(D,)``, with sum 1.
+            ``(D,)``.
         draw
             Levels, noise and condition dropout.
         """
@@ -183,6 +192,11 @@ class Diffusion:
     def sampling_levels(self) -> int:
         """How many of the noise levels the samplers use: all, or for ``eps`` those that are not too noisy."""
         return usable_levels(self.config)
+
+    def log_snr(self) -> np.ndarray:
+        """``log(sqrt(abar) / sqrt(1 - abar))`` of all levels ``(T,)``, descending, float64."""
+        abar = self.abar.double().numpy()
+        return np.asarray(0.5 * np.log(abar / (1 - abar)))
 
     def timesteps(self, steps: int) -> list[int]:
         """The levels of ``steps`` sampling steps, descending from the noisiest, evenly spaced in log-SNR.
@@ -202,8 +216,7 @@ class Diffusion:
                 f"generate.steps {steps} is outside 1..{levels}, the usable noise levels "
                 f"(diffusion.noise_steps = {self.noise_steps}). Use at most {levels}."
             )
-        abar = self.abar[:levels].double().numpy()
-        log_snr = 0.5 * np.log(abar / (1 - abar))
+        log_snr = self.log_snr()[:levels]
         wanted = np.linspace(max(log_snr[-1], -LOG_SNR_RANGE), min(log_snr[0], LOG_SNR_RANGE), steps)
         chosen = np.interp(-wanted, -log_snr, np.arange(levels)).round().astype(int)
         chosen[0] = levels - 1  # what sampling starts from is pure noise

@@ -16,7 +16,7 @@ from diffats import config
 from diffats.diffusion import Diffusion, Network, random_source
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.models import Denoiser, resolve_device
-from diffats.primitives import ConditionLayout, Layout
+from diffats.primitives import ConditionLayout, Layout, Normalisation
 
 _SAMPLES = 2  # keeps the random numbers of samples apart from those of training with the same seed
 
@@ -26,6 +26,7 @@ def load_denoiser(
     layout: Layout,
     conditions: ConditionLayout,
     model: config.Model,
+    normalisation: Normalisation | None,
     *,
     device: str = "auto",
 ) -> Denoiser:
@@ -44,7 +45,7 @@ def load_denoiser(
     target = resolve_device(device)
     try:
         _check_shapes(path, layout, conditions, model)
-        denoiser = Denoiser(layout, conditions, model)
+        denoiser = Denoiser(layout, conditions, model, normalisation)
         denoiser.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
         reason = str(error).strip().splitlines()

@@ -11,6 +11,7 @@ import xarray as xr
 
 from diffats.errors import InputError
 from diffats.primitives import ConditionLayout, Layout, Normalisation, Shifts
+from diffats.primitives.layout import Streams
 
 STATUS_OK = 1  # as diffats.store writes it
 CACHE_BYTES = 2**30
@@ -78,6 +79,11 @@ class PrimitiveSet:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, Arrays]:
         """Flat normalised primitives ``(k, D)`` float32 and normalised conditions ``(k, ...)`` of samples."""
+        z, cond = self._gather(indices)
+        return (self._normalised(self.layout.unflatten(z)) if self._keeps_raw else z), cond
+
+    def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, Arrays]:
+        """The same, of primitives as they are kept in memory."""
         indices = np.asarray(indices, dtype=np.int64)
         z = np.empty((len(indices), self.numbers), dtype=np.float32)
         cond: Arrays = {}
@@ -95,13 +101,22 @@ class PrimitiveSet:
 
     def read_step(self, seed: int, step: int, size: int, part: slice | None = None) -> tuple[np.ndarray, Arrays]:
         """What ``read`` gives for (a part of) the samples of a training step, shifted at random where asked for."""
-        z, cond = self.read(self.batch(seed, step, size)[part or slice(None)])
+        chosen = self.batch(seed, step, size)[part or slice(None)]
         if self.shifts is None:
-            return z, cond
+            return self.read(chosen)
+        z, cond = self._gather(chosen)
         by = self.shifts.draw(size, np.random.default_rng((seed, step, _SHIFTS)))[part or slice(None)]
-        streams = self.shifts.apply(self.normalisation.undo(self.layout.unflatten(z)), by)
-        shifted = self.layout.flatten(self.normalisation.apply(streams))
-        return np.asarray(shifted, dtype=np.float32), self.shifts.apply_to_conditions(cond, by)
+        streams = self.layout.unflatten(z)
+        streams = self.shifts.apply(streams if self._keeps_raw else self.normalisation.undo(streams), by)
+        return self._normalised(streams), self.shifts.apply_to_conditions(cond, by)
+
+    @property
+    def _keeps_raw(self) -> bool:
+        """Whether primitives are normalised when they are read: they are shifted first, and turned only once so."""
+        return self.shifts is not None and bool(self.normalisation.coordinates)
+
+    def _normalised(self, streams: Streams) -> np.ndarray:
+        return np.asarray(self.layout.flatten(self.normalisation.apply(streams)), dtype=np.float32)
 
     def batch(self, seed: int, step: int, size: int) -> np.ndarray:
         """Sample numbers ``(size,)`` of a training step. Every sample comes once in each pass over the data."""
@@ -138,8 +153,8 @@ class PrimitiveSet:
         names = [*self.stream_names, *self.condition_names]
         part = self.dataset[names].isel(sample=slice(start, start + self.shard)).load()
         arrays = {name: part[name].values[rows] for name in names}
-        streams = self.normalisation.apply({name: arrays[name] for name in self.stream_names})
-        z = np.asarray(self.layout.flatten(streams), dtype=np.float32)
+        streams = {name: arrays[name] for name in self.stream_names}
+        z = np.asarray(self.layout.flatten(streams), np.float32) if self._keeps_raw else self._normalised(streams)
         raw = {name: arrays[name] for name in self.condition_names}
         return start + rows, z, self.conditions.normalise(raw) if raw else {}
 

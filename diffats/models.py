@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from diffats import config
 from diffats.errors import InputError
-from diffats.primitives import PATCH, ConditionLayout, Layout, Stream
+from diffats.primitives import PATCH, ConditionLayout, Coordinates, Layout, Normalisation, Stream, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -357,6 +357,44 @@ class Block(nn.Module):
         return torch.addcmul(x, gate2, self.mlp(_modulate(self.norm(x), shift2, scale2)))
 
 
+class PointView(nn.Module):
+    """A core in coordinates as the network sees it: at its points, with the deviations that they have there.
+
+    Conditions keep their places and neighbours stay neighbours, whatever axes the noise is white on. The map is in
+    float32 also where the network is not.
+    """
+
+    divisor: Tensor
+
+    def __init__(self, coordinates: Coordinates) -> None:
+        super().__init__()
+        self.axes = tuple(coordinates.turns)
+        self.register_buffer("divisor", torch.tensor(coordinates.divisor, dtype=torch.float32), persistent=False)
+        for axis, turn in coordinates.turns.items():
+            for i, matrix in enumerate(turn.matrices):
+                self.register_buffer(f"turn{axis}_{i}", torch.tensor(matrix, dtype=torch.float32), persistent=False)
+
+    def _turn(self, axis: int) -> Turn:
+        prefix = f"turn{axis}_"
+        return Turn(tuple(buffer for name, buffer in self.named_buffers() if name.startswith(prefix)))
+
+    def to_points(self, z: Tensor) -> Tensor:
+        """Numbers ``(B, numbers)`` of the core as the network gets them."""
+        with torch.autocast(z.device.type, enabled=False):
+            y = z.float().reshape(-1, *self.divisor.shape) * self.divisor
+            for axis in self.axes:
+                y = self._turn(axis).back(y, axis, self.divisor.ndim)
+            return y.flatten(1)
+
+    def from_points(self, y: Tensor) -> Tensor:
+        """What the network answers ``(B, numbers)`` in the core's coordinates; the inverse of ``to_points``."""
+        with torch.autocast(y.device.type, enabled=False):
+            z = y.float().reshape(-1, *self.divisor.shape)
+            for axis in self.axes:
+                z = self._turn(axis).forward(z, axis, self.divisor.ndim)
+            return (z / self.divisor).flatten(1)
+
+
 class Denoiser(nn.Module):
     """DiT over the streams of a primitive.
 
@@ -372,10 +410,21 @@ class Denoiser(nn.Module):
         What samples are generated from.
     model
         Width, depth, heads, ``core_patch`` and ``factor_tokens``.
+    normalisation
+        Of the streams; only the core's coordinates are used, where it has any. A factor's tokens are made of columns,
+        for which it makes no difference on which axes their numbers are.
     """
 
-    def __init__(self, layout: Layout, conditions: ConditionLayout, model: config.Model) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        conditions: ConditionLayout,
+        model: config.Model,
+        normalisation: Normalisation | None = None,
+    ) -> None:
         super().__init__()
+        coordinates = None if normalisation is None else normalisation.coordinates.get("core")
+        self.view = None if coordinates is None else PointView(coordinates)
         self.streams = [StreamTokens.of(stream, model.core_patch, model.factor_tokens) for stream in layout.streams]
         self.sizes = [stream.numbers for stream in self.streams]
         self.counts = [stream.count for stream in self.streams]
@@ -445,7 +494,10 @@ class Denoiser(nn.Module):
         -------
         The prediction ``(B, D)``.
         """
-        tokens = [s.split(part) for s, part in zip(self.streams, torch.split(z, self.sizes, dim=1), strict=True)]
+        numbers = list(torch.split(z, self.sizes, dim=1))
+        if self.view is not None:
+            numbers[0] = self.view.to_points(numbers[0])
+        tokens = [s.split(part) for s, part in zip(self.streams, numbers, strict=True)]
         embedded = [embed(part) for embed, part in zip(self.embed, tokens, strict=True)]
         embedded[0] = self._with_placed(embedded[0], cond or {}, drop)
         x = torch.cat(embedded + self.condition(z.shape[0], cond or {}, drop), dim=1)
@@ -462,4 +514,6 @@ class Denoiser(nn.Module):
             stream.join(torch.addcmul(head(h), g, part))
             for stream, head, h, g, part in zip(self.streams, self.head, hidden, gates, tokens, strict=True)
         ]
+        if self.view is not None:
+            parts[0] = self.view.from_points(parts[0])
         return torch.cat(parts, dim=1)

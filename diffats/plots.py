@@ -822,6 +822,36 @@ def power_spectra(sets: Mapping[str, Array], modes: Sequence[str], *, least: int
     return figure
 
 
+@_styled
+def deviations(panels: Mapping[str, Mapping[str, Array]], *, columns: int = 3) -> Figure:
+    """Deviation against position on the principal axes, for real and generated samples.
+
+    Parameters
+    ----------
+    panels
+        By title, then by kind: ``(n,)``.
+    columns
+        Panels side by side.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(1.9 * rows + 0.4)
+    grid = _axes(figure, rows, columns)
+    for ax in grid.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+        for i, (kind, values) in enumerate(curves.items()):
+            colour = COLOURS.get(kind, _SEQUENCE[i % len(_SEQUENCE)])
+            position = np.arange(1, len(values) + 1)
+            ax.semilogy(
+                position, np.maximum(values, np.finfo(np.float64).tiny), color=colour, label=NAMES.get(kind, kind)
+            )
+        _finish(ax, title, "principal axis", "deviation")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+    return figure
+
+
 def _frequency_ticks(ax: Axes, lowest: float) -> None:
     """Few plain numbers: the logarithmic default overlaps on short modes."""
     ticks = [0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]

@@ -160,6 +160,12 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "Power spectra",
         "How much structure samples have at each scale. A curve that falls below the real one is too smooth.",
     ),
+    "deviations": (
+        "generated",
+        "Deviations on the principal axes",
+        "How much the numbers of a primitive vary, from the smoothest axis along a mode to the finest. A generated "
+        "curve above the real one at the right is noise that was left in the samples.",
+    ),
     "nearest": (
         "generated",
         "New samples or copies?",

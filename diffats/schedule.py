@@ -32,22 +32,31 @@ def linear_ends(noise_steps: int) -> tuple[float, float]:
     return 0.1 / noise_steps, 20 / noise_steps
 
 
-def betas(schedule: str, noise_steps: int) -> npt.NDArray[Any]:
+def betas(schedule: str, noise_steps: int, log_snr_shift: float = 0.0) -> npt.NDArray[Any]:
     """Variances ``(noise_steps,)`` of the noising steps, float64.
 
-    ``"linear"``: evenly spaced between ``linear_ends``; ``"cosine"``: Nichol, Dhariwal 2021.
+    ``"linear"``: evenly spaced between ``linear_ends``; ``"cosine"``: Nichol, Dhariwal 2021. A shift multiplies the
+    deviation of the signal over that of the noise, at every level, by ``exp(log_snr_shift)`` (T. Hang et al. 2023, E.
+    Hoogeboom et al. 2023, for images of other sizes).
 
     >>> betas("cosine", 3).round(3).tolist()
     [0.257, 0.668, 0.999]
+    >>> abar = np.cumprod(1 - betas("cosine", 3)), np.cumprod(1 - betas("cosine", 3, 1.0))
+    >>> [np.sqrt(a / (1 - a)).round(3).tolist() for a in abar]
+    [[1.7, 0.572, 0.016], [4.621, 1.555, 0.043]]
     """
+    if log_snr_shift:
+        abar = np.cumprod(1.0 - betas(schedule, noise_steps))
+        shifted = abar / (abar + (1.0 - abar) * math.exp(-2 * log_snr_shift))
+        return np.asarray((1.0 - shifted / np.concatenate([[1.0], shifted[:-1]])).clip(max=MAX_BETA))
     if schedule == "linear":
         return np.linspace(*linear_ends(noise_steps), noise_steps).clip(max=MAX_BETA)
 
-    def abar(u: float) -> float:
+    def left(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
     steps = range(noise_steps)
-    return np.array([min(1 - abar((i + 1) / noise_steps) / abar(i / noise_steps), MAX_BETA) for i in steps])
+    return np.array([min(1 - left((i + 1) / noise_steps) / left(i / noise_steps), MAX_BETA) for i in steps])
 
 
 def usable_levels(diffusion: config.Diffusion) -> int:
@@ -58,5 +67,5 @@ def usable_levels(diffusion: config.Diffusion) -> int:
     """
     if diffusion.target != "eps":
         return diffusion.noise_steps
-    abar = np.cumprod(1.0 - betas(diffusion.schedule, diffusion.noise_steps))
+    abar = np.cumprod(1.0 - betas(diffusion.schedule, diffusion.noise_steps, diffusion.log_snr_shift))
     return max(1, int((abar >= LOWEST_ABAR_FOR_EPS).sum()))

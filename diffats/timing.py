@@ -14,12 +14,12 @@ import torch
 import xarray as xr
 from torch import nn
 
-from diffats import config
+from diffats import calibration, config
 from diffats.diffusion import Diffusion
 from diffats.generation import generate
 from diffats.loader import Arrays, PrimitiveSet
 from diffats.models import resolve_device
-from diffats.primitives import ConditionLayout, Layout, Normalisation, Shifts
+from diffats.primitives import ConditionLayout, Coordinates, Layout, Normalisation, Shifts
 from diffats.training import rehearse
 
 REPEATS = 9
@@ -29,11 +29,12 @@ SAMPLING_STEPS = 10  # timed at most
 
 @dataclass(frozen=True)
 class Times:
-    """What was measured: the device, seconds of a training step, and seconds of a generated sample."""
+    """What was measured: the device, and seconds of a training step, of a generated sample and of the calibration."""
 
     device: str
     step: float
     sample: float
+    calibration: float
 
 
 def measure(data: PrimitiveSet, recipe: config.Recipe) -> Times:
@@ -69,7 +70,21 @@ def measure(data: PrimitiveSet, recipe: config.Recipe) -> Times:
         timed = steps()
         next(timed)
         step = _median_seconds(timed)
-        return Times(str(target), step, _sample_seconds(network[0], data, recipe, step, device))
+        sample = _sample_seconds(network[0], data, recipe, step, device)
+        return Times(str(target), step, sample, _calibration_calls(data, recipe) * sample / _calls(recipe))
+
+
+def _calls(recipe: config.Recipe) -> int:
+    """Of the network, for a generated sample."""
+    return recipe.generate.steps * (1 if recipe.generate.guidance in (0, 1) else 2)
+
+
+def _calibration_calls(data: PrimitiveSet, recipe: config.Recipe) -> int:
+    """Of the network, for the samples that the calibration is fitted to."""
+    if not recipe.train.calibrate:
+        return 0
+    kinds = 2 if data.condition_names and recipe.data.condition.dropout else 1
+    return kinds * calibration.LEVELS * calibration.BATCHES * recipe.train.batch
 
 
 def _sample_seconds(network: nn.Module, data: PrimitiveSet, recipe: config.Recipe, step: float, device: str) -> float:
@@ -140,7 +155,9 @@ def random_primitives(
     }
     dataset = xr.Dataset(variables, coords={"split": ("sample", np.full(n, "train"))})
     means = {stream.name: np.zeros(stream.shape) for stream in layout.streams}
-    normalisation = Normalisation(means, dict.fromkeys(means, 1.0))
+    turned = recipe.normalise.coordinates == "spectral"
+    coordinates = {s.name: Coordinates.random(s, recipe.normalise.beta, rng) for s in layout.streams if turned}
+    normalisation = Normalisation(means, dict.fromkeys(means, 1.0), coordinates)
     shifts = None
     if recipe.train.shift:
         anchors = {mode: np.linalg.qr(rng.normal(size=shape))[0] for mode, shape in layout.anchor_shapes.items()}

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diffats import config
+from diffats import calibration, config
 from diffats.diffusion import Diffusion, Draw, element_weights, random_source
 from diffats.errors import InputError, Terminated, TrainingDivergedError
 from diffats.loader import PrimitiveSet
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
+CALIBRATION = "calibration.safetensors"
 KEPT_CHECKPOINTS = 2
 SENSITIVITY_SAMPLES = 256
 HELDOUT_SAMPLES = 64
@@ -59,9 +60,10 @@ Log = Callable[[dict[str, float], int], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training left: averaged weights (safetensors), steps done, seconds in all runs, and the curves."""
+    """What a training left: averaged weights and, where asked for, a calibration (safetensors), and the curves."""
 
     weights: Path
+    calibration: Path | None
     step: int
     seconds: float
     heldout_loss: float
@@ -270,19 +272,27 @@ def _write_history(directory: Path, rows: list[dict[str, float]]) -> None:
 
 
 def loss_weights(data: PrimitiveSet, weighting: str, seed: int = 0) -> Tensor:
-    """Weights ``(D,)`` of the numbers of a primitive in the loss, with sum 1.
+    """Weights ``(D,)`` of the numbers of a primitive in the loss; their sum is 1 where there are no coordinates.
 
     ``"stream"``: a mean over each stream, then over streams. ``"field"``: by how much of the field each number is, to
     first order, so that the loss is the field's error as long as errors are small; found from the samples that the
-    first steps train on, which few shards hold.
+    first steps train on, which few shards hold. Both are the same along the axes on which coordinates turn a stream,
+    so there a number's weight is that of the stream's own numbers times its unit squared.
     """
+    streams, normalisation = data.layout.streams, data.normalisation
     if weighting == "stream":
-        return element_weights(data.sizes)
+        relative = [np.broadcast_to(normalisation.unit(s.name) / normalisation.scale[s.name], s.shape) for s in streams]
+        return (
+            element_weights(data.sizes) * torch.from_numpy(np.concatenate([d.ravel() for d in relative]) ** 2).float()
+        )
     z, _ = data.read(data.batch(seed, 0, min(len(data.train), SENSITIVITY_SAMPLES)))
-    sensitivity = field_sensitivity(data.normalisation.undo(data.layout.unflatten(z)), data.layout)
-    scaled = [sensitivity[s.name].reshape(-1) * data.normalisation.scale[s.name] ** 2 for s in data.layout.streams]
-    weights = np.concatenate(scaled)
-    return torch.from_numpy((weights / weights.sum()).astype(np.float32))
+    sensitivity = field_sensitivity(normalisation.undo(data.layout.unflatten(z)), data.layout)
+
+    def squared(unit: Callable[[str], Any]) -> np.ndarray:
+        return np.concatenate([(sensitivity[s.name] * unit(s.name) ** 2).reshape(-1) for s in streams])
+
+    whole = squared(normalisation.scale.__getitem__).sum()
+    return torch.from_numpy((squared(normalisation.unit) / whole).astype(np.float32))
 
 
 class _Stop:
@@ -328,11 +338,12 @@ def _settings(data: PrimitiveSet, recipe: config.Recipe) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    chosen = config.as_before(recipe.model_dump(mode="json"))
     return {
         "seed": recipe.seed,
         "model": recipe.model.model_dump(),
-        "diffusion": recipe.diffusion.model_dump(),
-        "train": recipe.train.model_dump(exclude={"steps", "checkpoint_every", "log_every"}),
+        "diffusion": chosen["diffusion"],
+        "train": {key: value for key, value in chosen["train"].items() if key not in config.NOT_LEARNED},
         "dropout": recipe.data.condition.dropout,
         "layout": data.layout.to_dict(),
         "conditions": data.conditions.to_dict(),
@@ -403,7 +414,7 @@ class _Training:
     def _build(self) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_source(self.recipe.seed, _INITIAL).initial_seed())
-            denoiser = Denoiser(self.data.layout, self.data.conditions, self.recipe.model)
+            denoiser = Denoiser(self.data.layout, self.data.conditions, self.recipe.model, self.data.normalisation)
         self.denoiser = denoiser.to(self.device)
         self.ema = AveragedModel(self.denoiser)
         self.ema.requires_grad_(False)
@@ -443,7 +454,7 @@ class _Training:
                 change = _difference(before.get(key), value)
                 raise InputError(
                     f'training in {self.directory} was started with another "{key}": {change}. '
-                    "Only train.steps may change: undo the change, or train in an empty directory."
+                    "Only train.steps and train.calibrate may change: undo the change, or train in an empty directory."
                 )
 
     # how steps run
@@ -645,7 +656,29 @@ class _Training:
             tensors, metadata = self.ema.module.state_dict(), {"step": str(self.step)}
             replace_file(weights, lambda path: _save_tensors(path, tensors, metadata))
         self.accelerator.wait_for_everyone()
-        return TrainResult(weights, self.step, self.seconds, self.heldout_loss, self.history)
+        calibrated = self._calibrate(weights) if self.train.calibrate else None
+        return TrainResult(weights, calibrated, self.step, self.seconds, self.heldout_loss, self.history)
+
+    def _calibrate(self, weights: Path) -> Path:
+        """Fit the calibration to the batches that would have come next."""
+        file = self.directory / CALIBRATION
+        if self.accelerator.is_main_process:
+            logger.info("train: calibrating at %d noise levels", calibration.LEVELS)
+            steps = range(self.step, self.step + calibration.BATCHES)
+            with self.pace or self._set_pace():
+                calibration.fit(
+                    self.ema.module.eval(),
+                    self.diffusion,
+                    [self.data.read_step(self.recipe.seed, step, self.train.batch) for step in steps],
+                    seed=self.recipe.seed,
+                    dropped=self.recipe.data.condition.dropout > 0,
+                    file=file,
+                    identity=calibration.weights_identity(weights, self.settings),
+                    device=self.device,
+                    at_once=self.train.batch // self.accelerator.num_processes,
+                )
+        self.accelerator.wait_for_everyone()
+        return file
 
 
 def train(
@@ -670,7 +703,8 @@ def train(
     recipe
         Its ``model``, ``diffusion``, ``train``, ``seed`` and condition dropout are used.
     directory
-        A local directory for ``checkpoint-<step>`` (the last two), ``history.jsonl`` and ``weights.safetensors``.
+        A local directory for ``checkpoint-<step>`` (the last two), ``history.jsonl``, ``weights.safetensors``
+        and, where ``train.calibrate`` asks for it, ``calibration.safetensors``.
     log
         Called with metrics and step every ``train.log_every`` steps: ``loss`` (mean since the last call), ``lr``,
         ``rate`` (samples a second) and ``heldout_loss`` (averaged weights, always the same noise).
@@ -684,7 +718,7 @@ def train(
     Raises
     ------
     InputError
-        Where ``directory`` holds a training with other settings than more steps.
+        Where ``directory`` holds a training with other settings than more steps or calibration.
     TrainingDivergedError
         Where the loss or a gradient is NaN or infinite; nothing of it is saved.
     KeyboardInterrupt

@@ -14,6 +14,7 @@ from tiny_primitives import GaussianDenoiser
 from diffats import config
 from diffats.diffusion import SAMPLERS, Diffusion, Draw, element_weights, random_source
 from diffats.errors import InputError
+from diffats.schedule import MAX_BETA
 
 TARGETS = ("eps", "x0", "v")
 MEAN, STD = torch.tensor([0.0, 1.0, -2.0, 0.5]), torch.tensor([1.0, 0.3, 3.0, 0.1])
@@ -33,6 +34,22 @@ def test_noising_ends_in_noise(schedule: str, noise_steps: int) -> None:
     diffusion = Diffusion(config.Diffusion(schedule=schedule, noise_steps=noise_steps))  # type: ignore[arg-type]
     assert (diffusion.abar.diff() < 0).all()
     assert diffusion.abar[-1] < 1e-3
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("noise_steps", [10, 1000, 4000])
+@pytest.mark.parametrize("shift", [-2.0, -0.5, 1.0, 2.0])
+def test_a_shift_moves_every_level_alike(schedule: str, noise_steps: int, shift: float) -> None:
+    settings = {"schedule": schedule, "noise_steps": noise_steps}
+    plain, shifted = (
+        Diffusion(config.Diffusion.model_validate({**settings, "log_snr_shift": by})) for by in (0.0, shift)
+    )
+    moved = shifted.log_snr() - plain.log_snr()
+    inner = plain.betas < MAX_BETA
+    np.testing.assert_allclose(moved[inner], shift, atol=0.05)  # float32 resolves no more of the least noise
+    assert np.isfinite(shifted.log_snr()).all()
+    assert (shifted.abar.diff() < 0).all()
+    assert shifted.abar[0] < 1
 
 
 def test_noise_is_added_as_in_diffusers() -> None:

@@ -114,7 +114,7 @@ def test_weights_come_back(tmp_path: Path) -> None:
     denoiser = small_denoiser(LABELS)
     path = tmp_path / "weights.safetensors"
     save_file(denoiser.state_dict(), path)
-    loaded = load_denoiser(path, LAYOUT, LABELS, SMALL, device="cpu")
+    loaded = load_denoiser(path, LAYOUT, LABELS, SMALL, None, device="cpu")
     assert not loaded.training
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, denoiser.state_dict()[name])
@@ -123,10 +123,10 @@ def test_weights_come_back(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     with pytest.raises(StoreNotFoundError, match="Run the train stage first"):
-        load_denoiser(path, LAYOUT, LABELS, SMALL, device="cpu")
+        load_denoiser(path, LAYOUT, LABELS, SMALL, None, device="cpu")
     save_file(small_denoiser(LABELS).state_dict(), path)
     with pytest.raises(IntegrityError, match="do not fit this recipe's network"):
-        load_denoiser(path, LAYOUT, LABELS, config.Model(width=32, depth=1, heads=2), device="cpu")
+        load_denoiser(path, LAYOUT, LABELS, config.Model(width=32, depth=1, heads=2), None, device="cpu")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(IntegrityError, match="do not fit"):
-        load_denoiser(path, LAYOUT, LABELS, SMALL, device="cpu")
+        load_denoiser(path, LAYOUT, LABELS, SMALL, None, device="cpu")

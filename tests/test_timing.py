@@ -11,7 +11,7 @@ import torch
 from tiny_primitives import LABELS, LAYOUT, tiny_recipe
 from tiny_runs import calls
 
-from diffats import timing
+from diffats import calibration, timing
 from diffats.config import Recipe
 from diffats.primitives import ConditionLayout, Layout
 from diffats.training import _Training
@@ -60,6 +60,26 @@ def test_every_kind_of_recipe_is_timed_and_nothing_stays(
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert numpy_state() == before[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_sample_seconds", lambda *given: 10.0)
+    calls = calibration.LEVELS * calibration.BATCHES * 8
+    for conditions, dropout, guidance, expected in (
+        (ConditionLayout(), 0.1, 1.0, calls * 10 / 5),
+        (LABELS, 0.1, 1.0, 2 * calls * 10 / 5),
+        (LABELS, 0.1, 2.0, 2 * calls * 10 / 10),
+        (LABELS, 0.0, 1.0, calls * 10 / 5),
+    ):
+        given = {"labels": "label"} if conditions is LABELS else {}
+        recipe = tiny_recipe(
+            train={"calibrate": True},
+            generate={"steps": 5, "guidance": guidance},
+            data={"condition": {"dropout": dropout, **given}},
+        )
+        data = timing.random_primitives(LAYOUT, conditions, recipe, {})
+        assert timing.measure(data, recipe).calibration == pytest.approx(expected)
+    assert timing.measure(data, tiny_recipe()).calibration == 0
 
 
 def generated(recipe: Recipe, step: float, monkeypatch: pytest.MonkeyPatch) -> tuple[float, list[int]]:

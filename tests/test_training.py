@@ -91,7 +91,9 @@ def test_what_a_training_leaves(unbroken: TrainResult) -> None:
     assert unbroken.heldout_loss == unbroken.history[-1]["heldout_loss"]
     assert_same_bits(unbroken.weights, directory / "checkpoint-12" / "ema.safetensors")
     data = tiny_set(24, labels=True)
-    denoiser = load_denoiser(unbroken.weights, LAYOUT, data.conditions, tiny_recipe().model, device="cpu")
+    denoiser = load_denoiser(
+        unbroken.weights, LAYOUT, data.conditions, tiny_recipe().model, data.normalisation, device="cpu"
+    )
     z = generate(denoiser, LAYOUT, Diffusion(tiny_recipe().diffusion), range(3), 0, steps=4, device="cpu")
     assert np.isfinite(z).all()
 
@@ -365,7 +367,9 @@ def progress(done, total):
     import time
     time.sleep(float(sys.argv[3]))
 
-result = training.train(tiny_set(24, labels=True), tiny_recipe(), Path(sys.argv[2]), device="cpu", progress=progress)
+recipe = tiny_recipe(train={"calibrate": True})
+result = training.train(tiny_set(24, labels=True), recipe, Path(sys.argv[2]), device="cpu", progress=progress)
+assert result.calibration.is_file()
 from accelerate import PartialState
 assert PartialState().num_processes == int(sys.argv[4])
 """

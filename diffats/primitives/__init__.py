@@ -18,20 +18,26 @@ from diffats.primitives.codec import (
     relative_error,
 )
 from diffats.primitives.conditions import ConditionLayout
+from diffats.primitives.coordinates import Coordinates, Products, Turn, basis_shapes, turned_axes
 from diffats.primitives.layout import PATCH, Layout, Stream
-from diffats.primitives.normalisation import FieldScaling, Moments, Normalisation
+from diffats.primitives.moments import Moments
+from diffats.primitives.normalisation import FieldScaling, Normalisation
 from diffats.primitives.shifts import Shifts
 
 __all__ = [
     "PATCH",
     "ConditionLayout",
+    "Coordinates",
     "FieldScaling",
     "Layout",
     "Moments",
     "Normalisation",
+    "Products",
     "Shifts",
     "Stream",
+    "Turn",
     "align",
+    "basis_shapes",
     "decode",
     "decompose",
     "decomposed_modes",
@@ -41,4 +47,5 @@ __all__ = [
     "orthonormality_defect",
     "reconstruction_errors",
     "relative_error",
+    "turned_axes",
 ]

@@ -11,7 +11,8 @@ from typing import Any, cast
 import numpy as np
 
 from diffats.errors import InputError
-from diffats.primitives.normalisation import Moments, NumpyArray, divisors
+from diffats.primitives.moments import Moments, NumpyArray
+from diffats.primitives.normalisation import divisors
 
 
 @dataclass(frozen=True)

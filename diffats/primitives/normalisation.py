@@ -1,93 +1,21 @@
-"""Statistics over samples, and the two normalisations: of fields before the decomposition, of streams after it."""
+"""The two normalisations: of fields before the decomposition, of streams after it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from array_api_compat import array_namespace, device, to_device
 
 from diffats.errors import InputError
+from diffats.primitives.coordinates import Coordinates, Products
 from diffats.primitives.layout import Streams
-from diffats.spectrum import Array, as_numpy, like
+from diffats.primitives.moments import Moments
+from diffats.spectrum import Array, like
 
 NumpyArray = np.ndarray[Any, Any]
-
-_BLOCK = 2**16  # numbers taken in float64 at a time: they stay in the cache
-
-
-class Moments:
-    """Count, mean and sum of squared deviations of every element over samples; parts merge in any order.
-
-    References
-    ----------
-    T. Chan, G. Golub, R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
-
-    >>> whole, part = Moments(), Moments()
-    >>> whole.add(np.array([[1.0], [2.0]])); part.add(np.array([[6.0]])); whole.merge(part)
-    >>> whole.count, whole.mean.tolist(), whole.variance.round(6).tolist()
-    (3, [3.0], [4.666667])
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: NumpyArray = np.zeros(())
-        self.M2: NumpyArray = np.zeros(())
-
-    def add(self, x: Any) -> None:
-        """Add samples ``(k, *shape)``."""
-        x = as_numpy(x)
-        if len(x) == 0:
-            return
-        part = Moments()
-        part.count = len(x)
-        flat = x.reshape(len(x), -1)
-        mean, M2 = np.empty(flat.shape[1]), np.empty(flat.shape[1])
-        step = max(1, _BLOCK // len(x))
-        for i in range(0, flat.shape[1], step):
-            block = flat[:, i : i + step].astype(np.float64)
-            mean[i : i + step] = block.mean(axis=0)
-            block -= mean[i : i + step]
-            M2[i : i + step] = np.einsum("ij,ij->j", block, block)
-        part.mean, part.M2 = mean.reshape(x.shape[1:]), M2.reshape(x.shape[1:])
-        self.merge(part)
-
-    def merge(self, other: Moments) -> None:
-        """Add what other moments have seen; the order does not matter."""
-        if other.count == 0:
-            return
-        if self.count and self.mean.shape != other.mean.shape:
-            raise InputError(f"moments of shapes {self.mean.shape} and {other.mean.shape} cannot be merged.")
-        if self.count == 0:
-            self.count, self.mean, self.M2 = other.count, other.mean.copy(), other.M2.copy()
-            return
-        total = self.count + other.count
-        delta = other.mean - self.mean
-        self.mean += delta * (other.count / total)
-        self.M2 += other.M2
-        delta *= delta
-        delta *= self.count * other.count / total
-        self.M2 += delta
-        self.count = total
-
-    @property
-    def variance(self) -> NumpyArray:
-        """Population variance of every element."""
-        return self.M2 / max(self.count, 1)
-
-    def to_arrays(self) -> dict[str, NumpyArray]:
-        """The state as arrays."""
-        return {"count": np.asarray(self.count), "mean": self.mean, "M2": self.M2}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any]) -> Moments:
-        """The moments that ``to_arrays`` described."""
-        made = cls()
-        made.count = int(arrays["count"])
-        made.mean, made.M2 = np.asarray(arrays["mean"], np.float64), np.asarray(arrays["M2"], np.float64)
-        return made
 
 
 def divisors(spread: NumpyArray, values: NumpyArray) -> NumpyArray:
@@ -102,10 +30,10 @@ def divisors(spread: NumpyArray, values: NumpyArray) -> NumpyArray:
 
 @dataclass(frozen=True, eq=False)
 class Normalisation:
-    """Centred streams of unit scale: an elementwise mean, and one scale per stream.
+    """Centred streams of unit scale: an elementwise mean, one scale per stream, and coordinates where there are any.
 
-    One scale for a whole stream keeps near-empty trailing columns as small as they are; a scale per element would
-    give their noise the weight of signal.
+    One scale for a whole stream keeps near-empty trailing columns as small as they are. Coordinates give each number
+    more of the scale that it has by itself; the loss weighs it down again by as much.
 
     Attributes
     ----------
@@ -113,10 +41,13 @@ class Normalisation:
         By stream: its shape.
     scale
         By stream: root mean square deviation over samples and elements; 1 for a constant stream.
+    coordinates
+        By stream; none of a stream that stays as it is.
     """
 
     mean: Mapping[str, NumpyArray]
     scale: Mapping[str, float]
+    coordinates: Mapping[str, Coordinates] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, moments: Mapping[str, Moments]) -> Normalisation:
@@ -134,13 +65,41 @@ class Normalisation:
         spread = {name: np.sqrt(np.mean(seen.variance)) for name, seen in moments.items()}
         return cls(mean, {name: float(divisors(spread[name], mean[name])) for name in moments})
 
+    @classmethod
+    def on_principal_axes(cls, products: Mapping[str, Products]) -> Normalisation:
+        """From a first pass over the training split: streams on their principal axes, all numbers with one scale."""
+        plain = cls.fit({name: seen.moments for name, seen in products.items()})
+        bases = {name: {axis: seen.basis(axis) for axis in seen.axes} for name, seen in products.items()}
+        ones = {name: np.ones(mean.shape) for name, mean in plain.mean.items()}
+        return replace(plain, coordinates={name: Coordinates(bases[name], ones[name], 0.0) for name in bases})
+
+    def with_deviations(self, moments: Mapping[str, Moments], *, beta: float, floor: float) -> Normalisation:
+        """From a second pass, whose moments are of what this one makes of the streams: each number with its own."""
+        fitted = {
+            name: Coordinates.fit(known.bases, moments[name].variance, beta=beta, floor=floor)
+            for name, known in self.coordinates.items()
+        }
+        return replace(self, coordinates=fitted)
+
+    @property
+    def plain(self) -> Normalisation:
+        """The same without coordinates: what distances between primitives are measured in, whatever a model sees."""
+        return replace(self, coordinates={})
+
+    def unit(self, name: str) -> Any:
+        """How much of a stream's own numbers 1 is: a number, or an array of the stream's shape."""
+        known = self.coordinates.get(name)
+        return self.scale[name] if known is None else self.scale[name] * known.divisor
+
     def apply(self, streams: Streams) -> dict[str, Array]:
-        """Centre and scale streams ``{name: (k, *shape)}``."""
-        return {n: (part - like(self._known(n), part)) / self.scale[n] for n, part in streams.items()}
+        """Centre and scale streams ``{name: (k, *shape)}``, and take them to their coordinates."""
+        out = {n: (part - like(self._known(n), part)) / self.scale[n] for n, part in streams.items()}
+        return out | {n: known.apply(out[n]) for n, known in self.coordinates.items() if n in out}
 
     def undo(self, streams: Streams) -> dict[str, Array]:
         """The inverse of ``apply``."""
-        return {n: part * self.scale[n] + like(self._known(n), part) for n, part in streams.items()}
+        back = {n: known.undo(streams[n]) for n, known in self.coordinates.items() if n in streams}
+        return {n: part * self.scale[n] + like(self._known(n), part) for n, part in {**streams, **back}.items()}
 
     def _known(self, name: str) -> NumpyArray:
         if name not in self.mean:
@@ -148,16 +107,28 @@ class Normalisation:
         return self.mean[name]
 
     def to_arrays(self) -> dict[str, NumpyArray]:
-        """Means and scales as arrays ``mean_<stream>`` and ``scale_<stream>``."""
-        means = {f"mean_{name}": np.asarray(mean) for name, mean in self.mean.items()}
-        return means | {f"scale_{name}": np.asarray(scale, np.float64) for name, scale in self.scale.items()}
+        """Arrays ``mean_<stream>``, ``scale_<stream>``; of coordinates ``deviation_``, ``beta_``, ``basis<k>_``."""
+        out = {f"mean_{name}": np.asarray(mean) for name, mean in self.mean.items()}
+        out |= {f"scale_{name}": np.asarray(scale, np.float64) for name, scale in self.scale.items()}
+        for name, known in self.coordinates.items():
+            out |= {f"deviation_{name}": known.deviation, f"beta_{name}": np.asarray(known.beta, np.float64)}
+            out |= {f"basis{axis}_{name}": basis for axis, basis in known.bases.items()}
+        return out
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Normalisation:
         """The normalisation that ``to_arrays`` described."""
         names = [key.removeprefix("mean_") for key in arrays if key.startswith("mean_")]
         mean = {name: np.asarray(arrays[f"mean_{name}"], np.float64) for name in names}
-        return cls(mean, {name: float(arrays[f"scale_{name}"]) for name in names})
+        scale = {name: float(arrays[f"scale_{name}"]) for name in names}
+        return cls(mean, scale, {n: _coordinates(arrays, n) for n in names if f"deviation_{n}" in arrays})
+
+
+def _coordinates(arrays: Mapping[str, Any], name: str) -> Coordinates:
+    deviation = np.asarray(arrays[f"deviation_{name}"], np.float64)
+    keys = {axis: f"basis{axis}_{name}" for axis in range(deviation.ndim)}
+    bases = {axis: np.asarray(arrays[key], np.float64) for axis, key in keys.items() if key in arrays}
+    return Coordinates(bases, deviation, float(arrays[f"beta_{name}"]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,7 +131,7 @@ def shard_statistics(
     out = dict(open_group(location, "tucker", tucker).read(ERRORS, start, stop))
     out |= {f"overlap_{mode}": stored["overlap"][:, axis] for axis, mode in enumerate(layout.aligned)}
     statistics = read_normalisation(location, normalisation)
-    found = drift.distances(statistics.apply({name: stored[name][inside] for name in names}))
+    found = drift.distances(statistics.plain.apply({name: stored[name][inside] for name in names}))
     return {name: values[inside] for name, values in out.items()} | {f"distance_{n}": d for n, d in found.items()}
 
 

@@ -161,13 +161,13 @@ def stored_streams(work: Workspace, model: bundle.Bundle, indices: Array) -> dic
 
 def normalised(work: Workspace, model: bundle.Bundle, indices: Array) -> Array:
     """Normalised primitives ``(k, D)`` of the given samples."""
-    streams = model.normalisation.apply(stored_streams(work, model, indices))
+    streams = model.normalisation.plain.apply(stored_streams(work, model, indices))
     return np.asarray(model.layout.flatten(streams))
 
 
 def unnormalised(model: bundle.Bundle, z: Array) -> dict[str, Array]:
     """Streams of normalised primitives ``z`` ``(k, D)``."""
-    streams = model.normalisation.undo(model.layout.unflatten(z))
+    streams = model.normalisation.plain.undo(model.layout.unflatten(z))
     return {name: np.asarray(value) for name, value in streams.items()}
 
 
@@ -176,7 +176,7 @@ def encoded(model: bundle.Bundle, fields: Array) -> Array:
     from diffats.primitives import encode
 
     streams, _ = encode(model.scaling.apply(fields), model.anchors, model.layout, model.recipe.decompose.method)
-    return np.asarray(model.layout.flatten(model.normalisation.apply(streams)))
+    return np.asarray(model.layout.flatten(model.normalisation.plain.apply(streams)))
 
 
 def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:

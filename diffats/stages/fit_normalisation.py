@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from diffats.compute import open_cluster
-from diffats.primitives import ConditionLayout, Layout, Moments, Normalisation
+from diffats.compute import Cluster, open_cluster
+from diffats.config import Normalise
+from diffats.primitives import (
+    ConditionLayout,
+    Layout,
+    Moments,
+    Normalisation,
+    Products,
+    turned_axes,
+)
+from diffats.primitives.coordinates import SKETCH
 from diffats.stages import align, decompose, drift, growth
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, open_group, shard_bounds, shard_runs
 from diffats.store import STATUS, Version
@@ -21,15 +31,35 @@ Array = npt.NDArray[Any]
 CONDITION_SAMPLES = 4096
 
 
+class Mergeable(Protocol):
+    """Statistics of some samples."""
+
+    def merge(self, other: Self) -> None:
+        """Add those of others."""
+
+
+Part = TypeVar("Part", bound=Mergeable)
+
+
 def require_primitives(work: Workspace) -> Version:
     """The finished primitives of this recipe."""
     return work.require(align.primitives_version(work), "primitives", "align")
 
 
-def normalisation_fingerprint(primitives: Version) -> str:
-    """Identity of the statistics; a source that has grown keeps those of its first samples."""
+def coordinates_asked_for(work: Workspace) -> dict[str, Any]:
+    """The part of the recipe on which the statistics depend; empty where streams stay as they are."""
+    return dict(work.portable.get("normalise", {}))
+
+
+def fingerprint_with(coordinates: dict[str, Any], primitives: Version) -> str:
+    """Identity of the statistics of primitives; a source that has grown keeps those of its first samples."""
     base = growth.base_of(primitives)
-    return fingerprint("normalisation", {}, base.fingerprint, base.digest)
+    return fingerprint("normalisation", coordinates, base.fingerprint, base.digest)
+
+
+def normalisation_fingerprint(work: Workspace, primitives: Version) -> str:
+    """Identity of the statistics that this recipe asks for."""
+    return fingerprint_with(coordinates_asked_for(work), primitives)
 
 
 def normalisation_version(work: Workspace) -> Version | None:
@@ -37,20 +67,52 @@ def normalisation_version(work: Workspace) -> Version | None:
     primitives = align.primitives_version(work)
     if primitives is None or not primitives.complete:
         return None
-    return work.find("normalisation", normalisation_fingerprint(primitives))
+    return work.find("normalisation", normalisation_fingerprint(work, primitives))
 
 
-def stream_moments(
-    bounds: tuple[int, int], *, location: str, snapshot: str, layout: Layout, shard: int
-) -> dict[str, Moments]:
-    """Moments of the good training primitives of a run of shards, by stream."""
-    group = open_group(location, "primitives", snapshot)
-    out = {stream.name: Moments() for stream in layout.streams}
-    for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
-        part = group.read(["status", "split", *out], bounds[0] + start, bounds[0] + stop)
-        good = (part["status"] == STATUS["ok"]) & (part["split"] == "train")
+@dataclass(frozen=True)
+class Primitives:
+    """Where the training primitives are, as workers get it."""
+
+    location: str
+    snapshot: str
+    layout: Layout
+    shard: int
+
+    def parts(self, bounds: tuple[int, int]) -> Iterator[dict[str, Array]]:
+        """The streams of the good training samples of a run of shards, shard by shard."""
+        group, names = open_group(self.location, "primitives", self.snapshot), [s.name for s in self.layout.streams]
+        for start, stop in shard_bounds(bounds[1] - bounds[0], self.shard):
+            part = group.read(["status", "split", *names], bounds[0] + start, bounds[0] + stop)
+            good = (part["status"] == STATUS["ok"]) & (part["split"] == "train")
+            yield {name: part[name][good] for name in names}
+
+
+def stream_moments(bounds: tuple[int, int], *, primitives: Primitives) -> dict[str, Moments]:
+    """Moments of a run of shards, by stream."""
+    out = {stream.name: Moments() for stream in primitives.layout.streams}
+    for part in primitives.parts(bounds):
         for name, moments in out.items():
-            moments.add(part[name][good])
+            moments.add(part[name])
+    return out
+
+
+def stream_products(bounds: tuple[int, int], *, primitives: Primitives) -> dict[str, Products]:
+    """Moments and products of deviations of a run of shards, by stream."""
+    out = {stream.name: Products(turned_axes(stream)) for stream in primitives.layout.streams}
+    for part in primitives.parts(bounds):
+        for name, products in out.items():
+            products.add(part[name])
+    return out
+
+
+def turned_moments(bounds: tuple[int, int], *, primitives: Primitives, shared: Normalisation) -> dict[str, Moments]:
+    """Moments of a run of shards on the streams' principal axes, by stream."""
+    out = {stream.name: Moments() for stream in primitives.layout.streams}
+    for part in primitives.parts(bounds):
+        wide = {name: values.astype(np.float64) for name, values in part.items()}
+        for name, values in shared.apply(wide).items():
+            out[name].add(values)
     return out
 
 
@@ -103,7 +165,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     """
     started = time.monotonic()
     primitives = require_primitives(work)
-    version = None if hooks.restart else work.find("normalisation", normalisation_fingerprint(primitives))
+    version = None if hooks.restart else work.find("normalisation", normalisation_fingerprint(work, primitives))
     there = version is not None and version.complete
     if version is None or not there:
         version = fit(work, primitives, hooks)
@@ -114,31 +176,76 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
 
 
 def fit(work: Workspace, primitives: Version, hooks: Hooks) -> Version:
-    """Fit the statistics in one pass over the training primitives."""
+    """Fit the statistics, in one pass over the training primitives, or in two where there are coordinates."""
     layout = decompose.layout_of(primitives)
-    n, shard = growth.base_of(primitives).n, primitives.record.shard
-    moments = {stream.name: Moments() for stream in layout.streams}
-    function = partial(
-        stream_moments, location=work.store_location, snapshot=primitives.snapshot, layout=layout, shard=shard
-    )
-    itemsize = primitives.raw(layout.streams[0].name).dtype.itemsize
-    # Of each number, its mean and its sum of squares come back, in float64.
-    runs = shard_runs(n, shard, sample_bytes=layout.numbers * itemsize, result_bytes=16 * layout.numbers)
     with open_cluster(work.recipe.compute) as cluster:
-        for (_, stop), part in cluster.map(function, runs, ordered=True):
-            for name, other in part.items():
-                moments[name].merge(other)
-            hooks.progress(stop, n, 0)
-    normalisation = Normalisation.fit(moments)
-    dims = {f"mean_{stream.name}": stream.dims for stream in layout.streams}
-    dataset = xr.Dataset({name: (dims.get(name, ()), value) for name, value in normalisation.to_arrays().items()})
+        passes = Passes(cluster, primitives, hooks, work.store_location, layout)
+        if work.recipe.normalise.coordinates == "stream":
+            normalisation = Normalisation.fit(passes.over(stream_moments))
+        else:
+            normalisation = spectral(passes, work.recipe.normalise)
     version = work.store.put(
         "normalisation",
-        dataset,
-        fingerprint=normalisation_fingerprint(primitives),
-        attrs=work.attrs(conditions=condition_layout(work, primitives).to_dict(), primitives=primitives.snapshot),
+        _dataset(normalisation, layout),
+        fingerprint=normalisation_fingerprint(work, primitives),
+        attrs=work.attrs(
+            conditions=condition_layout(work, primitives).to_dict(),
+            coordinates=coordinates_asked_for(work),
+            primitives=primitives.snapshot,
+        ),
     )
     return work.keep(version)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes over the training primitives, from which statistics come back that merge."""
+
+    cluster: Cluster
+    primitives: Version
+    hooks: Hooks
+    location: str
+    layout: Layout
+
+    def over(self, function: Callable[..., dict[str, Part]], more: int = 0, shared: Any = None) -> dict[str, Part]:
+        """What ``function``, given ``shared``, finds by stream in runs of shards, merged in their order.
+
+        ``more`` numbers come back from each beside two of each number, in float64.
+        """
+        n, shard, numbers = growth.base_of(self.primitives).n, self.primitives.record.shard, self.layout.numbers
+        source = Primitives(self.location, self.primitives.snapshot, self.layout, shard)
+        itemsize = self.primitives.raw(self.layout.streams[0].name).dtype.itemsize
+        runs = shard_runs(n, shard, sample_bytes=numbers * itemsize, result_bytes=8 * (2 * numbers + more))
+        whole: dict[str, Part] = {}
+        for (_, stop), part in self.cluster.map(
+            partial(function, primitives=source), runs, ordered=True, shared=shared
+        ):
+            for name, other in part.items():
+                if name in whole:
+                    whole[name].merge(other)
+                else:
+                    whole[name] = other
+            self.hooks.progress(stop, n, 0)
+        return whole
+
+
+def spectral(passes: Passes, chosen: Normalise) -> Normalisation:
+    """Principal axes from a first pass, deviations along them from a second one."""
+    lengths = [stream.shape[axis] for stream in passes.layout.streams for axis in turned_axes(stream)]
+    products = passes.over(stream_products, more=sum(n * min(n, SKETCH) for n in lengths))
+    turned = Normalisation.on_principal_axes(products)
+    moments = passes.over(turned_moments, shared=turned)
+    return turned.with_deviations(moments, beta=chosen.beta, floor=chosen.floor)
+
+
+def _dataset(normalisation: Normalisation, layout: Layout) -> xr.Dataset:
+    dims = {f"{what}_{stream.name}": stream.dims for stream in layout.streams for what in ("mean", "deviation")}
+    for stream in layout.streams:
+        dims |= {
+            f"basis{axis}_{stream.name}": (stream.dims[axis], f"axis_{stream.name}_{stream.dims[axis]}")
+            for axis in turned_axes(stream)
+        }
+    return xr.Dataset({name: (dims.get(name, ()), value) for name, value in normalisation.to_arrays().items()})
 
 
 def read_normalisation(version: Version) -> tuple[Normalisation, ConditionLayout]:
@@ -154,6 +261,8 @@ def result(
     """What the tracker and the summary show of group ``normalisation``."""
     normalisation, _ = read_normalisation(version)
     text = ", ".join(f"{name} {scale:.3g}" for name, scale in normalisation.scale.items())
+    spans = [known.deviation.max() / known.deviation.min() for known in normalisation.coordinates.values()]
+    text += f"; numbers on principal axes differ by up to {max(spans):.2g}" if spans else ""
     return StageResult(
         stage="fit_normalisation",
         fingerprint=version.fingerprint,

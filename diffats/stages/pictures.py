@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffats import evaluation, plots
+from diffats.bundle import Bundle
 from diffats.primitives import relative_error
 from diffats.stages import decompose, drift
 from diffats.stages.workspace import Workspace
@@ -93,6 +94,22 @@ def model_pictures(work: Workspace, fields: evaluation.Fields, painter: plots.Pa
             "nearest": plots.nearest_training(evaluation.nearest_training(fields)),
         }
     )
+
+
+def deviations_picture(model: Bundle, fields: evaluation.Fields) -> dict[str, bytes]:
+    """How much real and generated primitives vary along each axis on which the model's coordinates turn them."""
+    panels: dict[str, dict[str, Any]] = {}
+    for stream in model.layout.streams:
+        known = model.normalisation.coordinates.get(stream.name)
+        for axis in () if known is None else known.bases:
+            title = f"{'core' if stream.mode is None else 'factor'} along {stream.dims[axis]}"
+            panels[title] = {}
+            for kind, z in (("test", fields.z_test), ("generated", fields.z_generated)):
+                assert known is not None
+                turned = known.turn(model.layout.unflatten(z)[stream.name].astype(np.float64))
+                others = tuple(other for other in range(turned.ndim) if other != axis + 1)
+                panels[title][kind] = np.sqrt(np.mean(turned**2, axis=others))
+    return drawn({"deviations": plots.deviations(panels)}) if panels else {}
 
 
 def reconstruction_figure(work: Workspace, fields: evaluation.Fields, unit: str) -> Any:

@@ -500,7 +500,8 @@ def times(work: Workspace, ranks: Mapping[str, int]) -> dict[str, Any]:
     -------
     dict
         ``device``; ``train_steps``, of which ``train_done`` are done, ``seconds_per_step`` and ``train_seconds`` for
-        those that are left; ``generate_samples`` and ``generate_seconds`` for the network's calls of all of them.
+        those that are left and the calibration; ``generate_samples`` and ``generate_seconds`` for the network's calls
+        of all of them.
         Empty, with a warning, where the device is another machine's or torch is not installed.
     """
     recipe = work.recipe
@@ -521,7 +522,7 @@ def times(work: Workspace, ranks: Mapping[str, int]) -> dict[str, Any]:
         "train_steps": steps,
         "train_done": done,
         "seconds_per_step": measured.step,
-        "train_seconds": (steps - done) * measured.step,
+        "train_seconds": (steps - done) * measured.step + (measured.calibration if done < steps else 0.0),
         "generate_samples": recipe.generate.count,
         "generate_seconds": recipe.generate.count * measured.sample,
     }

@@ -108,6 +108,7 @@ def gather(
     drawn |= pictures.model_pictures(work, fields, painter, unit)
     drawn |= pictures.drawn({"training": plots.training_curves(history), "scorecard": plots.scorecard(metrics)})
     drawn |= pictures.medoid_picture(work, anchor, painter)
+    drawn |= pictures.deviations_picture(model, fields)
     drawn |= pictures.drift_picture(drifted)
     settings = work.recipe.generate
     return ReportContent(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffats import bundle
+from diffats.config import NOT_LEARNED
 from diffats.errors import IntegrityError, StoreNotFoundError
 from diffats.primitives import Layout, Shifts
 from diffats.stages import align, decompose, drift, fit_normalisation, processes, select_anchor
@@ -24,20 +25,18 @@ Array = npt.NDArray[Any]
 log = logging.getLogger("diffats.train")
 EXAMPLES = 256
 EXAMPLE_BYTES = 16 * 2**20
-# Options that change when things are written, not what is learned; more steps continue a training.
-_NOT_LEARNED = ("steps", "checkpoint_every", "log_every")
 
 
 def require_normalisation(work: Workspace) -> tuple[Version, Version]:
     """The finished primitives and their statistics."""
     primitives = fit_normalisation.require_primitives(work)
-    identity = fit_normalisation.normalisation_fingerprint(primitives)
+    identity = fit_normalisation.normalisation_fingerprint(work, primitives)
     version = work.require(work.find("normalisation", identity), "normalisation", "normalise")
     return primitives, version
 
 
 def model_fingerprint(work: Workspace, primitives: Version, normalisation: Version) -> str:
-    """Identity of the training, whatever its number of steps.
+    """Identity of the training, whatever its number of steps: more of them continue it.
 
     The primitives' digest is of their numbers. Scaling, mask, units and coordinates, which a bundle takes to fields,
     are in the normalisation's fingerprint, which holds those of all groups before it.
@@ -46,7 +45,7 @@ def model_fingerprint(work: Workspace, primitives: Version, normalisation: Versi
     config = {
         "model": recipe["model"],
         "diffusion": recipe["diffusion"],
-        "train": {key: value for key, value in recipe["train"].items() if key not in _NOT_LEARNED},
+        "train": {key: value for key, value in recipe["train"].items() if key not in NOT_LEARNED},
         "dropout": recipe["data"]["condition"]["dropout"],
         "seed": work.recipe.seed,
     }
@@ -54,8 +53,9 @@ def model_fingerprint(work: Workspace, primitives: Version, normalisation: Versi
 
 
 def bundle_path(work: Workspace, identity: str) -> Path:
-    """Where the bundle of this training at this number of steps is."""
-    return work.root / "bundles" / f"{identity[:16]}-{work.recipe.train.steps}"
+    """Where the bundle of this training at this number of steps is, calibrated or not."""
+    train = work.recipe.train
+    return work.root / "bundles" / f"{identity[:16]}-{train.steps}{'-calibrated' if train.calibrate else ''}"
 
 
 def find_bundle(work: Workspace) -> Path | None:
@@ -151,7 +151,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     )
     if not processes.is_main():  # the main process saves the bundle
         return StageResult("train", identity, "", str(path), seconds=time.monotonic() - started)
-    save_bundle(work, path, primitives, normalisation, trained.weights)
+    save_bundle(work, path, primitives, normalisation, trained.weights, trained.calibration)
     bundle.ask_for(path, work.portable, recipe_fingerprint(work))
     return result(work, path, identity, started)
 
@@ -177,7 +177,9 @@ def _asked_for(work: Workspace, path: Path) -> bool:
     return True
 
 
-def save_bundle(work: Workspace, path: Path, primitives: Version, normalisation: Version, weights: Path) -> None:
+def save_bundle(
+    work: Workspace, path: Path, primitives: Version, normalisation: Version, weights: Path, calibration: Path | None
+) -> None:
     """Gather everything that the model needs to run elsewhere."""
     tucker = select_anchor.require_tucker(work)
     anchor = align.require_anchor(work, tucker)
@@ -196,6 +198,7 @@ def save_bundle(work: Workspace, path: Path, primitives: Version, normalisation:
         condition_dims=primitives.attrs["condition_dims"],
         examples=condition_examples(work, primitives),
         weights=weights,
+        calibration=calibration,
         provenance={
             "data_fingerprint": tucker.fingerprint,
             "primitives_snapshot": primitives.snapshot,

@@ -263,16 +263,18 @@ def _require_store(work: Workspace, what: str) -> None:
 def _models(work: Workspace) -> Reason:
     """Whether a model was made from a version: primitives with its digest, or the statistics that go with them."""
     digests = {**dict.fromkeys(_registered(work), "a registered model"), **dict.fromkeys(_bundles(work), "a model")}
-    why, statistics = {}, {}
+    why, sources = {}, {}
     listed = [(store, entry) for store in work.repositories() for entry in store.versions()]
     for store, entry in listed:
         if entry["group"] == "primitives" and entry["digest"] in digests:
             why[_place(entry)] = digests[entry["digest"]]
-            primitives = Version(store, "primitives", entry["snapshot"])
-            statistics[fit_normalisation.normalisation_fingerprint(primitives)] = digests[entry["digest"]]
-    for _, entry in listed:
-        if entry["group"] == "normalisation" and entry["fingerprint"] in statistics:
-            why[_place(entry)] = statistics[entry["fingerprint"]]
+            sources[Version(store, "primitives", entry["snapshot"])] = digests[entry["digest"]]
+    for store, entry in listed:
+        if entry["group"] == "normalisation":
+            coordinates = Version(store, "normalisation", entry["snapshot"]).attrs.get("coordinates", {})
+            for primitives, reason in sources.items():
+                if fit_normalisation.fingerprint_with(coordinates, primitives) == entry["fingerprint"]:
+                    why[_place(entry)] = reason
     return lambda entry: f"{why[_place(entry)]} was made from it" if _place(entry) in why else None
 
 
