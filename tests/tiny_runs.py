@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from diffats import stages
+from diffats.bundle import CALIBRATION, WEIGHTS, file_digest
 from diffats.compute import open_cluster
 from diffats.config import Recipe, parse_recipe
 from diffats.stages import (
@@ -103,7 +104,8 @@ def content(recipe: Recipe) -> dict[str, str]:
         "samples": generate.samples_version(work, model),
     }
     digests = {name: version.digest if version is not None else "" for name, version in versions.items()}
-    return {**digests, "weights": train.weights_digest(model.directory)}
+    files = [path for path in (model.directory / WEIGHTS, model.directory / CALIBRATION) if path.is_file()]
+    return {**digests, **{path.name: file_digest(path) for path in files}}
 
 
 class Remembered(logging.Handler):

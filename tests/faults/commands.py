@@ -39,7 +39,8 @@ def make_recipe(folder: Path, root: Path | None = None, **sections: Any) -> Reci
     data = trajectories(folder / "u.zarr", N, 6, 8)
     given: dict[str, Any] = {
         "decompose": {"tolerance": 0.1},
-        "train": {"steps": STEPS, "checkpoint_every": 5, "log_every": 5},
+        "normalise": {"coordinates": "spectral"},
+        "train": {"steps": STEPS, "checkpoint_every": 5, "log_every": 5, "calibrate": True},
         "generate": {"count": 12, "steps": 4, "batch": 2},
         "compute": {"shard_samples": SHARD},
     }
