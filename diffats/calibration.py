@@ -237,7 +237,7 @@ def _kept(file: Path, identity: str, levels: list[int], kinds: tuple[str, ...]) 
         tensors = load_file(file)
     except (OSError, SafetensorError):
         return []
-    if noted != {"identity": identity, "digest": _digest(tensors)} or set(tensors) != {"levels", *_names(kinds)}:
+    if noted != {"digest": _digest(tensors, identity)} or set(tensors) != {"levels", *_names(kinds)}:
         return []
     done = tensors.pop("levels").tolist()
     return (
@@ -245,9 +245,9 @@ def _kept(file: Path, identity: str, levels: list[int], kinds: tuple[str, ...]) 
     )
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors and their names."""
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], identity: str) -> str:
+    """SHA-256 of tensors, their names and what they belong to."""
+    digest = hashlib.sha256(identity.encode())
     for name, x in sorted(tensors.items()):
         digest.update(name.encode() + x.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -255,7 +255,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _save(path: Path, tensors: dict[str, Tensor], identity: str) -> None:
     try:
-        save_file(tensors, path, metadata={"identity": identity, "digest": _digest(tensors)})
+        # one entry: several come in an order that differs from process to process, and so would the file
+        save_file(tensors, path, metadata={"digest": _digest(tensors, identity)})
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{path} cannot be written ({error})") from error
 
