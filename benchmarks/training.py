@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import arguments, best_seconds, markdown, processor_features, save
-from benchmarks.training_step import PARTS, Prepare, Problem, Step, compiled, eager
+from benchmarks.training_step import AFTER, PARTS, Prepare, Problem, Step, compiled, eager
 from diffats.muon import orthogonalise
 from diffats.pace import Pace, Way
 from diffats.training import hidden_matrices
@@ -132,7 +132,7 @@ def parts_seconds(step: Step, repeats: int) -> dict[str, float]:
     """The median time of each part of a step."""
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     for again in range(repeats + 1):
-        for part in PARTS:
+        for part in times:
             started = time.perf_counter()
             getattr(step, part)()
             if again:
@@ -180,15 +180,20 @@ def _row(
     with Way(threads, "float32").hold():
         parts = parts_seconds(step, network.repeats)
         row: dict[str, Any] = {"busy": neighbours, "threads": threads, "parts_s": parts, "chosen": False}
-        row["step_s"] = sum(parts.values()) - parts["batch"]  # which is read beside the step before
+        row["step_s"] = _after(parts)
         if not neighbours:
             row["network_bound_s"] = bound_seconds(own, network.repeats)
             row["update_bound_s"] = bound_seconds(updates, network.repeats)
             row["network_share"] = row["network_bound_s"] / (parts["forward"] + parts["backward"])
             row["step_share"] = (row["network_bound_s"] + row["update_bound_s"]) / row["step_s"]
         row["loading_share"] = parts["batch"] / row["step_s"]
-        row["optimiser_share"] = parts["optimiser"] / row["step_s"]
+        row["muon_share"] = parts["muon"] / row["step_s"]
     return row
+
+
+def _after(parts: Mapping[str, float]) -> float:
+    """Seconds of what is not done beside the step before."""
+    return sum(parts[part] for part in AFTER)
 
 
 def _others(problem: Problem, network: Network, size: Size) -> list[dict[str, Any]]:
@@ -207,9 +212,7 @@ def _others(problem: Problem, network: Network, size: Size) -> list[dict[str, An
             step.whole()
             first = time.perf_counter() - started
             parts = parts_seconds(step, min(network.repeats, 7))
-            found.append(
-                {"how": name, "first_s": first, "step_s": sum(parts.values()) - parts["batch"], "parts_s": parts}
-            )
+            found.append({"how": name, "first_s": first, "step_s": _after(parts), "parts_s": parts})
     return found
 
 
@@ -228,7 +231,7 @@ def _torchs(ours: torch.optim.Optimizer) -> torch.optim.Muon:
 
 def page(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: steps by part, and the same network trained otherwise."""
-    header = ["network", "beside", "threads", *(f"{part}, ms" for part in PARTS), "step, ms", "optimiser"]
+    header = ["network", "beside", "threads", *(f"{part}, ms" for part in PARTS), "step, ms", "muon"]
     header += ["loading", "network of bound", "step of bound"]
     rows = [_cells(result["network"], row) for result in results for row in result["rows"]]
     facts = [
@@ -237,17 +240,17 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         for r in results
     ]
     others = [
-        [r["network"], row["how"], 1e3 * row["step_s"], 1e3 * row["parts_s"]["optimiser"], row["first_s"]]
+        [r["network"], row["how"], 1e3 * row["step_s"], 1e3 * _optimiser(row["parts_s"]), row["first_s"]]
         for r in results
         for row in r["others"]
     ]
     return "\n\n".join(
         [
             "# A training step",
-            f"Median milliseconds of a step's parts in float32 on {processor_features()}. The batch is read beside the "
-            "step before, so the step is the sum of the others. *Chosen*: what `diffats train` would take there. The "
-            "bound is the time of the bare matrix products of the same shapes, measured in the same run: of the "
-            "network's own (forward and backward), and of all (with the optimiser's).",
+            f"Median milliseconds of a step's parts in float32 on {processor_features()}. The batch is read and the "
+            "noise drawn beside the step before, so the step is the sum of the others. *Chosen*: what `diffats train` "
+            "would take there. The bound is the time of the bare matrix products of the same shapes, measured in the "
+            "same run: of the network's own (forward and backward), and of all (with the optimiser's).",
             markdown(header, rows),
             " ".join(facts),
             "The same networks alone on one thread, otherwise trained. The first step compiles.",
@@ -256,11 +259,15 @@ def page(results: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _optimiser(parts: Mapping[str, float]) -> float:
+    return parts["adamw"] + parts["muon"]
+
+
 def _cells(name: str, row: dict[str, Any]) -> list[object]:
     beside = f"{row['busy']} busy processes" if row["busy"] else "nothing"
     threads = f"{row['threads']}{', chosen' if row['chosen'] else ''}"
     milliseconds = [1e3 * row["parts_s"][part] for part in PARTS]
-    shares = [_percent(row.get(key)) for key in ("optimiser_share", "loading_share", "network_share", "step_share")]
+    shares = [_percent(row.get(key)) for key in ("muon_share", "loading_share", "network_share", "step_share")]
     return [name, beside, threads, *milliseconds, 1e3 * row["step_s"], *shares]
 
 
@@ -276,7 +283,7 @@ def picture(results: Sequence[dict[str, Any]]) -> Figure:
     for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
         names = [f"{row['threads']} thread{'s' * (row['threads'] > 1)}\n{row['busy']} busy" for row in result["rows"]]
         bottom = [0.0] * len(names)
-        for part in PARTS[1:]:
+        for part in AFTER:
             heights = [1e3 * row["parts_s"][part] for row in result["rows"]]
             axes.bar(names, heights, bottom=bottom, label=part)
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]

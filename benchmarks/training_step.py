@@ -18,7 +18,9 @@ from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser
 from diffats.training import average_decay, make_optimizers
 
-PARTS = ("batch", "forward", "backward", "clip", "optimiser", "average")
+BESIDE = ("batch", "noise")  # what the training does beside the step before
+AFTER = ("forward", "backward", "clip", "adamw", "muon", "average")
+PARTS = (*BESIDE, *AFTER)
 _LATE = 10**6  # averaged weights at the end of a training
 
 Batch = tuple[Tensor, dict[str, Tensor], Draw]
@@ -65,11 +67,14 @@ class Problem:
             size, self.data.numbers, dropout=dropout, generator=random_source(0, 1)
         )
 
-    def batch(self, size: int, device: torch.device) -> Batch:
-        """A training batch on a device, brought there as the training does it."""
+    def samples(self, size: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """Samples and their conditions on a device, brought there as the training does it."""
         z, cond = self.read(size)
-        tensors = {name: torch.from_numpy(x).to(device) for name, x in cond.items()}
-        return torch.from_numpy(z).to(device), tensors, self.draw(size).to(device)
+        return torch.from_numpy(z).to(device), {name: torch.from_numpy(x).to(device) for name, x in cond.items()}
+
+    def batch(self, size: int, device: torch.device) -> Batch:
+        """A training batch on a device."""
+        return *self.samples(size, device), self.draw(size).to(device)
 
 
 class Call(nn.Module):
@@ -105,18 +110,22 @@ class Step:
         self.optimizers = make_optimizers(self.denoiser, self.train)
         self.weights = element_weights(problem.data.sizes).to(device)
         self.batch()
-        z, cond, draw = self.given
+        self.noise()
+        (z, cond), draw = self.given, self.draw
         inputs = (z, draw.t, draw.drop, *(cond[name] for name in problem.names))
         self.call = as_network(prepare(Call(self.denoiser, problem.names, precision), inputs), problem.names)
 
     def batch(self) -> None:
-        """Read a batch and bring it to the device: the training does it beside the step before."""
-        self.given = self.problem.batch(self.train.batch, self.device)
+        """Read samples and bring them to the device: the training does it beside the step before."""
+        self.given = self.problem.samples(self.train.batch, self.device)
+
+    def noise(self) -> None:
+        """Draw noise and its levels, also beside the step before."""
+        self.draw = self.problem.draw(self.train.batch).to(self.device)
 
     def forward(self) -> None:
         """The loss."""
-        z, cond, draw = self.given
-        self.loss = self.diffusion.loss(self.call, z, cond, self.weights, draw)
+        self.loss = self.diffusion.loss(self.call, *self.given, self.weights, self.draw)
 
     def backward(self) -> None:
         """Its gradient."""
@@ -126,9 +135,21 @@ class Step:
         """The gradient at most ``train.clip`` long."""
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.train.clip)
 
+    def adamw(self) -> None:
+        """New weights, but those that Muon is for."""
+        self._update(self.optimizers[:1])
+
+    def muon(self) -> None:
+        """New matrices of the blocks."""
+        self._update(self.optimizers[1:])
+
     def optimiser(self) -> None:
         """New weights."""
-        for optimizer in self.optimizers:
+        self._update(self.optimizers)
+
+    @staticmethod
+    def _update(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -137,8 +158,8 @@ class Step:
         self.averaged.update_parameters(self.denoiser)
 
     def whole(self) -> None:
-        """All of it but the batch."""
-        for part in PARTS[1:]:
+        """All that comes after the batch and the noise."""
+        for part in AFTER:
             getattr(self, part)()
 
 

@@ -93,13 +93,18 @@ class Normalisation:
 
     def apply(self, streams: Streams) -> dict[str, Array]:
         """Centre and scale streams ``{name: (k, *shape)}``, and take them to their coordinates."""
-        out = {n: (part - like(self._known(n), part)) / self.scale[n] for n, part in streams.items()}
+        out = {n: part - like(self._known(n), part) for n, part in streams.items()}
+        for name, part in out.items():
+            part /= self.scale[name]  # in place, as below: memory that is new costs more than the arithmetic
         return out | {n: known.apply(out[n]) for n, known in self.coordinates.items() if n in out}
 
     def undo(self, streams: Streams) -> dict[str, Array]:
         """The inverse of ``apply``."""
         back = {n: known.undo(streams[n]) for n, known in self.coordinates.items() if n in streams}
-        return {n: part * self.scale[n] + like(self._known(n), part) for n, part in {**streams, **back}.items()}
+        out = {n: part * self.scale[n] for n, part in {**streams, **back}.items()}
+        for name, part in out.items():
+            part += like(self._known(name), part)
+        return out
 
     def _known(self, name: str) -> NumpyArray:
         if name not in self.mean:

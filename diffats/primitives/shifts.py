@@ -6,6 +6,7 @@ so that ``shift(encode(X)) = encode(shift(X))`` without decomposing again.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,10 +79,12 @@ class Shifts:
     def apply_to_conditions(self, conditions: Mapping[str, Array], shifts: Array) -> dict[str, Array]:
         """Conditions ``{name: (k, ...)}`` of the shifted samples."""
         out = dict(conditions)
-        for mode, by in zip(self.modes, shifts.T, strict=True):
-            for name, dims in self.condition_dims.items():
-                if mode in dims:
-                    out[name] = rolled(out[name], by, 1 + list(dims).index(mode))
+        for name, dims in self.condition_dims.items():
+            along = {
+                1 + list(dims).index(mode): by for mode, by in zip(self.modes, shifts.T, strict=True) if mode in dims
+            }
+            if along:
+                out[name] = rolled_along(out[name], along)
         return out
 
     def _shift_factor(self, out: dict[str, Array], mode: str, by: Array) -> None:
@@ -110,9 +113,23 @@ def rolled(x: Array, by: Array, axis: int) -> Array:
     >>> rolled(np.array([[1, 2, 3], [1, 2, 3]]), np.array([0, 1]), 1).tolist()
     [[1, 2, 3], [3, 1, 2]]
     """
-    n, before = x.shape[axis], (slice(None),) * (axis - 1)
+    return rolled_along(x, {axis: by})
+
+
+def rolled_along(x: Array, along: Mapping[int, Array]) -> Array:
+    """The same along several axes at once, each with its ``by``: two copies of a part of a row for each axis."""
     out = np.empty_like(x)
-    for row, rolled_row, shift in zip(x, out, np.asarray(by) % n, strict=True):  # two copies a row: no index arrays
-        rolled_row[(*before, slice(shift, None))] = row[(*before, slice(None, n - shift))]
-        rolled_row[(*before, slice(None, shift))] = row[(*before, slice(n - shift, None))]
+    for i, (row, rolled_row) in enumerate(zip(x, out, strict=True)):  # no index arrays
+        halves = [_halves(axis, int(by[i]) % x.shape[axis], x.shape[axis]) for axis, by in along.items()]
+        for parts in itertools.product(*halves):
+            there, here = [slice(None)] * row.ndim, [slice(None)] * row.ndim
+            for axis, to, source in parts:
+                there[axis - 1], here[axis - 1] = to, source
+            rolled_row[tuple(there)] = row[tuple(here)]
     return out
+
+
+def _halves(axis: int, shift: int, n: int) -> list[tuple[int, slice, slice]]:
+    """Where the two parts of an axis that is rolled go, and where they come from."""
+    parts = [(axis, slice(shift, None), slice(None, n - shift))]
+    return [*parts, (axis, slice(None, shift), slice(n - shift, None))] if shift else parts
