@@ -16,7 +16,7 @@ import xarray as xr
 
 from diffats.config import Recipe, load_recipe
 from diffats.loader import PrimitiveSet
-from diffats.primitives import ConditionLayout, Coordinates, Layout, Moments, Normalisation, Shifts
+from diffats.primitives import ConditionLayout, Coordinates, Layout, Moments, Normalisation, Shifts, turned_axes
 
 Array = np.ndarray[Any, Any]
 
@@ -99,7 +99,9 @@ def _normalisation(recipe: Recipe, layout: Layout, streams: dict[str, Array]) ->
     if recipe.normalise.coordinates == "stream":
         return plain
     rng, beta = np.random.default_rng(1), recipe.normalise.beta
-    return replace(plain, coordinates={s.name: Coordinates.random(s, beta, rng) for s in layout.streams})
+    return replace(
+        plain, coordinates={s.name: Coordinates.random(s, beta, rng) for s in layout.streams if turned_axes(s)}
+    )
 
 
 def _stored(dataset: xr.Dataset, place: Path, shard: int) -> xr.Dataset:

@@ -35,6 +35,7 @@ from diffats.primitives import (
     basis_shapes,
     decode,
     encode,
+    turned_axes,
 )
 from diffats.requirements import require
 from diffats.storage import sync_to_disk
@@ -279,7 +280,7 @@ def _coordinate_misfits(model: Bundle) -> Iterator[str]:
     known = model.normalisation.coordinates
     yield from _differing("coordinates", bool(known), model.recipe.normalise.coordinates == "spectral")
     if known:
-        streams = model.layout.streams
+        streams = [stream for stream in model.layout.streams if turned_axes(stream)]
         bases = {name: {axis: basis.shape for axis, basis in each.bases.items()} for name, each in known.items()}
         yield from _differing(
             "deviations", _shapes({n: c.deviation for n, c in known.items()}), _stream_shapes(streams)

@@ -823,7 +823,7 @@ def power_spectra(sets: Mapping[str, Array], modes: Sequence[str], *, least: int
 
 
 @_styled
-def deviations(panels: Mapping[str, Mapping[str, Array]], *, columns: int = 3) -> Figure:
+def deviations(panels: Mapping[str, Mapping[str, Array]], *, columns: int = 2) -> Figure:
     """Deviation against position on the principal axes, for real and generated samples.
 
     Parameters

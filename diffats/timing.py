@@ -19,7 +19,7 @@ from diffats.diffusion import Diffusion
 from diffats.generation import generate
 from diffats.loader import Arrays, PrimitiveSet
 from diffats.models import resolve_device
-from diffats.primitives import ConditionLayout, Coordinates, Layout, Normalisation, Shifts
+from diffats.primitives import ConditionLayout, Coordinates, Layout, Normalisation, Shifts, turned_axes
 from diffats.training import rehearse
 
 REPEATS = 9
@@ -155,8 +155,8 @@ def random_primitives(
     }
     dataset = xr.Dataset(variables, coords={"split": ("sample", np.full(n, "train"))})
     means = {stream.name: np.zeros(stream.shape) for stream in layout.streams}
-    turned = recipe.normalise.coordinates == "spectral"
-    coordinates = {s.name: Coordinates.random(s, recipe.normalise.beta, rng) for s in layout.streams if turned}
+    turned = [s for s in layout.streams if turned_axes(s)] if recipe.normalise.coordinates == "spectral" else []
+    coordinates = {s.name: Coordinates.random(s, recipe.normalise.beta, rng) for s in turned}
     normalisation = Normalisation(means, dict.fromkeys(means, 1.0), coordinates)
     shifts = None
     if recipe.train.shift:

@@ -30,6 +30,9 @@ SKETCH = LEADING + 16  # columns of the sketch from which they are found
 def turned_axes(stream: Stream) -> tuple[int, ...]:
     """The axes of a stream that are turned: a factor's points, and each axis of points that the core keeps.
 
+    A stream without any has no coordinates. The patches of a matrix primitive are no axis of points: turned along them
+    reaction_diffusion_1d lost a third (docs/choices.md).
+
     >>> turned_axes(Stream("core", ("component", "y", "rank_x"), (2, 16, 4)))
     (1,)
     >>> turned_axes(Stream("factor_x", ("x", "rank_x"), (16, 4), "x"))
@@ -37,8 +40,8 @@ def turned_axes(stream: Stream) -> tuple[int, ...]:
     """
     if stream.mode is not None:
         return (len(stream.dims) - 2,)
-    if PATCH in stream.dims:  # the modes before it have anchors of their own: their columns are no points of one mode
-        return (stream.dims.index(PATCH),)
+    if PATCH in stream.dims:
+        return ()
     kept = [axis for axis, dim in enumerate(stream.dims) if not dim.startswith("rank_") and dim != "component"]
     return tuple(axis for axis in kept if stream.shape[axis] > 1)
 

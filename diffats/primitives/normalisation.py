@@ -69,8 +69,8 @@ class Normalisation:
     def on_principal_axes(cls, products: Mapping[str, Products]) -> Normalisation:
         """From a first pass over the training split: streams on their principal axes, all numbers with one scale."""
         plain = cls.fit({name: seen.moments for name, seen in products.items()})
-        bases = {name: {axis: seen.basis(axis) for axis in seen.axes} for name, seen in products.items()}
-        ones = {name: np.ones(mean.shape) for name, mean in plain.mean.items()}
+        bases = {n: {axis: seen.basis(axis) for axis in seen.axes} for n, seen in products.items() if seen.axes}
+        ones = {name: np.ones(plain.mean[name].shape) for name in bases}
         return replace(plain, coordinates={name: Coordinates(bases[name], ones[name], 0.0) for name in bases})
 
     def with_deviations(self, moments: Mapping[str, Moments], *, beta: float, floor: float) -> Normalisation:
