@@ -477,9 +477,9 @@ def _normalisation(task: Task, made: Any, streams: Mapping[str, Array], seed: in
     turned = Normalisation.on_principal_axes(over(products, lambda part: part))
 
     def wide(part: Mapping[str, Array]) -> dict[str, Array]:
-        return turned.apply({name: values.astype(np.float64) for name, values in part.items()})
+        return turned.apply({name: part[name].astype(np.float64) for name in turned.coordinates})
 
-    moments = over({name: Moments() for name in streams}, wide)
+    moments = over({name: Moments() for name in turned.coordinates}, wide)
     return turned.with_deviations(moments, beta=chosen.beta, floor=chosen.floor)
 
 

@@ -101,8 +101,9 @@ class Calibrated:
         levels = calibration.levels.numpy()
         log_snr = diffusion.log_snr()
         place = np.interp(-log_snr, -log_snr[levels], np.arange(len(levels)))
-        self._below = torch.from_numpy(np.floor(place).astype(np.int64))
-        self._share = torch.from_numpy((place - np.floor(place)).astype(np.float32))
+        device = calibration.guess[_KINDS[0]].device
+        self._below = torch.from_numpy(np.floor(place).astype(np.int64)).to(device)
+        self._share = torch.from_numpy((place - np.floor(place)).astype(np.float32)).to(device)
 
     def __call__(self, z: Tensor, t: Tensor, cond: Mapping[str, Tensor], drop: Tensor | None) -> Tensor:
         """The network's kind of prediction ``(B, D)`` that means the calibrated guess."""
@@ -113,17 +114,17 @@ class Calibrated:
     def _weights(
         self, tables: Mapping[str, Tensor], t: Tensor, cond: Mapping[str, Tensor], drop: Tensor | None
     ) -> Tensor:
-        given = self._at(tables["given"], t)
         if "dropped" not in tables or (cond and drop is None):
-            return given
+            return self._at(tables["given"], t)
         dropped = self._at(tables["dropped"], t)
-        return torch.where(drop[:, None], dropped, given) if cond and drop is not None else dropped
+        if not cond or drop is None:
+            return dropped
+        return torch.where(drop[:, None], dropped, self._at(tables["given"], t))
 
     def _at(self, table: Tensor, t: Tensor) -> Tensor:
         """Rows at the levels ``t`` ``(B,)``, straight between those of the table in log-SNR."""
-        where = t.to(self._below.device)
-        below, share = self._below[where].to(t.device), self._share[where].to(t.device)[:, None]
-        return torch.lerp(table[below], table[(below + 1).clamp(max=len(table) - 1)], share)
+        below = self._below[t]
+        return torch.lerp(table[below], table[(below + 1).clamp(max=len(table) - 1)], self._share[t][:, None])
 
 
 def load_calibrated(
@@ -254,9 +255,14 @@ def _digest(tensors: Mapping[str, Tensor], identity: str) -> str:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], identity: str) -> None:
+    # one entry: several come in an order that differs from process to process, and so would the file
+    save_tensors(path, tensors, {"digest": _digest(tensors, identity)})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; OSError where it cannot be written."""
     try:
-        # one entry: several come in an order that differs from process to process, and so would the file
-        save_file(tensors, path, metadata={"digest": _digest(tensors, identity)})
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, path, metadata=metadata)
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{path} cannot be written ({error})") from error
 

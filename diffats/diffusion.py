@@ -222,8 +222,8 @@ class Diffusion:
         chosen[0] = levels - 1  # what sampling starts from is pure noise
         return _strictly_decreasing(chosen, levels)
 
-    def scheduler(self, name: str, steps: int | None = None) -> Any:
-        """A scheduler of diffusers for a sampler's name, its time steps set where ``steps`` is given.
+    def scheduler(self, name: str, steps: int | None = None, *, levels: list[int] | None = None) -> Any:
+        """A scheduler of diffusers for a sampler's name, its time steps set where ``steps`` or ``levels`` are given.
 
         ``"ddim"`` is DPM-Solver++ of first order, which is DDIM (Lu et al., "DPM-Solver++", 2022, section 4.1) and,
         unlike diffusers' ``DDIMScheduler``, takes levels that are not evenly spaced.
@@ -235,14 +235,15 @@ class Diffusion:
         """
         if name not in SAMPLERS:
             raise InputError(f'unknown sampler "{name}". Use one of {", ".join(SAMPLERS)}.')
-        levels = self.sampling_levels()
+        usable = self.sampling_levels()
         scheduler = SAMPLERS[name](
-            num_train_timesteps=levels,
-            trained_betas=self.betas[:levels].tolist(),
+            num_train_timesteps=usable,
+            trained_betas=self.betas[:usable].tolist(),
             prediction_type=PREDICTION_TYPES[self.config.target],
         )
-        if steps is not None:
-            self._set_timesteps(scheduler, self.timesteps(steps))
+        chosen = levels if steps is None else self.timesteps(steps)
+        if chosen is not None:
+            self._set_timesteps(scheduler, chosen)
         return scheduler
 
     @staticmethod

@@ -107,6 +107,17 @@ def _axes(figure: Figure, rows: int, columns: int, **options: Any) -> Array:
     return np.asarray(figure.subplots(rows, columns, squeeze=False, **options))
 
 
+def _panels(count: int, columns: int, height: float, extra: float) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels in rows of ``height``, ``extra`` for a legend; what is left over stays empty."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = _figure(height * rows + extra)
+    axes = list(_axes(figure, rows, columns).flat)
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    return figure, axes[:count]
+
+
 def _finish(ax: Axes, title: str, xlabel: str, ylabel: str, *, grid: str = "y") -> None:
     ax.set_title(title)
     ax.set_xlabel(xlabel)
@@ -482,13 +493,8 @@ def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
     ranks
         The ranks chosen.
     """
-    columns = min(2, len(spectra))
-    rows = -(-len(spectra) // columns)
-    figure = _figure(1.75 * rows + 0.35)
-    grid = _axes(figure, rows, columns)
-    for ax in grid.flat[len(spectra) :]:
-        ax.set_axis_off()
-    for ax, (mode, energies) in zip(grid.flat, spectra.items(), strict=False):
+    figure, panels = _panels(len(spectra), 2, 1.75, 0.35)
+    for ax, (mode, energies) in zip(panels, spectra.items(), strict=True):
         left = _energy_left(np.atleast_2d(energies))[:, :-1]
         rank = np.arange(1, left.shape[1] + 1)
         low, middle, high = np.quantile(left, (0.05, 0.5, 0.95), axis=0)
@@ -802,13 +808,8 @@ def power_spectra(sets: Mapping[str, Array], modes: Sequence[str], *, least: int
     ]
     if not shown:
         return None
-    columns = min(2, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = _figure(2.0 * rows + 0.4)
-    grid = _axes(figure, rows, columns)
-    for ax in grid.flat[len(shown) :]:
-        ax.set_axis_off()
-    for ax, (axis, mode) in zip(grid.flat, shown, strict=False):
+    figure, panels = _panels(len(shown), 2, 2.0, 0.4)
+    for ax, (axis, mode) in zip(panels, shown, strict=True):
         for i, (kind, x) in enumerate(sets.items()):
             frequency, power = metrics.power_spectrum(np.nan_to_num(x), axis)
             colour = COLOURS.get(kind, _SEQUENCE[i % len(_SEQUENCE)])
@@ -817,29 +818,22 @@ def power_spectra(sets: Mapping[str, Array], modes: Sequence[str], *, least: int
             )
         _frequency_ticks(ax, float(frequency[0]))
         _finish(ax, f"along {mode}", "cycles per grid step", "power")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
     return figure
 
 
 @_styled
-def deviations(panels: Mapping[str, Mapping[str, Array]], *, columns: int = 2) -> Figure:
+def deviations(found: Mapping[str, Mapping[str, Array]]) -> Figure:
     """Deviation against position on the principal axes, for real and generated samples.
 
     Parameters
     ----------
-    panels
-        By title, then by kind: ``(n,)``.
-    columns
-        Panels side by side.
+    found
+        By title of a panel, then by kind: ``(n,)``.
     """
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = _figure(1.9 * rows + 0.4)
-    grid = _axes(figure, rows, columns)
-    for ax in grid.flat[len(panels) :]:
-        ax.set_axis_off()
-    for ax, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+    figure, panels = _panels(len(found), 2, 1.9, 0.4)
+    for ax, (title, curves) in zip(panels, found.items(), strict=True):
         for i, (kind, values) in enumerate(curves.items()):
             colour = COLOURS.get(kind, _SEQUENCE[i % len(_SEQUENCE)])
             position = np.arange(1, len(values) + 1)
@@ -847,7 +841,7 @@ def deviations(panels: Mapping[str, Mapping[str, Array]], *, columns: int = 2) -
                 position, np.maximum(values, np.finfo(np.float64).tiny), color=colour, label=NAMES.get(kind, kind)
             )
         _finish(ax, title, "principal axis", "deviation")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
     return figure
 

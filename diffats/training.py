@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -118,7 +118,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     digests = {}
     for name, tensors in checkpoint.tensors.items():
         path = scratch / f"{name}.safetensors"
-        _save_tensors(path, tensors)
+        calibration.save_tensors(path, tensors)
         digests[path.name] = _sha256(path)
         sync_to_disk(path)
     state = {"step": checkpoint.step, "files": digests, **checkpoint.state}
@@ -197,13 +197,6 @@ def _state_digest(state: Mapping[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    try:
-        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, path, metadata=metadata)
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"{path} cannot be written ({error})") from error
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -654,7 +647,7 @@ class _Training:
         weights = self.directory / WEIGHTS
         if self.accelerator.is_main_process:
             tensors, metadata = self.ema.module.state_dict(), {"step": str(self.step)}
-            replace_file(weights, lambda path: _save_tensors(path, tensors, metadata))
+            replace_file(weights, lambda path: calibration.save_tensors(path, tensors, metadata))
         self.accelerator.wait_for_everyone()
         calibrated = self._calibrate(weights) if self.train.calibrate else None
         return TrainResult(weights, calibrated, self.step, self.seconds, self.heldout_loss, self.history)
@@ -663,7 +656,6 @@ class _Training:
         """Fit the calibration to the batches that would have come next."""
         file = self.directory / CALIBRATION
         if self.accelerator.is_main_process:
-            logger.info("train: calibrating at %d noise levels", calibration.LEVELS)
             steps = range(self.step, self.step + calibration.BATCHES)
             with self.pace or self._set_pace():
                 calibration.fit(
@@ -676,9 +668,15 @@ class _Training:
                     identity=calibration.weights_identity(weights, self.settings),
                     device=self.device,
                     at_once=self.train.batch // self.accelerator.num_processes,
+                    progress=_log_calibration,
                 )
         self.accelerator.wait_for_everyone()
         return file
+
+
+def _log_calibration(done: int, levels: int) -> None:
+    if done == 1 or done % 8 == 0 or done == levels:
+        logger.info("train: calibrated at %d of %d noise levels", done, levels)
 
 
 def train(

@@ -14,9 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
-from diffats.errors import InputError
 from diffats.primitives.layout import PATCH, Stream
 from diffats.primitives.moments import Moments
 from diffats.spectrum import Array, as_numpy, like, mode_dot, unfold
@@ -76,8 +74,9 @@ class Products:
             return
         part = Products(self.axes)
         part.moments.add(x)
-        deviations = x.astype(np.float64) - part.moments.mean
-        part.sums = {axis: _products(deviations, axis) for axis in self.axes}
+        if self.axes:
+            deviations = x.astype(np.float64) - part.moments.mean
+            part.sums = {axis: _products(deviations, axis) for axis in self.axes}
         self.merge(part)
 
     def merge(self, other: Products) -> None:
@@ -99,7 +98,7 @@ class Products:
         n = len(sums)
         if n <= LEADING:
             return _signed(np.linalg.eigh((sums + sums.T) / 2)[1][:, ::-1])
-        inner = _test_matrix(n).T @ sums
+        inner = _test_matrix(n, sums.shape[1]).T @ sums
         values, vectors = np.linalg.eigh((inner + inner.T) / 2)
         seen = values > n * np.finfo(np.float64).eps * values[-1]  # what is below is rounding
         root = np.where(seen, vectors, 0.0) / np.sqrt(np.where(seen, values, 1.0))
@@ -111,12 +110,12 @@ def _products(deviations: NumpyArray, axis: int) -> NumpyArray:
     rows = unfold(deviations, axis)  # (k, n, rest)
     rows = np.moveaxis(rows, 1, 0).reshape(rows.shape[1], -1)
     n = len(rows)
-    return np.asarray(rows @ (rows.T if n <= LEADING else rows.T @ _test_matrix(n)))
+    return np.asarray(rows @ (rows.T if n <= LEADING else rows.T @ _test_matrix(n, min(n, SKETCH))))
 
 
-@lru_cache(maxsize=4)
-def _test_matrix(n: int) -> NumpyArray:
-    return np.random.default_rng(n).standard_normal((n, min(n, SKETCH)))
+@lru_cache(maxsize=1)
+def _test_matrix(n: int, columns: int) -> NumpyArray:
+    return np.random.default_rng(n).standard_normal((n, columns))
 
 
 def _signed(vectors: NumpyArray) -> NumpyArray:
@@ -150,7 +149,9 @@ class Turn:
         n, q = basis.shape
         if q == n:
             return cls((basis,))
-        (packed, tau), _ = scipy.linalg.qr(basis, mode="raw")
+        from scipy.linalg import qr  # of long modes alone
+
+        (packed, tau), _ = qr(basis, mode="raw")
         V = np.tril(packed, -1)[:, :q] + np.eye(n, q)
         T = np.linalg.solve(np.eye(q) + tau[:, None] * np.triu(V.T @ V, 1), np.diag(tau))
         return cls((V, V @ T))
@@ -194,18 +195,8 @@ class Coordinates:
     beta: float
 
     @classmethod
-    def fit(
-        cls, bases: Mapping[int, NumpyArray], variance: NumpyArray, *, beta: float, floor: float = 1e-5
-    ) -> Coordinates:
-        """From the variance of the turned numbers, of the stream's shape.
-
-        Raises
-        ------
-        InputError
-            Where ``beta`` is outside 0 to 1.
-        """
-        if not 0 <= beta <= 1:
-            raise InputError(f"normalise.beta is {beta:g}. Use a number from 0 to 1.")
+    def fit(cls, bases: Mapping[int, NumpyArray], variance: NumpyArray, *, beta: float, floor: float) -> Coordinates:
+        """From the variance of the turned numbers, of the stream's shape; ``floor`` is a share of the largest."""
         spread = np.sqrt(variance)
         for axis, basis in bases.items():
             spread = _one_for_the_rest(spread, axis, basis.shape[1])

@@ -108,9 +108,9 @@ def stream_products(bounds: tuple[int, int], *, primitives: Primitives) -> dict[
 
 def turned_moments(bounds: tuple[int, int], *, primitives: Primitives, shared: Normalisation) -> dict[str, Moments]:
     """Moments of a run of shards on the streams' principal axes, by stream."""
-    out = {stream.name: Moments() for stream in primitives.layout.streams}
+    out = {name: Moments() for name in shared.coordinates}
     for part in primitives.parts(bounds):
-        wide = {name: values.astype(np.float64) for name, values in part.items()}
+        wide = {name: part[name].astype(np.float64) for name in out}
         for name, values in shared.apply(wide).items():
             out[name].add(values)
     return out

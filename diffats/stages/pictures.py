@@ -101,14 +101,16 @@ def deviations_picture(model: Bundle, fields: evaluation.Fields) -> dict[str, by
     panels: dict[str, dict[str, Any]] = {}
     for stream in model.layout.streams:
         known = model.normalisation.coordinates.get(stream.name)
-        for axis in () if known is None else known.bases:
+        if known is None:
+            continue
+        sets = {"test": fields.z_test, "generated": fields.z_generated}
+        turned = {
+            kind: known.turn(model.layout.unflatten(z)[stream.name].astype(np.float64)) for kind, z in sets.items()
+        }
+        for axis in known.bases:
+            others = tuple(other for other in range(len(stream.dims) + 1) if other != axis + 1)
             title = f"{'core' if stream.mode is None else 'factor'} along {stream.dims[axis]}"
-            panels[title] = {}
-            for kind, z in (("test", fields.z_test), ("generated", fields.z_generated)):
-                assert known is not None
-                turned = known.turn(model.layout.unflatten(z)[stream.name].astype(np.float64))
-                others = tuple(other for other in range(turned.ndim) if other != axis + 1)
-                panels[title][kind] = np.sqrt(np.mean(turned**2, axis=others))
+            panels[title] = {kind: np.sqrt(np.mean(values**2, axis=others)) for kind, values in turned.items()}
     return drawn({"deviations": plots.deviations(panels)}) if panels else {}
 
 
