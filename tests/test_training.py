@@ -18,7 +18,7 @@ import xarray as xr
 from safetensors.torch import load_file
 from tiny_primitives import LAYOUT, tiny_recipe, tiny_set
 
-from diffats import training
+from diffats import calibration, training
 from diffats.config import Recipe, Train
 from diffats.diffusion import Diffusion, element_weights
 from diffats.errors import InputError, TrainingDivergedError
@@ -175,14 +175,14 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_until(tmp_path, 5)
-    real = training.save_file
+    real = calibration.save_file
 
     def fail(tensors: dict[str, torch.Tensor], path: Path, **more: object) -> None:
         if path.name == "optimizer.safetensors":
             raise OSError("no space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(training, "save_file", fail)
+    monkeypatch.setattr(calibration, "save_file", fail)
     with pytest.raises(OSError, match="no space"):
         run(tmp_path)
     monkeypatch.undo()
@@ -360,7 +360,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from tiny_primitives import tiny_recipe, tiny_set
-from diffats import training
+from diffats import calibration, training
 
 def progress(done, total):
     print(done, flush=True)
