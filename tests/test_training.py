@@ -360,7 +360,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from tiny_primitives import tiny_recipe, tiny_set
-from diffats import calibration, training
+from diffats import training
 
 def progress(done, total):
     print(done, flush=True)
