@@ -49,6 +49,7 @@ UNCONDITIONAL = ("moving_digits", "image_patches")
 LEAD = ("burgers_2d", "moving_digits")  # one conditional, one unconditional
 SEEDS = 3
 MEASURED = ("evaluate.members=20",)  # 90 % intervals need 19
+PLAIN = ("normalise.coordinates=stream", "train.calibrate=false")  # one scale for a stream, and the guess as it is
 SAMPLERS = ("ddpm", "ddpm-accelerated", "ddim", "ddim-accelerated", "dpm++", "unipc")
 CALLS = (5, 10, 20, 50, 250)
 CASES = 16  # test conditions with an ensemble each
@@ -105,6 +106,11 @@ class Run:
     def is_trained(self) -> bool:
         """Whether its network is there."""
         return self._note.is_file()
+
+    @property
+    def calibrated(self) -> Path:
+        """Is there once its network is calibrated."""
+        return self.training / "calibrated"
 
     def note_training(self, seconds: float, heldout_loss: float) -> None:
         """Keep that its network is there, and what it took in processor seconds."""
@@ -360,7 +366,7 @@ def trained(run: Run, task: Task) -> Trained:
     from benchmarks.quality_methods import REPRESENTATIONS
     from diffats.calibration import load_calibrated
     from diffats.generation import load_denoiser
-    from diffats.training import WEIGHTS, train
+    from diffats.training import CALIBRATION, WEIGHTS, train
 
     x = task.scaled
     made = REPRESENTATIONS[run.method](x[task.train], task.recipe, task.layout, run.seed)
@@ -385,9 +391,10 @@ def trained(run: Run, task: Task) -> Trained:
         run.training / WEIGHTS, made.layout, task.conditions, recipe.model, data.normalisation, device="cpu"
     )
     if recipe.train.calibrate:
-        calibration = train(data, recipe, run.training, device="cpu").calibration  # nothing else is left to do
-        assert calibration is not None
-        network = load_calibrated(calibration, network, made.layout, recipe, device="cpu")
+        if not run.calibrated.exists():
+            train(data, recipe, run.training, device="cpu")  # nothing else is left to do
+            run.calibrated.touch()
+        network = load_calibrated(run.training / CALIBRATION, network, made.layout, recipe, device="cpu")
     return Trained(made, streams, recipe, data, network, flops)
 
 
@@ -737,6 +744,19 @@ def sampling_plan(tasks: Sequence[str], samplers: Sequence[str] = SAMPLERS) -> I
                 yield Run(task, "ours", 0, ("evaluate.members=4", *options))
 
 
+def plain_plan(tasks: Sequence[str]) -> Iterator[Run]:
+    """What coordinates and calibration do for each method: the trained ones without either, seed 0.
+
+    Tokens that are patches have no axes of points, so nothing is turned: only their calibration is left out.
+    """
+    from benchmarks.quality_methods import PATCHED
+
+    for task in sorted(tasks, key=lambda t: t not in LEAD):
+        for method in METHODS:
+            if method not in (*UNTRAINED, OPERATOR):
+                yield Run(task, method, 0, (*MEASURED, *(PLAIN[1:] if method in PATCHED else PLAIN)))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -747,6 +767,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--validate", action="store_true", help="score on a part of the training samples, kept from it")
     instead = "instead: ours by each sampler, or these, with 5 to 250 calls"
     parser.add_argument("--samplers", nargs="*", choices=SAMPLERS, help=instead)
+    parser.add_argument("--plain", action="store_true", help="instead: each method in streams and not calibrated")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args(argv)
     changes = (*MEASURED, *options.changes)
@@ -758,6 +779,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if missing:
             parser.error(f"{missing[0]}: --samplers needs the network of `--methods ours --seeds 0`. Run that first.")
         runs = list(sampling_plan(options.tasks, options.samplers or SAMPLERS))
+    if options.plain:
+        runs = list(plain_plan(options.tasks))
     make_data(list(dict.fromkeys(run.task for run in runs)))
     failed = run_all(runs, options.jobs)
     if not (options.changes or options.validate):
@@ -794,6 +817,8 @@ def _place_of(method: str) -> tuple[int, bool]:
     """Of a method among others, before what was measured with it: its codec, or references; other samplers last."""
     if method.startswith("ours, "):
         return len(METHODS) + SAMPLERS.index(method.split()[1]), False
+    if quality_report.is_plain(method):
+        return len(METHODS) + len(SAMPLERS) + METHODS.index(quality_report.with_all(method)), False
     planned = method.removeprefix("codec of ")
     planned = planned if planned in METHODS else "ours"
     return METHODS.index(planned), method != planned
@@ -813,6 +838,10 @@ def write_results() -> None:
             sampler, calls = (option.partition("=")[2] for option in run.changes[-2:])
             own = [row for row in rows_of(done) if row.method == "ours"]
             found += [replace(row, method=f"ours, {sampler} at {calls}") for row in own]
+    for run in plain_plan(TASKS):
+        if (done := run.result) is not None:
+            own = [row for row in rows_of(done) if row.method == run.method]
+            found += [replace(row, method=quality_report.plain(run.method)) for row in own]
     kept = json.loads(JSON.read_text(encoding="utf-8")) if JSON.is_file() else {"rows": [], "machines": []}
     settings = {task: _settings(task) for task in TASKS}
     rows = merged([quality_report.Row(*row) for row in kept["rows"]], kept.get("settings", settings), found, settings)

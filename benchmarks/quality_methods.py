@@ -337,6 +337,9 @@ def _ranks_of_least_loss(energies: list[Array], budget: int) -> tuple[int, ...]:
     return best
 
 
+#: Those whose tokens are patches of an array.
+PATCHED = ("global basis", "average-pooled", "raw fields")
+
 #: What a denoiser is trained on, by name.
 REPRESENTATIONS: dict[str, Fit] = {
     "ours": aligned,

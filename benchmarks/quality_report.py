@@ -59,6 +59,7 @@ REFERENCES = {
     "training_mean": "training mean",
     "truth": "truth itself",
 }
+_PLAIN = " (plain)"
 INTERVAL = 0.95
 FRAMES = 10  # of a film, about
 RECIPES = Path(__file__).parent.parent / "deployments" / "recipes" / "small"
@@ -163,7 +164,7 @@ def write(
     pictures = folder / "quality"
     pictures.mkdir(parents=True, exist_ok=True)
     parts = [INTRODUCTION]
-    measured = [row for row in rows if row.metric in ("seconds", *COSTS) and not row.method.startswith("ours, ")]
+    measured = [row for row in rows if row.metric in ("seconds", *COSTS) and not _is_apart(row.method)]
     done = len({(row.task, row.method, row.seed) for row in measured})
     if done < planned:
         parts.append(
@@ -174,7 +175,7 @@ def write(
     for table in tables:
         task = table.task
         columns = CONDITIONAL if table.conditional else UNCONDITIONAL
-        table.methods = [m for m in table.methods if not m.startswith("ours, ")]  # they have a table of their own
+        table.methods = [m for m in table.methods if not _is_apart(m)]  # they have tables of their own
         methods = [m for m in table.methods if not m.startswith("codec of") or table.has_own_codec(m, columns)]
         parts += [f"## {task}", load_summary(RECIPES / f"{task}.toml")]
         parts += [table.markdown(columns, methods), table.markdown(COSTS, table.methods)]
@@ -188,11 +189,17 @@ def write(
         if samplers := sampler_table(table):
             members = " (seed 0; with conditions ensembles of 4, not 20)"
             parts += [f"By sampler and network calls (columns), the same network and noise{members}:", samplers]
+        if compared := plain_table(table):
+            parts += [PLAIN_TEXT, compared]
     hours = sum(row.value for row in measured if row.metric == "train_seconds") / 3600
     parts += [MACHINES_TEXT.format(hours=hours), *(f"- {m}" for m in machines)]
     text = "\n\n".join(parts).replace("\n\n- ", "\n- ")
     (folder / "quality.md").write_text(text + "\n", encoding="utf-8")
 
+
+PLAIN_TEXT = """In the data's own coordinates and calibrated (as above, the recipe's options), and *plain*: one scale
+for a stream, and the network's guess as it is. Seed 0. Tokens that are patches have no axes of points: they are only
+calibrated."""
 
 METHODS_TEXT = """All methods at equal network operations: means over seeds with their 95 % intervals where there are
 several. Dotted: what the codec costs alone (with conditions), or what training samples have against test samples."""
@@ -224,6 +231,9 @@ only methods with the same numbers. *Nearest tr.* searches as many training samp
 samples* against test samples is what a perfect model reaches; *codec of* a method is what writing samples as its
 numbers costs alone: the test samples with conditions and for spectra, else the training samples, so written, against
 the test samples.
+
+Noise has the shape of the data, and the network's guess is calibrated, for every method alike as far as it goes
+([choices.md](choices.md)); tables of their own say what both do for each of them.
 
 `make quality-small` repeats one of these tasks, reaction_diffusion_1d, with all methods and one seed, data included; it
 took 27 minutes on the first of the machines named below, beside other work."""
@@ -368,7 +378,7 @@ def _best(table: Table) -> str:
 def _methods_of(table: Table) -> list[str]:
     """Methods, without references, codecs and other samplers, of which the decisive metric is there."""
     aside = {*REFERENCES.values()}
-    methods = [m for m in table.methods if m not in aside and not m.startswith(("codec of", "ours, "))]
+    methods = [m for m in table.methods if m not in aside and not m.startswith("codec of") and not _is_apart(m)]
     return [m for m in methods if (m, decisive(table)) in table.values]
 
 
@@ -394,6 +404,35 @@ def sampler_table(table: Table) -> str:
     calls = sorted({n for values in found.values() for n in values})
     lines = [[name, *(_number(values[n]) if n in values else "" for n in calls)] for name, values in found.items()]
     return markdown([decisive(table).replace("_", " "), *map(str, calls)], lines) if lines else ""
+
+
+def plain(method: str) -> str:
+    """The name of a method without coordinates and calibration."""
+    return f"{method}{_PLAIN}"
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is one of these."""
+    return name.endswith(_PLAIN)
+
+
+def with_all(name: str) -> str:
+    """The method whose name without coordinates and calibration is this one."""
+    return name.removesuffix(_PLAIN)
+
+
+def _is_apart(name: str) -> bool:
+    """Whether a line is of ours by another sampler, or of a method without coordinates and calibration."""
+    return name.startswith("ours, ") or is_plain(name)
+
+
+def plain_table(table: Table) -> str:
+    """Methods with and without coordinates and calibration, seed 0; empty where it was not measured."""
+    columns = CONDITIONAL if table.conditional else UNCONDITIONAL
+    of_one_seed = Table(table.task, ())
+    of_one_seed.values = {key: {0: found[0]} for key, found in table.values.items() if 0 in found}
+    pairs = [m for m in table.methods if (plain(m), decisive(table)) in of_one_seed.values]
+    return of_one_seed.markdown(columns, [name for m in pairs for name in (m, plain(m))]) if pairs else ""
 
 
 def curves(tables: Sequence[Table], pictures: Path) -> list[str]:

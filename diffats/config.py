@@ -283,7 +283,7 @@ class Normalise(Section):
     """In which coordinates primitives are noised."""
 
     coordinates: Literal["stream", "spectral"] = Field(
-        "stream", description="one scale for a stream, or principal axes along its points and a scale for each number"
+        "spectral", description="principal axes along a stream's points and a scale for each number, or one scale"
     )
     beta: float = Field(
         0.5, ge=0, le=1, description="spectral: the power of its deviation by which a number is divided; 1: all alike"
@@ -354,7 +354,7 @@ class Train(Section):
         "field", description="loss: the field's error to first order, or the mean over streams of each one's error"
     )
     calibrate: bool = Field(
-        False, description="after training, combine each number of the network's guess with the noisy one as fits best"
+        True, description="after training, combine each number of the network's guess with the noisy one as fits best"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: what is faster here for this network; bfloat16 only where the device has it"

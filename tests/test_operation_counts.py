@@ -185,8 +185,9 @@ def test_anchors_alignment_and_statistics_read_primitives_only(tmp_path: Path, m
     with watched(monkeypatch) as seen:
         run(recipe, ["fit_normalisation"])
     assert not seen.raw
-    assert seen.tasks == SHARDS
-    assert of(seen.read, "primitives", ["core", *factors]) == each("primitives", ["core", *factors], SHARDS)
+    assert seen.tasks == 2 * SHARDS  # principal axes, then deviations along them
+    assert of(seen.read, "primitives", factors) == each("primitives", factors, 2 * SHARDS)
+    assert of(seen.read, "primitives", ["core"]) == each("primitives", ["core"], SHARDS)  # it has no axes
     assert commits(recipe)[before:] == [
         "anchor: whole", "primitives: template", f"primitives: {SHARDS} of {SHARDS} shards", "primitives: complete",
         "normalisation: whole",

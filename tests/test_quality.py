@@ -346,6 +346,31 @@ def test_the_page_counts_runs_not_samplers_and_links_pictures_that_are_there(tmp
     assert "Not finished" not in (tmp_path / "quality.md").read_text()
 
 
+def test_what_coordinates_and_calibration_do_has_a_table_of_its_own(tmp_path: Path) -> None:
+    given = {
+        ("ours", "crps"): (0.1, 0.3),
+        ("ours", "seconds"): (9.0, 9.0),
+        ("raw fields", "crps"): (0.5,),
+        ("ours (plain)", "crps"): (0.15,),
+        ("ours (plain)", "seconds"): (9.0,),
+    }
+    quality_report.write(rows("karman", given), ["a machine"], tmp_path, {}, planned=2)
+    page = (tmp_path / "quality.md").read_text()
+    assert "Not finished" not in page  # of ours two seeds are there, and what is plain is not counted
+    before, _, after = page.partition(quality_report.PLAIN_TEXT)
+    assert "(plain)" not in before
+    assert after.strip().splitlines()[2:4] == ["| ours | 0.1 |", "| ours (plain) | 0.15 |"]  # seed 0 of each
+
+
+def test_plain_runs_leave_out_what_a_method_has() -> None:
+    runs = {run.method: run for run in quality.plain_plan(["karman"])}
+    assert "neural operator" not in runs
+    both, calibration = runs["ours"], runs["raw fields"]
+    assert both.training != Run("karman", "ours", 0, quality.MEASURED).training
+    assert calibration.training == Run("karman", "raw fields", 0, quality.MEASURED).training
+    assert calibration.directory != Run("karman", "raw fields", 0, quality.MEASURED).directory
+
+
 def test_a_part_of_the_methods_does_not_replace_the_picture_of_all(tmp_path: Path) -> None:
     measured = rows("burgers_1d", {(method, "seconds"): (9.0,) for method in ("ours", "raw fields")})
     np.savez(tmp_path / "e.npz", generated=np.zeros((2, 3, 4)), test=np.ones((2, 3, 4)))

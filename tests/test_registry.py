@@ -50,6 +50,8 @@ def make_recipe(root: Path | str, **more: object) -> Recipe:
         },
         "decompose": {"ranks": {"y": 2, "x": 2}},
         "model": {"width": 16, "depth": 1, "heads": 2},
+        "normalise": {"coordinates": "stream"},
+        "train": {"calibrate": False},
         "generate": {"steps": 2},
         **more,
     }

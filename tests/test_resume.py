@@ -73,7 +73,7 @@ def broken_after(count: int, function: Callable[..., Any]) -> Callable[..., Any]
         ("decompose", decompose, "decompose", 2, 3),
         ("select_anchor", select_anchor, "read_factors", 3, 10),
         ("align", align, "align", 3, 2),
-        ("fit_normalisation", fit_normalisation, "stream_moments", 0, 6),
+        ("fit_normalisation", fit_normalisation, "turned_moments", 0, 6),
         ("generate", generate, "shard_arrays", 1, 1),
         ("evaluate", evaluate, "encoded", 0, 1),
     ],
@@ -94,7 +94,7 @@ def test_a_stage_that_failed_goes_on_where_it_was(
         patch.setattr(owner, name, broken_after(works, getattr(owner, name)))
         with pytest.raises(Interrupted):
             run(recipe, [stage])
-    counted = {"status_of": "decompose", "stream_moments": "raw_conditions"}.get(name, name)
+    counted = {"status_of": "decompose", "turned_moments": "raw_conditions"}.get(name, name)
     with calls(owner, counted, monkeypatch) as made:
         result = run(recipe, [stage])[stage]
     assert not result.skipped

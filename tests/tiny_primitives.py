@@ -22,7 +22,15 @@ def tiny_recipe(**sections: dict[str, object]) -> Recipe:
         "data": {"source": "x.zarr", "modes": ["y", "x"], "sample_dim": "time"},
         "decompose": {"ranks": {"y": 3, "x": 3}},
         "model": {"width": 16, "depth": 1, "heads": 2},
-        "train": {"steps": 12, "batch": 8, "checkpoint_every": 4, "log_every": 2, "warmup": 2, "lr": 3e-3},
+        "train": {
+            "steps": 12,
+            "batch": 8,
+            "checkpoint_every": 4,
+            "log_every": 2,
+            "warmup": 2,
+            "lr": 3e-3,
+            "calibrate": False,
+        },
     }
     for name, section in sections.items():
         base[name] = {**base.get(name, {}), **section}

@@ -29,6 +29,7 @@ batch = 8
 warmup = 1
 log_every = 2
 checkpoint_every = 2
+calibrate = false
 [generate]
 count = 6
 steps = 2

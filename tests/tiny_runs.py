@@ -33,7 +33,7 @@ MODEL = (*PRIMITIVES, "train", "generate")
 ALL = (*MODEL, "evaluate")
 SMALL: dict[str, Any] = {
     "model": {"width": 16, "depth": 1, "heads": 2},
-    "train": {"steps": 5, "batch": 8, "warmup": 1, "log_every": 2, "checkpoint_every": 2},
+    "train": {"steps": 5, "batch": 8, "warmup": 1, "log_every": 2, "checkpoint_every": 2, "calibrate": False},
     "generate": {"count": 6, "steps": 2, "batch": 4},
     "evaluate": {"members": 2, "samples": 6},
     "compute": {"workers": 1, "shard_samples": 7, "device": "cpu"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
@@ -79,9 +79,10 @@ class Primitives:
     layout: Layout
     shard: int
 
-    def parts(self, bounds: tuple[int, int]) -> Iterator[dict[str, Array]]:
-        """The streams of the good training samples of a run of shards, shard by shard."""
-        group, names = open_group(self.location, "primitives", self.snapshot), [s.name for s in self.layout.streams]
+    def parts(self, bounds: tuple[int, int], names: Sequence[str] = ()) -> Iterator[dict[str, Array]]:
+        """Streams, all or these, of the good training samples of a run of shards, shard by shard."""
+        group = open_group(self.location, "primitives", self.snapshot)
+        names = names or [stream.name for stream in self.layout.streams]
         for start, stop in shard_bounds(bounds[1] - bounds[0], self.shard):
             part = group.read(["status", "split", *names], bounds[0] + start, bounds[0] + stop)
             good = (part["status"] == STATUS["ok"]) & (part["split"] == "train")
@@ -109,7 +110,7 @@ def stream_products(bounds: tuple[int, int], *, primitives: Primitives) -> dict[
 def turned_moments(bounds: tuple[int, int], *, primitives: Primitives, shared: Normalisation) -> dict[str, Moments]:
     """Moments of a run of shards on the streams' principal axes, by stream."""
     out = {name: Moments() for name in shared.coordinates}
-    for part in primitives.parts(bounds):
+    for part in primitives.parts(bounds, [*out]):
         wide = {name: part[name].astype(np.float64) for name in out}
         for name, values in shared.apply(wide).items():
             out[name].add(values)
