@@ -380,7 +380,9 @@ class Generate(Section):
 class Evaluate(Section):
     """What decides between candidate and champion."""
 
-    metric: Metric = "energy_distance"
+    metric: Metric | Literal["auto"] = Field(
+        "auto", description="auto: crps of forecasts (where fields are given), else energy_distance"
+    )
     members: Count = Field(8, ge=2, description="ensemble members per condition, for conditional recipes")
     samples: Count = Field(256, ge=2, description="at most this many samples of each kind are compared")
 
@@ -584,6 +586,18 @@ class Recipe(Section):
         """The aligned modes of a tensor primitive, in tensor order."""
         chosen = self.align.modes or self.decompose.ranks or self.data.modes
         return tuple(mode for mode in self.tensor_modes if mode in chosen)
+
+    @property
+    def makes_forecasts(self) -> bool:
+        """Whether fields are given (an initial state, say), of which generated samples are forecasts."""
+        return bool(self.data.condition.initial or self.data.condition.fields)
+
+    @property
+    def deciding_metric(self) -> Metric:
+        """What decides between candidate and champion, and what reports begin with."""
+        if self.evaluate.metric != "auto":
+            return self.evaluate.metric
+        return "crps" if self.makes_forecasts else "energy_distance"
 
     @property
     def location(self) -> str:

@@ -63,6 +63,7 @@ _OVERLAPS = {
         "Share of test samples that reach any sample: recall that outliers sway less.",
     ),
 }
+_OF_CODEC = ("anomaly_error", "reconstruction_error")
 _BLOCK_BYTES = 2**24  # of the float64 copies made at a time
 
 
@@ -98,6 +99,9 @@ class Fields:
         case; see `diffats.simulate.residuals`.
     seed
         Of the random directions, and of the training samples for which the nearest others are searched.
+    as_sets
+        Whether generated samples are a draw of their own, to be compared with the test samples as a set. Forecasts are
+        not: they are drawn under the very conditions of the test samples.
     """
 
     modes: tuple[str, ...]
@@ -119,6 +123,7 @@ class Fields:
     residual: Callable[[Array], Array] | None = None
     n_train: int | None = None
     seed: int = 0
+    as_sets: bool = True
 
     def __post_init__(self) -> None:
         shape = self.test.shape
@@ -153,10 +158,12 @@ class _Row:
     better: str = "lower"
     unit: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
+    unbiased: bool = False  # an estimate of what cannot be below zero, which may itself be
 
     def to_dict(self) -> dict[str, Any]:
         numbers = {column: _number(self.values.get(column)) for column in COLUMNS}
-        return numbers | {"better": self.better, "unit": self.unit, "label": self.label, "meaning": self.meaning}
+        about = {"better": self.better, "unit": self.unit, "label": self.label, "meaning": self.meaning}
+        return numbers | about | {"unbiased": self.unbiased}
 
 
 def _number(value: float | None) -> float | None:
@@ -238,11 +245,12 @@ def evaluate(fields: Fields) -> Metrics:
     Returns
     -------
     dict
-        JSON-able, ``{name: {*COLUMNS, "better", "unit", "label", "meaning"}}``; a number is None where it does not
-        apply. "codec" is the test samples after encoding and decoding: the floor of every model on these primitives.
-        ``better`` is "lower", "near 1", "near 0.9" or "near 0.5".
+        JSON-able, ``{name: {*COLUMNS, "better", "unit", "label", "meaning", "unbiased"}}``; a number is None where it
+        does not apply. "codec" is the test samples after encoding and decoding: the floor of every model on these
+        primitives. ``better`` is "lower", "near 1", "near 0.9" or "near 0.5".
     """
-    rows = _codec_rows(fields) | _distance_rows(fields) | _spectrum_rows(fields) | _profile_rows(fields)
+    rows = _codec_rows(fields) | (_distance_rows(fields) if fields.as_sets else {})
+    rows |= _spectrum_rows(fields) | _profile_rows(fields)
     rows |= _novelty_rows(fields) | _forecast_rows(fields)
     return {name: row.to_dict() for name, row in rows.items()}
 
@@ -271,6 +279,66 @@ def beats(metric: Mapping[str, Any], reference: str = "gaussian") -> bool | None
     """
     own, other = distance_from_ideal(metric), distance_from_ideal(metric, reference)
     return None if own is None or other is None else own < other
+
+
+def written(metric: Mapping[str, Any], column: str, number: Callable[[Any], str] = "{:.4g}".format) -> str:
+    """A column of a metric as text; a distance whose estimate fell below zero is zero, as far as it can tell.
+
+    >>> written({"value": -0.013, "unbiased": True}, "value"), written({"value": -0.013}, "value")
+    ('0, within its noise', '-0.013')
+    """
+    value = metric.get(column)
+    below = metric.get("unbiased") and value is not None and value < 0
+    return "0, within its noise" if below else number(value)
+
+
+#: What a model is held against: a simple model without a network, and forecasts that need none.
+REFERENCES = {
+    "gaussian": "the Gaussian reference",
+    "persistence": "persistence",
+    "training_mean": "the training mean",
+}
+
+
+def deciding_rows(table: Mapping[str, Mapping[str, Any]], deciding: str) -> list[Mapping[str, Any]]:
+    """The metric that decides and, beside the CRPS, the error of the ensemble's mean, where they are there.
+
+    An ensemble of any samples of the data has a lower CRPS than their mean, which is a single forecast: only the error
+    of its own mean tells whether it forecasts.
+    """
+    names = (deciding, "relative_l2") if deciding == "crps" else (deciding,)
+    return [table[name] for name in names if table.get(name, {}).get("value") is not None]
+
+
+def compared(metric: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether the model is better than each reference that a metric has.
+
+    >>> compared({"value": 1.0, "persistence": 2.0, "training_mean": 0.5, "better": "lower"})
+    {'persistence': True, 'training_mean': False}
+    """
+    found = {reference: beats(metric, reference) for reference in REFERENCES}
+    return {reference: better for reference, better in found.items() if better is not None}
+
+
+def verdict(metric: Mapping[str, Any]) -> str:
+    """How the model compares with the references of a metric, in words; empty where it has none.
+
+    >>> verdict({"value": 1.0, "persistence": 2.0, "training_mean": 0.5, "better": "lower"})
+    'beats persistence, but not the training mean'
+    """
+    found = compared(metric)
+    won, lost = ([REFERENCES[name] for name, is_better in found.items() if is_better is each] for each in (True, False))
+    if not found:
+        return ""
+    if not won:
+        return f"does not beat {' or '.join(lost)}"
+    return f"beats {' and '.join(won)}" + (f", but not {' or '.join(lost)}" if lost else "")
+
+
+def tally(table: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """Whether the model is better than all references of a metric, by name; what compression alone costs is aside."""
+    found = {name: compared(metric) for name, metric in table.items() if name not in _OF_CODEC}
+    return {name: all(each.values()) for name, each in found.items() if each}
 
 
 def nearest_training(fields: Fields) -> dict[str, Array]:
@@ -382,6 +450,7 @@ def _distance_rows(fields: Fields) -> dict[str, _Row]:
             "Distance between the two clouds of whole samples; 0 for equal distributions.",
             unit="scaled units",
             values=energy,
+            unbiased=True,
         ),
         "sliced_wasserstein": _Row(
             "Sliced Wasserstein distance",

@@ -134,4 +134,5 @@ def by_gram(x: Tensor) -> Tensor:
 
 def _norm_of(gram: Tensor) -> Tensor:
     """At least the largest singular value of each of ``(k, m, n)`` matrices, from their Gram matrices."""
-    return torch.linalg.matrix_norm(gram, keepdim=True).sqrt().clamp(min=_LEAST)
+    norm: Tensor = torch.linalg.matrix_norm(gram, keepdim=True)
+    return norm.sqrt().clamp(min=_LEAST)

@@ -211,7 +211,8 @@ def render(content: ReportContent) -> str:
         tiles=_tiles(content),
         sections=_pictures(content),
         columns=_columns(content.metrics),
-        verdicts={name: evaluation.beats(metric) for name, metric in content.metrics.items()},
+        verdicts=evaluation.tally(content.metrics),
+        shown=shown,
         facts=_facts(content),
         code=content.code or _code(content),
         total=sum(content.seconds.values()),
@@ -245,6 +246,11 @@ def number(value: Any) -> str:
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def shown(metric: Numbers, column: str = "value") -> str:
+    """A column of a metric; a distance whose estimate fell below zero is zero, as far as it can tell."""
+    return evaluation.written(metric, column, number)
 
 
 def percent(value: Any) -> str:
@@ -323,30 +329,54 @@ def _codec_sentences(content: ReportContent) -> list[str]:
 
 
 def _model_sentences(content: ReportContent) -> list[str]:
-    metric = content.metrics.get(content.deciding)
-    if not metric or metric.get("value") is None:
-        return []
-    label, own, gaussian = metric["label"].lower(), metric["value"], metric.get("gaussian")
-    numbers = f"model {number(own)}"
-    if gaussian is not None:
-        numbers += f", Gaussian reference {number(gaussian)}"
-    if metric.get("train_vs_test") is not None:
-        numbers += f", real training samples {number(metric['train_vs_test'])}"
-    for column, name in (("persistence", "persistence"), ("training_mean", "training mean")):
-        if metric.get(column) is not None:
-            numbers += f", {name} {number(metric[column])}"
-    sentences = [f"Distance of generated samples from unseen real ones ({label}): {numbers}. {_better(metric)}"]
-    if metric.get("persistence") is not None or metric.get("training_mean") is not None:
-        sentences = [f"Predictions for unseen conditions ({label}): {numbers}. {_better(metric)}"]
-    verdict = evaluation.beats(metric)
-    compared = [beaten for m in content.metrics.values() if (beaten := evaluation.beats(m)) is not None]
-    if verdict is not None:
-        outcome = "beats" if verdict else "does not beat"
-        sentences.append(
-            f"By this measure the model {outcome} the Gaussian reference, a simple model without a neural network; of "
-            f"{len(compared)} metrics it is better on {sum(compared)}."
+    names = {"value": "model", "gaussian": "Gaussian reference", "train_vs_test": "real training samples"}
+    names |= {"persistence": "persistence", "training_mean": "training mean"}
+    sentences, verdicts = [], []
+    for metric in evaluation.deciding_rows(content.metrics, content.deciding):
+        numbers = ", ".join(
+            f"{name} {shown(metric, column)}" for column, name in names.items() if metric.get(column) is not None
         )
+        forecast = any(metric.get(column) is not None for column in ("persistence", "training_mean"))
+        what = (
+            "Predictions for unseen conditions" if forecast else "Distance of generated samples from unseen real ones"
+        )
+        sentences.append(f"{what} ({_inner(metric['label'])}): {numbers}. {_better(metric)}")
+        if words := evaluation.verdict(metric):
+            simple = ", a simple model without a neural network" if "gaussian" in evaluation.compared(metric) else ""
+            verdicts.append(f"{words}{simple}")
+    if verdicts:
+        alike = list(dict.fromkeys(verdicts))
+        by = "By this measure" if len(verdicts) == 1 else "By both measures" if len(alike) == 1 else "By these measures"
+        sentences.append(f"{by} the model {', and '.join(alike)}; {_of_all(content)}.")
     return sentences
+
+
+def _of_all(content: ReportContent) -> str:
+    """On how many metrics the model is better than all references that they have."""
+    won = evaluation.tally(content.metrics).values()
+    return f"of {len(won)} metrics with references it is better on {sum(won)}"
+
+
+def headline(content: ReportContent) -> str | None:
+    """Whether the model beats the references: yes, partly or no; None where the deciding metric has none.
+
+    Yes where it does on what decides, and on at least half of all metrics that have references.
+    """
+    rows = evaluation.deciding_rows(content.metrics, content.deciding)
+    found = [better for row in rows for better in evaluation.compared(row).values()]
+    if not any(found):
+        return "no" if found else None
+    won = evaluation.tally(content.metrics).values()
+    return "yes" if all(found) and 2 * sum(won) >= len(won) else "partly"
+
+
+def _inner(label: str) -> str:
+    """A label within a sentence: abbreviations keep their capitals.
+
+    >>> _inner("Energy distance"), _inner("CRPS")
+    ('energy distance', 'CRPS')
+    """
+    return label if label[:2].isupper() else label[0].lower() + label[1:]
 
 
 def _better(metric: Numbers) -> str:
@@ -403,11 +433,12 @@ def _drift_cautions(content: ReportContent) -> list[str]:
 def _model_cautions(content: ReportContent) -> list[str]:
     found = []
     deciding = content.metrics.get(content.deciding, {})
-    if deciding and evaluation.beats(deciding) is False:
-        found.append(
-            "The model does not beat the Gaussian reference on the metric that decides. Train longer, or review ranks "
-            "and overlaps first."
-        )
+    for row in evaluation.deciding_rows(content.metrics, content.deciding):
+        if not all(evaluation.compared(row).values()):
+            found.append(
+                f"By {_inner(row['label'])}, which decides, the model {evaluation.verdict(row)}. Train longer, or "
+                "review ranks and overlaps first."
+            )
     if deciding and evaluation.beats(deciding, "train_vs_test"):
         found.append(
             "The model is closer to the test samples than real training samples are. This happens where training and "
@@ -441,11 +472,11 @@ def _tiles(content: ReportContent) -> list[dict[str, str]]:
         tiles.append({"value": percent(anomaly), "text": "anomaly error of compression", "tone": tone})
     if content.compression.get("ratio") is not None:
         tiles.append({"value": f"{number(content.compression['ratio'])}×", "text": "smaller than raw", "tone": ""})
-    metric = content.metrics.get(content.deciding)
-    verdict = evaluation.beats(metric) if metric else None
-    if verdict is not None:
-        text = f"beats the Gaussian reference ({metric['label'].lower()})" if metric else ""
-        tiles.append({"value": "yes" if verdict else "no", "text": text, "tone": "good" if verdict else "bad"})
+    if (answer := headline(content)) is not None:
+        rows = evaluation.deciding_rows(content.metrics, content.deciding)
+        words = [f"{evaluation.verdict(row)} ({_inner(row['label'])})" for row in rows]
+        text = "; ".join([*words, _of_all(content)])
+        tiles.append({"value": answer, "text": text, "tone": {"yes": "good", "no": "bad"}.get(answer, "")})
     model = content.model
     if model.get("version") is not None:
         alias = f" ({model['alias']})" if model.get("alias") else ""

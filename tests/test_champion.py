@@ -212,9 +212,11 @@ def test_registering_needs_a_run_and_an_evaluation(recipe: Recipe, tracker: Fake
 
 def test_forecasts_are_held_against_trivial_predictors() -> None:
     row = {"label": "Forecast", "value": 1.0, "better": "lower", "gaussian": None, "training_mean": 2.0}
-    assert register.first_verdict({**row, "persistence": 1.5})[1]
-    assert not register.first_verdict({**row, "persistence": 0.5})[1]
-    assert not register.first_verdict({**row, "training_mean": None})[1]
+    better, worse = {**row, "persistence": 1.5}, {**row, "persistence": 0.5}
+    assert register.first_verdict([better, better])[1]
+    assert not register.first_verdict([better, worse])[1]
+    assert not register.first_verdict([worse])[1]
+    assert not register.first_verdict([{**row, "training_mean": None}])[1]
 
 
 def test_a_tracked_run_from_data_to_alias(recipe: Recipe) -> None:

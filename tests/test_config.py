@@ -349,3 +349,20 @@ def test_guidance_of_a_model_that_never_drops_its_conditions_is_refused() -> Non
     with pytest.raises(RecipeError, match=r"generate\.guidance 2 needs .* Set data\.condition\.dropout above 0"):
         parse_recipe(base | {"data": given})
     assert parse_recipe(base | {"data": given, "generate": {"guidance": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("condition", "chosen", "deciding"),
+    [
+        ({}, "auto", "energy_distance"),
+        ({"labels": "k"}, "auto", "energy_distance"),
+        ({"scalars": ["nu"]}, "auto", "energy_distance"),
+        ({"initial": {"dim": "y", "index": 0}}, "auto", "crps"),
+        ({"fields": ["forcing"]}, "auto", "crps"),
+        ({"initial": {"dim": "y", "index": 0}}, "energy_distance", "energy_distance"),
+        ({}, "spectrum_error", "spectrum_error"),
+    ],
+)
+def test_the_metric_that_decides_follows_from_what_is_given(condition, chosen, deciding) -> None:
+    recipe = parse_recipe(data(condition=condition) | {"evaluate": {"metric": chosen}})
+    assert recipe.deciding_metric == deciding

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from diffats import plots
 from diffats.errors import InputError
-from diffats.report import PICTURES, ReportContent, cautions, render, summary
+from diffats.report import PICTURES, ReportContent, cautions, headline, render, summary
 
 PNG = plots.png(Figure(figsize=(1, 0.5), dpi=40))
 METRIC = {
@@ -144,8 +144,55 @@ def test_forecasts_name_their_trivial_predictors():
         "label": "CRPS",
     }
     text = " ".join(summary(content(metrics={"crps": metric}, deciding="crps")))
-    assert "Predictions for unseen conditions (crps): model 0.05, persistence 0.4, training mean 0.5." in text
+    assert "Predictions for unseen conditions (CRPS): model 0.05, persistence 0.4, training mean 0.5." in text
     assert "Persistence</th>" in render(content(metrics={"crps": metric}, deciding="crps"))
+
+
+def test_the_headline_follows_from_all_rows():
+    won, lost = METRIC, METRIC | {"value": 0.3}
+    table = {"energy_distance": won, "sliced_wasserstein": lost, "spectrum_error": lost}
+    assert headline(content(metrics=table)) == "partly"
+    page = render(content(metrics=table))
+    assert "of 3 metrics with references it is better on 1" in page
+    assert '<b class="good">yes</b>' in page  # in its row alone
+    assert headline(content(metrics={**table, "sliced_wasserstein": won})) == "yes"
+    assert headline(content(metrics={"energy_distance": lost, "spectrum_error": won})) == "no"
+    assert headline(content(metrics={"energy_distance": METRIC | {"gaussian": None}})) is None
+    assert headline(content(metrics={})) is None
+
+
+def test_compression_is_not_counted_among_what_the_model_wins():
+    metric = METRIC | {"gaussian": None, "training_mean": 1.0}
+    text = " ".join(summary(content(metrics={"energy_distance": METRIC, "anomaly_error": metric})))
+    assert "of 1 metrics with references it is better on 1" in text
+
+
+def test_a_forecast_must_beat_both_trivial_predictors():
+    metric = METRIC | {"gaussian": None, "persistence": 0.04, "training_mean": 0.5, "label": "CRPS"}
+    made = content(metrics={"crps": metric}, deciding="crps")
+    assert headline(made) == "partly"
+    assert "the model beats the training mean, but not persistence" in " ".join(summary(made))
+    assert any("beats the training mean, but not persistence" in caution for caution in cautions(made))
+
+
+def test_the_mean_of_an_ensemble_must_be_right_too():
+    """Any ensemble of samples has a lower CRPS than their mean."""
+    crps = METRIC | {"gaussian": None, "persistence": 0.4, "training_mean": 0.5, "label": "Forecast, CRPS"}
+    mean = crps | {"value": 0.45, "label": "Forecast, relative L2"}
+    made = content(metrics={"crps": crps, "relative_l2": mean}, deciding="crps")
+    assert headline(made) == "partly"
+    text = " ".join(summary(made))
+    assert "the model beats persistence and the training mean, and beats the training mean, but not persistence" in text
+    both = content(metrics={"crps": crps, "relative_l2": mean | {"value": 0.3}}, deciding="crps")
+    assert headline(both) == "yes"
+    assert "By both measures the model beats persistence and the training mean;" in " ".join(summary(both))
+
+
+def test_an_estimate_below_zero_is_zero_within_its_noise():
+    below = METRIC | {"value": -0.013, "unbiased": True}
+    made = content(metrics={"energy_distance": below})
+    assert "model 0, within its noise, Gaussian reference" in " ".join(summary(made))
+    assert "0.013" not in render(made)
 
 
 @pytest.mark.parametrize(

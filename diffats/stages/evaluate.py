@@ -29,8 +29,14 @@ SET_BYTES = 2**28  # each set that is compared is in memory at once, and there a
 
 def evaluation_fingerprint(work: Workspace, generated: Version) -> str:
     """Identity of the figures."""
-    config = {"evaluate": {k: v for k, v in work.portable["evaluate"].items() if k != "metric"}}
+    config: dict[str, Any] = {"evaluate": {k: v for k, v in work.portable["evaluate"].items() if k != "metric"}}
+    config |= {} if compares_sets(work) else {"as_sets": False}
     return fingerprint("evaluation", config, generated.fingerprint, generated.digest)
+
+
+def compares_sets(work: Workspace) -> bool:
+    """Whether generated samples are compared with the test samples as a set: not forecasts, unless that decides."""
+    return not work.recipe.makes_forecasts or work.recipe.deciding_metric in ("energy_distance", "sliced_wasserstein")
 
 
 def evaluation_path(work: Workspace, identity: str) -> Path:
@@ -73,7 +79,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
 
 def check_metric(work: Workspace, metrics: dict[str, Any]) -> None:
     """Refuse a recipe whose decisive metric these data do not have."""
-    name = work.recipe.evaluate.metric
+    name = work.recipe.deciding_metric
     if metrics.get(name, {}).get("value") is None:
         there = ", ".join(key for key in METRICS if metrics.get(key, {}).get("value") is not None)
         raise InputError(f'evaluate.metric "{name}" cannot be computed for these samples. Use one of: {there}.')
@@ -145,6 +151,7 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluat
         scale=np.asarray(scaling.scale),
         n_train=len(fit_normalisation.good_samples(primitives, "train")),
         seed=work.recipe.seed,
+        as_sets=compares_sets(work),
     )
 
 
@@ -226,9 +233,10 @@ def result(
         for column in evaluation.COLUMNS
         if row.get(column) is not None
     }
-    decisive = work.recipe.evaluate.metric
+    decisive = work.recipe.deciding_metric
     row = metrics.get(decisive, {})
-    columns = [f"{column.replace('_', ' ')} {row[column]:.4g}" for column in row if isinstance(row[column], float)]
+    there = [column for column in row if isinstance(row[column], float)]
+    columns = [f"{column.replace('_', ' ')} {evaluation.written(row, column)}" for column in there]
     return StageResult(
         stage="evaluate",
         fingerprint=identity,

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,7 @@ def outcome(work: Workspace, tracker: Tracker, version: str, verdict: str, ident
 
 def tags(work: Workspace, model: bundle.Bundle, metrics: dict[str, Any], identity: str) -> dict[str, str]:
     """What links a model version to its data, anchors and recipe, and tells it from any other."""
-    decisive = work.recipe.evaluate.metric
+    decisive = work.recipe.deciding_metric
     provenance = model.provenance
     return {
         "diffats.data_version": str(provenance["primitives_snapshot"]),
@@ -139,11 +140,11 @@ def decide(
     persistence. Later ones must not be worse than the champion, which is evaluated now, on the current test split with
     the candidate's seed and conditions.
     """
-    name, recipe = work.recipe.evaluate.metric, work.recipe
+    name, recipe = work.recipe.deciding_metric, work.recipe
     row = metrics[name]
     current = tracker.alias(recipe.name, "champion")
     if current is None:
-        return first_verdict(row)
+        return first_verdict(evaluation.deciding_rows(metrics, name))
     if current == version:
         return "champion: the alias had been moved before an interruption", True
     champion = bundle.load(tracker.download(f"models:/{recipe.name}@champion"), device=recipe.compute.device)
@@ -158,17 +159,19 @@ def decide(
     return (f"champion: {reason}", True) if new <= old else (f"not champion: {reason}", False)
 
 
-def first_verdict(row: dict[str, Any]) -> tuple[str, bool]:
-    """The verdict on a model that has no predecessor."""
-    given = [key for key in ("gaussian", "persistence", "training_mean") if row.get(key) is not None]
-    words = [
-        f"{'beats' if evaluation.beats(row, key) else 'does not beat'} the {key.replace('_', ' ').capitalize()}'s "
-        f"{row[key]:.4g}"
-        for key in given
-    ]
-    reason = f"{row['label'].lower()} {row['value']:.4g} {' and '.join(words) or 'has no reference to beat'}"
-    good = bool(given) and all(evaluation.beats(row, key) for key in given)
-    return (f"first champion: {reason}", True) if good else (f"not champion: {reason}", False)
+def first_verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """The verdict on a model that has no predecessor: it must beat all references of all metrics that decide."""
+    reasons = []
+    for row in rows:
+        words = [
+            f"{'beats' if better else 'does not beat'} the {key.replace('_', ' ').capitalize()}'s "
+            f"{evaluation.written(row, key)}"
+            for key, better in evaluation.compared(row).items()
+        ]
+        own = evaluation.written(row, "value")
+        reasons.append(f"{row['label'].lower()} {own} {' and '.join(words) or 'has no reference to beat'}")
+    good = all((found := evaluation.compared(row)) and all(found.values()) for row in rows)
+    return f"{'first' if good else 'not'} champion: {'; '.join(reasons)}", good
 
 
 def incomparable(champion: bundle.Bundle, model: bundle.Bundle) -> str | None:

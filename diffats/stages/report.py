@@ -135,7 +135,7 @@ def gather(
             "orthonormality_defect": defect_facts(generated.dataset()),
         },
         metrics=metrics,
-        deciding=work.recipe.evaluate.metric,
+        deciding=work.recipe.deciding_metric,
         model={"root": work.recipe.location} | {key: record[key] for key in register.PUBLIC} if record else {},
         provenance=provenance(work, model, {"tucker": tucker, "anchor": anchor, "primitives": primitives}, generated),
         seconds=work.seconds(),
