@@ -91,7 +91,6 @@ class Run:
         from diffats.config import load_recipe, portable
 
         recipe = portable(load_recipe(RECIPES / f"{self.task}.toml", self.changes))
-        del recipe["evaluate"]["metric"]  # all are measured
         for option in leave_out:
             section, _, key = option.partition(".")
             (recipe[section] if key else recipe).pop(key or section, None)

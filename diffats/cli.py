@@ -99,7 +99,7 @@ _VERBS = (
     ("decompose", "decompose", "Decompose every sample (ST-HOSVD or patch-SVD)."),
     ("anchor", "select_anchor", "Choose the anchor of each aligned mode."),
     ("align", "align", "Rotate every sample's factors to the anchors."),
-    ("normalise", "fit_normalisation", "Fit the streams' mean and scale."),
+    ("normalise", "fit_normalisation", "Fit the streams' mean, scale and principal axes."),
     ("train", "train", "Train the denoiser, or continue its training."),
     ("generate", "generate", "Generate samples and decode them to fields."),
     ("evaluate", "evaluate", "Compare generated, test and training samples."),
@@ -532,6 +532,8 @@ def _times_lines(times: dict[str, Any] | None) -> list[str]:
     counted = f"{steps - done} of {steps} steps left" if done else f"{steps} steps"
     took = f"about {duration(times['train_seconds'])} on {times['device']} ({each})"
     training = f"{counted}, {took}" if done < steps else f"all {steps} steps are done ({each})"
+    if done == steps and times["train_seconds"]:
+        training += f"; about {duration(times['train_seconds'])} to calibrate"
     generation = f"{times['generate_samples']} samples, about {duration(times['generate_seconds'])}"
     return [f"training     {training}", f"generation   {generation}"]
 

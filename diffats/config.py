@@ -774,9 +774,12 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data for stores and trackers: no root or store, no place on this machine, no password.
 
     The source loses what ``portable_place`` takes away, and so do places among the storage options. Options that came
-    later are left out where they change nothing, so that a recipe without them stays what it was.
+    later are left out where they change nothing, so that a recipe without them stays what it was; the metric is the one
+    that decides.
     """
-    return as_before(described(recipe))
+    tree = as_before(described(recipe))
+    tree["evaluate"] = {**tree["evaluate"], "metric": recipe.deciding_metric}
+    return tree
 
 
 def described(recipe: Recipe) -> dict[str, Any]:

@@ -201,9 +201,10 @@ class Diffusion:
     def timesteps(self, steps: int) -> list[int]:
         """The levels of ``steps`` sampling steps, descending from the noisiest, evenly spaced in log-SNR.
 
-        Elements of a stream share one scale, so their deviations span orders of magnitude, and each is decided at the
-        levels where the noise is as large as itself. Levels evenly spaced in time leave few steps to the small and the
-        large ones: with 20 steps of DPM-Solver++, an element of deviation 0.05 keeps 48 % of it, here all.
+        The deviations of a stream's elements span orders of magnitude, in coordinates of their own still some, and each
+        is decided at the levels where the noise is as large as itself. Levels evenly spaced in time leave few steps to
+        the small and the large ones: with 20 steps of DPM-Solver++, an element of deviation 0.05 keeps 48 % of it, here
+        all.
 
         Raises
         ------

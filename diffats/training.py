@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -52,6 +54,7 @@ CALIBRATION = "calibration.safetensors"
 KEPT_CHECKPOINTS = 2
 SENSITIVITY_SAMPLES = 256
 HELDOUT_SAMPLES = 64
+_CALIBRATING = timedelta(hours=6)  # at most: the first of several processes calibrates while the others wait
 _INITIAL, _STEP, _HELDOUT, _TRIAL = 3, 4, 5, 6  # keep the random numbers of these uses of one seed apart
 
 Tensors = dict[str, Tensor]
@@ -377,7 +380,10 @@ class _Training:
         # not see that a launcher started several processes, unless it is told to use the CPU.
         wanted = resolve_device(device)
         launched = int(os.environ.get("WORLD_SIZE") or 1) > 1
-        self.accelerator = Accelerator(device_placement=False, cpu=launched and wanted.type == "cpu")
+        waiting = InitProcessGroupKwargs(timeout=_CALIBRATING)
+        self.accelerator = Accelerator(
+            device_placement=False, cpu=launched and wanted.type == "cpu", kwargs_handlers=[waiting]
+        )
         alone = self.accelerator.num_processes == 1
         if not alone:
             atexit.unregister(_leave_group)

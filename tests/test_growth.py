@@ -546,6 +546,8 @@ def test_drift_asks_for_new_anchors_until_there_are(tmp_path: Path, monkeypatch:
         run(recipe, PRIMITIVES)
     with pytest.raises(DriftError):
         run(recipe, ["train"])
+    with pytest.raises(DriftError, match="Samples 40 to 49"):  # other coordinates do not hide it either
+        run(changed(recipe, normalise={"coordinates": "stream"}), ["fit_normalisation"])
     warns = changed(recipe, drift={"action": "warn"})
     warned = run(warns, ["fit_normalisation"])["fit_normalisation"]
     assert [len(growth["alarms"]) > 0 for growth in warned.facts["drift"]] == [False, True, False]

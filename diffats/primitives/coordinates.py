@@ -113,7 +113,7 @@ def _products(deviations: NumpyArray, axis: int) -> NumpyArray:
     return np.asarray(rows @ (rows.T if n <= LEADING else rows.T @ _test_matrix(n, min(n, SKETCH))))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _test_matrix(n: int, columns: int) -> NumpyArray:
     return np.random.default_rng(n).standard_normal((n, columns))
 

@@ -34,9 +34,14 @@ LEAST_NEW = 8  # a growth of fewer samples is compared together with those befor
 ERRORS = ("anomaly_error", "relative_error")
 
 
-def drift_fingerprint(primitives: Version, normalisation: Version) -> str:
-    """Identity of the comparison; its first half is the same as long as the anchors and statistics are."""
-    lineage = fingerprint("drift", {}, normalisation.fingerprint, normalisation.digest)
+def drift_fingerprint(primitives: Version) -> str:
+    """Identity of the comparison; its first half is the same as long as the first samples' primitives are.
+
+    From these alone follow anchors, means and scales, in which is compared: in which coordinates a model sees them
+    makes no difference.
+    """
+    base = growth.base_of(primitives)
+    lineage = fingerprint("drift", {}, base.fingerprint, base.digest)
     state = hashlib.sha256(f"{primitives.fingerprint} {primitives.digest}".encode()).hexdigest()
     return lineage[: len(lineage) // 2] + state[: len(state) // 2]
 
@@ -50,7 +55,7 @@ def measure(work: Workspace, primitives: Version, normalisation: Version) -> Ver
     """Compare the new samples with the first ones, unless that is done; None where there is nothing to compare."""
     if not has_grown(primitives):
         return None
-    identity = drift_fingerprint(primitives, normalisation)
+    identity = drift_fingerprint(primitives)
     known = work.find("drift", identity)
     if known is not None and known.complete:
         return known
@@ -202,5 +207,5 @@ def check(work: Workspace, primitives: Version, normalisation: Version) -> None:
         Where they are too unlike the first ones.
     """
     if has_grown(primitives):
-        version = work.find("drift", drift_fingerprint(primitives, normalisation))
+        version = work.find("drift", drift_fingerprint(primitives))
         judge(work, entries(work, work.require(version, "drift", "normalise")))

@@ -1,4 +1,4 @@
-"""Stage 4: mean and scale of every stream, statistics of the conditions (group ``normalisation``)."""
+"""Stage 4: mean, scale and coordinates of every stream, statistics of the conditions (group ``normalisation``)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 from diffats.compute import Cluster, open_cluster
 from diffats.config import Normalise
@@ -234,7 +235,8 @@ def spectral(passes: Passes, chosen: Normalise) -> Normalisation:
     """Principal axes from a first pass, deviations along them from a second one."""
     lengths = [stream.shape[axis] for stream in passes.layout.streams for axis in turned_axes(stream)]
     products = passes.over(stream_products, more=sum(n * min(n, SKETCH) for n in lengths))
-    turned = Normalisation.on_principal_axes(products)
+    with threadpool_limits(1, user_api="blas"):  # bits do not depend on how many threads there are
+        turned = Normalisation.on_principal_axes(products)
     moments = passes.over(turned_moments, shared=turned)
     return turned.with_deviations(moments, beta=chosen.beta, floor=chosen.floor)
 

@@ -522,7 +522,7 @@ def times(work: Workspace, ranks: Mapping[str, int]) -> dict[str, Any]:
         "train_steps": steps,
         "train_done": done,
         "seconds_per_step": measured.step,
-        "train_seconds": (steps - done) * measured.step + (measured.calibration if done < steps else 0.0),
+        "train_seconds": (steps - done) * measured.step + (0.0 if _is_there(work) else measured.calibration),
         "generate_samples": recipe.generate.count,
         "generate_seconds": recipe.generate.count * measured.sample,
     }
@@ -543,6 +543,13 @@ def _condition_shapes(work: Workspace, dims: Mapping[str, Sequence[str]]) -> Con
         scalar_log=(False,) * len(condition.scalars),
         n_labels=_LABELS if condition.labels else 0,
     )
+
+
+def _is_there(work: Workspace) -> bool:
+    """Whether this recipe's model is finished."""
+    from diffats.stages import train
+
+    return find_store(work.store_location) is not None and train.find_bundle(work) is not None
 
 
 def _steps_done(work: Workspace) -> int:

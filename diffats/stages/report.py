@@ -241,5 +241,5 @@ def newest_drift(work: Workspace) -> tuple[list[dict[str, Any]], dict[str, bytes
     primitives, normalisation = align.primitives_version(work), fit_normalisation.normalisation_version(work)
     if primitives is None or normalisation is None or not primitives.complete:
         return [], {}
-    drifted = work.find("drift", drift.drift_fingerprint(primitives, normalisation))
+    drifted = work.find("drift", drift.drift_fingerprint(primitives))
     return ([], {}) if drifted is None else (drift.entries(work, drifted), pictures.drift_picture(drifted))
