@@ -467,17 +467,23 @@ def _primitive_set(task: Task, made: Any, streams: Mapping[str, Array], seed: in
 
 def _normalisation(task: Task, made: Any, streams: Mapping[str, Array], seed: int) -> Any:
     """Of a method's streams, over the training samples."""
-    from diffats.primitives import Moments, Normalisation, Products, turned_axes
+    from benchmarks.quality_methods import TokenLayout
+    from diffats.primitives import Moments, Normalisation, Products, Shifts, turned_axes
+
+    chosen, modes = task.recipe.normalise, tuple(task.recipe.train.shift)
+    turned_and_shifted = modes and chosen.coordinates == "spectral" and not isinstance(made.layout, TokenLayout)
+    shifts = Shifts(made.layout, modes, made.anchors) if turned_and_shifted else None
 
     def over(statistics: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         for start in range(0, len(task.train), 64):
-            part = {name: values[task.train[start : start + 64]] for name, values in streams.items()}
+            rows = task.train[start : start + 64]
+            part = {name: values[rows] for name, values in streams.items()}
+            part = part if shifts is None else shifts.apply(part, shifts.draw(len(rows), rng))
             for name, values in change(made.augment(part, rng) if made.augment else part).items():
                 statistics[name].add(values)
         return statistics
 
-    chosen = task.recipe.normalise
     if chosen.coordinates == "stream":
         return Normalisation.fit(over({name: Moments() for name in streams}, lambda part: part))
     products = {s.name: Products(turned_axes(s)) for s in made.layout.streams}

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_runs
+import xarray as xr
 from tiny_runs import ALL, MODEL, PRIMITIVES, changed, content, run, small_recipe, trajectories
 
 import diffats
 from diffats import bundle
 from diffats.config import Recipe
 from diffats.errors import IntegrityError
+from diffats.loader import PrimitiveSet
 from diffats.primitives import turned_axes
-from diffats.stages import Workspace, fit_normalisation, train, versions
+from diffats.stages import Workspace, decompose, fit_normalisation, train, versions
 
 SPECTRAL = {"normalise": {"coordinates": "spectral"}, "train": {"calibrate": True}}
 
@@ -55,6 +57,42 @@ def test_another_run_gives_the_same_bits_with_any_number_of_workers(spectral: Re
     assert content(again) == content(spectral)
     files = [diffats.load(each.root).directory / bundle.CALIBRATION for each in (spectral, again)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def pulses(place: Path, n: int = 120) -> dict[str, object]:
+    """Pulses near one place of a circle, that spread: only shifts make them alike everywhere."""
+    rng = np.random.default_rng(0)
+    t, x = np.arange(6)[:, None], np.arange(16)
+    at, width = 4 + rng.normal(0, 0.3, (n, 1, 1)), 0.7 + 0.1 * rng.random((n, 1, 1))
+    field = np.exp(-0.5 * ((x - at - 0.3 * t) / (width + 0.05 * t)) ** 2).astype("f4")
+    xr.Dataset({"u": (("run", "t", "x"), field)}).to_zarr(place, zarr_format=3, consolidated=False)
+    return {"source": str(place), "variables": ["u"], "modes": ["t", "x"], "sample_dim": "run"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_statistics_are_of_samples_as_they_are_shifted_in_training(tmp_path: Path, workers: int) -> None:
+    recipe = small_recipe(
+        tmp_path / "root",
+        pulses(tmp_path / "pulses.zarr"),
+        decompose={"ranks": {"t": 3, "x": 3}},
+        normalise={"beta": 1.0},
+        train={"shift": ["x"]},
+        compute={"workers": workers},
+    )
+    run(recipe, PRIMITIVES)
+    work = Workspace(recipe)
+    primitives, version = train.require_normalisation(work)
+    statistics, conditions = fit_normalisation.read_normalisation(version)
+    shifts = fit_normalisation.random_shifts(work, decompose.layout_of(primitives), primitives)
+    data = PrimitiveSet(primitives.dataset(), decompose.layout_of(primitives), statistics, conditions, shifts=shifts)
+    z = np.concatenate([data.read_step(1, step, 64)[0] for step in range(8)])
+    spread = np.sqrt(np.mean(z**2, axis=0))
+    assert spread.max() < 3  # of numbers that are 1 where the statistics are of what is seen
+    assert 0.7 < np.median(spread) < 1.3
+    still = PrimitiveSet(primitives.dataset(), decompose.layout_of(primitives), statistics, conditions)
+    assert np.sqrt(np.mean(still.read(still.train)[0] ** 2, axis=0)).max() < 30  # where they are stored
+    other = changed(recipe, train={"shift": []})
+    assert fit_normalisation.normalisation_version(Workspace(other)) is None
 
 
 def test_all_of_it_is_there_the_second_time(copied: Recipe) -> None:

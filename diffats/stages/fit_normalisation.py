@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 
@@ -21,15 +21,17 @@ from diffats.primitives import (
     Moments,
     Normalisation,
     Products,
+    Shifts,
     turned_axes,
 )
 from diffats.primitives.coordinates import SKETCH
-from diffats.stages import align, decompose, drift, growth
+from diffats.stages import align, decompose, drift, growth, select_anchor
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint, open_group, shard_bounds, shard_runs
 from diffats.store import STATUS, Version
 
 Array = npt.NDArray[Any]
 CONDITION_SAMPLES = 4096
+_SHIFTS = 8  # keeps the random numbers apart from others of the same seed
 
 
 class Mergeable(Protocol):
@@ -49,7 +51,10 @@ def require_primitives(work: Workspace) -> Version:
 
 def coordinates_asked_for(work: Workspace) -> dict[str, Any]:
     """The part of the recipe on which the statistics depend; empty where streams stay as they are."""
-    return dict(work.portable.get("normalise", {}))
+    asked = dict(work.portable.get("normalise", {}))
+    if asked and work.recipe.train.shift:
+        asked |= {"shift": list(work.recipe.train.shift), "seed": work.recipe.seed}
+    return asked
 
 
 def fingerprint_with(coordinates: dict[str, Any], primitives: Version) -> str:
@@ -73,21 +78,27 @@ def normalisation_version(work: Workspace) -> Version | None:
 
 @dataclass(frozen=True)
 class Primitives:
-    """Where the training primitives are, as workers get it."""
+    """Where the training primitives are, as workers get it; shifted at random, each once, where a recipe says so."""
 
     location: str
     snapshot: str
     layout: Layout
     shard: int
+    shifts: Shifts | None = None
+    seed: int = 0
 
     def parts(self, bounds: tuple[int, int], names: Sequence[str] = ()) -> Iterator[dict[str, Array]]:
         """Streams, all or these, of the good training samples of a run of shards, shard by shard."""
         group = open_group(self.location, "primitives", self.snapshot)
-        names = names or [stream.name for stream in self.layout.streams]
+        names = names if names and self.shifts is None else [stream.name for stream in self.layout.streams]
         for start, stop in shard_bounds(bounds[1] - bounds[0], self.shard):
             part = group.read(["status", "split", *names], bounds[0] + start, bounds[0] + stop)
             good = (part["status"] == STATUS["ok"]) & (part["split"] == "train")
-            yield {name: part[name][good] for name in names}
+            streams = {name: part[name][good] for name in names}
+            if self.shifts is not None:
+                rng = np.random.default_rng((self.seed, bounds[0] + start, _SHIFTS))
+                streams = self.shifts.apply(streams, self.shifts.draw(len(good), rng)[good])
+            yield streams
 
 
 def stream_moments(bounds: tuple[int, int], *, primitives: Primitives) -> dict[str, Moments]:
@@ -181,11 +192,12 @@ def fit(work: Workspace, primitives: Version, hooks: Hooks) -> Version:
     """Fit the statistics, in one pass over the training primitives, or in two where there are coordinates."""
     layout = decompose.layout_of(primitives)
     with open_cluster(work.recipe.compute) as cluster:
-        passes = Passes(cluster, primitives, hooks, work.store_location, layout)
+        passes = Passes(cluster, primitives, hooks, work.store_location, layout, seed=work.recipe.seed)
         if work.recipe.normalise.coordinates == "stream":
             normalisation = Normalisation.fit(passes.over(stream_moments))
         else:
-            normalisation = spectral(passes, work.recipe.normalise)
+            shifted = replace(passes, shifts=random_shifts(work, layout, primitives))
+            normalisation = spectral(shifted, work.recipe.normalise)
     version = work.store.put(
         "normalisation",
         _dataset(normalisation, layout),
@@ -208,6 +220,8 @@ class Passes:
     hooks: Hooks
     location: str
     layout: Layout
+    shifts: Shifts | None = None
+    seed: int = 0
 
     def over(self, function: Callable[..., dict[str, Part]], more: int = 0, shared: Any = None) -> dict[str, Part]:
         """What ``function``, given ``shared``, finds by stream in runs of shards, merged in their order.
@@ -215,7 +229,9 @@ class Passes:
         ``more`` numbers come back from each beside two of each number, in float64.
         """
         n, shard, numbers = growth.base_of(self.primitives).n, self.primitives.record.shard, self.layout.numbers
-        source = Primitives(self.location, self.primitives.snapshot, self.layout, shard)
+        source = Primitives(
+            self.location, self.primitives.snapshot, self.layout, shard, shifts=self.shifts, seed=self.seed
+        )
         itemsize = self.primitives.raw(self.layout.streams[0].name).dtype.itemsize
         runs = shard_runs(n, shard, sample_bytes=numbers * itemsize, result_bytes=8 * (2 * numbers + more))
         whole: dict[str, Part] = {}
@@ -231,8 +247,17 @@ class Passes:
         return whole
 
 
+def random_shifts(work: Workspace, layout: Layout, primitives: Version) -> Shifts | None:
+    """The shifts along periodic modes with which the recipe's training sees the samples."""
+    if not work.recipe.train.shift:
+        return None
+    anchor = align.require_anchor(work, select_anchor.require_tucker(work))
+    anchors = align.read_anchors(work.store_location, anchor.snapshot)
+    return Shifts(layout, tuple(work.recipe.train.shift), anchors, primitives.attrs["condition_dims"])
+
+
 def spectral(passes: Passes, chosen: Normalise) -> Normalisation:
-    """Principal axes from a first pass, deviations along them from a second one."""
+    """Principal axes from a first pass, deviations along them from a second one, of samples as training sees them."""
     lengths = [stream.shape[axis] for stream in passes.layout.streams for axis in turned_axes(stream)]
     products = passes.over(stream_products, more=sum(n * min(n, SKETCH) for n in lengths))
     with threadpool_limits(1, user_api="blas"):  # bits do not depend on how many threads there are

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from diffats import bundle
 from diffats.config import NOT_LEARNED
 from diffats.errors import IntegrityError, StoreNotFoundError
-from diffats.primitives import Layout, Shifts
 from diffats.stages import align, decompose, drift, fit_normalisation, processes, select_anchor
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
 from diffats.store import Version
@@ -135,7 +134,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         layout,
         statistics,
         conditions,
-        shifts=random_shifts(work, layout, primitives),
+        shifts=fit_normalisation.random_shifts(work, layout, primitives),
     )
     directory = training_directory(work, identity)
     if hooks.restart and processes.is_main():
@@ -154,15 +153,6 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     save_bundle(work, path, primitives, normalisation, trained.weights, trained.calibration)
     bundle.ask_for(path, work.portable, recipe_fingerprint(work))
     return result(work, path, identity, started)
-
-
-def random_shifts(work: Workspace, layout: Layout, primitives: Version) -> Shifts | None:
-    """The shifts along periodic modes that the recipe asks for."""
-    if not work.recipe.train.shift:
-        return None
-    anchor = align.require_anchor(work, select_anchor.require_tucker(work))
-    anchors = align.read_anchors(work.store_location, anchor.snapshot)
-    return Shifts(layout, tuple(work.recipe.train.shift), anchors, primitives.attrs["condition_dims"])
 
 
 def _asked_for(work: Workspace, path: Path) -> bool:
