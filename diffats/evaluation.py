@@ -23,6 +23,7 @@ Metrics = dict[str, dict[str, Any]]
 COLUMNS = ("value", "train_vs_test", "gaussian", "codec", "persistence", "training_mean", "truth")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEIGHBOURS = 5  #: of a sample, in its neighbourhood
+LEAST_GROUPS = 8  #: of test samples, from which on intervals are trusted
 INTERVAL = 0.9  #: share of the truth that the central interval of a calibrated ensemble holds
 ESTIMATORS = (
     "Test samples on one side of every distance, equally many samples on the other. Energy distance: U-statistic (zero "
@@ -102,6 +103,9 @@ class Fields:
     as_sets
         Whether generated samples are a draw of their own, to be compared with the test samples as a set. Forecasts are
         not: they are drawn under the very conditions of the test samples.
+    groups, case_groups
+        ``(k,)`` and ``(cases,)``: numbers of groups of test samples, and of those of the ``truth``, that may depend on
+        each other (windows of one run, say). Left out, each is a group.
     """
 
     modes: tuple[str, ...]
@@ -124,6 +128,8 @@ class Fields:
     n_train: int | None = None
     seed: int = 0
     as_sets: bool = True
+    groups: Array | None = None
+    case_groups: Array | None = None
 
     def __post_init__(self) -> None:
         shape = self.test.shape
@@ -159,11 +165,14 @@ class _Row:
     unit: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     unbiased: bool = False  # an estimate of what cannot be below zero, which may itself be
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    groups: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         numbers = {column: _number(self.values.get(column)) for column in COLUMNS}
         about = {"better": self.better, "unit": self.unit, "label": self.label, "meaning": self.meaning}
-        return numbers | about | {"unbiased": self.unbiased}
+        intervals = {column: list(interval) for column, interval in self.intervals.items()}
+        return numbers | about | {"unbiased": self.unbiased, "intervals": intervals, "groups": self.groups}
 
 
 def _number(value: float | None) -> float | None:
@@ -245,9 +254,11 @@ def evaluate(fields: Fields) -> Metrics:
     Returns
     -------
     dict
-        JSON-able, ``{name: {*COLUMNS, "better", "unit", "label", "meaning", "unbiased"}}``; a number is None where it
-        does not apply. "codec" is the test samples after encoding and decoding: the floor of every model on these
-        primitives. ``better`` is "lower", "near 1", "near 0.9" or "near 0.5".
+        JSON-able, ``{name: {*COLUMNS, "better", "unit", "label", "meaning", "unbiased", "intervals", "groups"}}``; a
+        number is None where it does not apply. "codec" is the test samples after encoding and decoding: the floor of
+        every model on these primitives. ``better`` is "lower", "near 1", "near 0.9" or "near 0.5". ``intervals`` are of
+        90 %, by the bootstrap over ``groups`` groups of test samples: of the model's own number, and of its difference
+        to each reference, for what may decide.
     """
     rows = _codec_rows(fields) | (_distance_rows(fields) if fields.as_sets else {})
     rows |= _spectrum_rows(fields) | _profile_rows(fields)
@@ -300,6 +311,35 @@ REFERENCES = {
 }
 
 
+def comparison(metric: Mapping[str, Any], reference: str) -> str | None:
+    """How the model compares with a reference: "better", "worse", "not distinguishable" or "too few test samples".
+
+    Where the metric has an interval of the difference, that decides, and fewer than 8 groups of test samples are too
+    few to tell; else the numbers alone. None where one of them is missing.
+
+    >>> metric = {"value": 1.0, "persistence": 1.5, "better": "lower", "groups": 40}
+    >>> comparison(metric, "persistence")
+    'better'
+    >>> comparison(metric | {"intervals": {"persistence": [-1.2, 0.2]}}, "persistence")
+    'not distinguishable'
+    """
+    is_better, interval = beats(metric, reference), metric.get("intervals", {}).get(reference)
+    if is_better is None:
+        return None
+    if interval is None:
+        return "better" if is_better else "worse"
+    if metric["groups"] < LEAST_GROUPS:
+        return "too few test samples"
+    return "better" if interval[1] < 0 else "worse" if interval[0] > 0 else "not distinguishable"
+
+
+def more_samples(metric: Mapping[str, Any], reference: str) -> float | None:
+    """About how many times as many test samples would tell the model from a reference; None where equal."""
+    low, high = metric["intervals"][reference]
+    difference = abs(metric["value"] - metric[reference])
+    return ((high - low) / 2 / difference) ** 2 if difference > 0 else None
+
+
 def deciding_rows(table: Mapping[str, Mapping[str, Any]], deciding: str) -> list[Mapping[str, Any]]:
     """The metric that decides and, beside the CRPS, the error of the ensemble's mean, where they are there.
 
@@ -310,35 +350,43 @@ def deciding_rows(table: Mapping[str, Mapping[str, Any]], deciding: str) -> list
     return [table[name] for name in names if table.get(name, {}).get("value") is not None]
 
 
-def compared(metric: Mapping[str, Any]) -> dict[str, bool]:
-    """Whether the model is better than each reference that a metric has.
+def compared(metric: Mapping[str, Any]) -> dict[str, str]:
+    """How the model compares with each reference that a metric has, see `comparison`.
 
     >>> compared({"value": 1.0, "persistence": 2.0, "training_mean": 0.5, "better": "lower"})
-    {'persistence': True, 'training_mean': False}
+    {'persistence': 'better', 'training_mean': 'worse'}
     """
-    found = {reference: beats(metric, reference) for reference in REFERENCES}
-    return {reference: better for reference, better in found.items() if better is not None}
+    found = {reference: comparison(metric, reference) for reference in REFERENCES}
+    return {reference: word for reference, word in found.items() if word is not None}
+
+
+_WORDS = {
+    "better": "beats",
+    "not distinguishable": "is not distinguishable from",
+    "too few test samples": "has too few test samples to tell it from",
+    "worse": "does not beat",
+}
 
 
 def verdict(metric: Mapping[str, Any]) -> str:
     """How the model compares with the references of a metric, in words; empty where it has none.
 
     >>> verdict({"value": 1.0, "persistence": 2.0, "training_mean": 0.5, "better": "lower"})
-    'beats persistence, but not the training mean'
+    'beats persistence, but does not beat the training mean'
     """
     found = compared(metric)
-    won, lost = ([REFERENCES[name] for name, is_better in found.items() if is_better is each] for each in (True, False))
-    if not found:
-        return ""
-    if not won:
-        return f"does not beat {' or '.join(lost)}"
-    return f"beats {' and '.join(won)}" + (f", but not {' or '.join(lost)}" if lost else "")
+    parts = []
+    for word, phrase in _WORDS.items():
+        names = [REFERENCES[reference] for reference, each in found.items() if each == word]
+        if names:
+            parts.append(f"{phrase} {(' and ' if word != 'worse' else ' or ').join(names)}")
+    return ", but ".join(parts)
 
 
 def tally(table: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
     """Whether the model is better than all references of a metric, by name; what compression alone costs is aside."""
     found = {name: compared(metric) for name, metric in table.items() if name not in _OF_CODEC}
-    return {name: all(each.values()) for name, each in found.items() if each}
+    return {name: {*each.values()} == {"better"} for name, each in found.items() if each}
 
 
 def nearest_training(fields: Fields) -> dict[str, Array]:
@@ -434,10 +482,12 @@ def _distance_rows(fields: Fields) -> dict[str, _Row]:
     per_point = np.sqrt(features)  # distances per grid point do not grow with the sample's size
     energy, sliced, accuracy, spread = {}, {}, {}, {}
     overlaps: dict[str, dict[str, float]] = {name: {} for name in _OVERLAPS}
+    shares: dict[str, tuple[Array, Array]] = {}
     for name, x in fields.sets.items():
         # pair by pair, so that no column depends on what stands in another
         a, b = metrics.embed(test, _flat(fields, x))
         energy[name] = metrics.energy_distance(a / per_point, b / per_point)
+        shares[name] = metrics.energy_contributions(a / per_point, b / per_point)
         sliced[name] = metrics.sliced_wasserstein(a, b, seed=fields.seed, features=features)
         accuracy[name] = metrics.two_sample_accuracy(a, b, seed=fields.seed)
         spread[name] = _spread(b) / _spread(a) if _spread(a) > 0 else np.nan
@@ -451,6 +501,8 @@ def _distance_rows(fields: Fields) -> dict[str, _Row]:
             unit="scaled units",
             values=energy,
             unbiased=True,
+            intervals=_energy_intervals(fields, energy, shares),
+            groups=_count_groups(fields.groups, len(test)),
         ),
         "sliced_wasserstein": _Row(
             "Sliced Wasserstein distance",
@@ -472,6 +524,42 @@ def _distance_rows(fields: Fields) -> dict[str, _Row]:
             values=accuracy,
         ),
     } | {kind: _Row(*_OVERLAPS[kind], better="near 1", values=values) for kind, values in overlaps.items() if values}
+
+
+def _energy_intervals(
+    fields: Fields, energy: Mapping[str, float], shares: Mapping[str, tuple[Array, Array]]
+) -> dict[str, tuple[float, float]]:
+    """Of the model's distance, and of its difference to the Gaussian's: both have the same test samples."""
+    of_test, of_model = shares["value"]
+    found = {"value": _around(energy["value"], [(of_test, fields.groups), (of_model, None)], fields.seed)}
+    if "gaussian" in shares:
+        also_test, of_gaussian = shares["gaussian"]
+        parts = [(of_test - also_test, fields.groups), (of_model, None), (-of_gaussian, None)]
+        found["gaussian"] = _around(energy["value"] - energy["gaussian"], parts, fields.seed)
+    return found
+
+
+def _around(estimate: float, parts: Sequence[tuple[Array, Array | None]], seed: int) -> tuple[float, float]:
+    low, high = metrics.bootstrap_interval(parts, level=INTERVAL, seed=seed)
+    return estimate + low, estimate + high
+
+
+def _count_groups(groups: Array | None, samples: int) -> int:
+    return samples if groups is None else len(np.unique(groups))
+
+
+def _paired_intervals(fields: Fields, cases: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
+    """Of a mean over cases, and of its difference to each reference on the same cases; ``(cases,)`` by column."""
+    known = ~np.isnan(np.stack([*cases.values()])).any(axis=0)
+    if not known.any():
+        return {}
+    groups = None if fields.case_groups is None else fields.case_groups[known]
+    own, found = cases["value"][known], {}
+    for column, values in cases.items():
+        if column == "value" or column in REFERENCES:
+            difference = own if column == "value" else own - values[known]
+            found[column] = _around(float(difference.mean()), [(difference, groups)], fields.seed)
+    return found
 
 
 def _spread(points: Array) -> float:
@@ -573,12 +661,12 @@ def _forecast_rows(fields: Fields) -> dict[str, _Row]:
     single = {"training_mean": np.broadcast_to(np.asarray(fields.mean), fields.truth.shape)}
     single |= {} if fields.persistence is None else {"persistence": fields.persistence}
     single |= {} if fields.truth_reconstruction is None else {"codec": fields.truth_reconstruction}
-    rows = _forecast_error_rows(fields.ensemble, fields.truth, single)
+    rows = _forecast_error_rows(fields, fields.ensemble, fields.truth, single)
     rows |= _calibration_rows(fields, fields.ensemble, fields.truth, single)
     return rows | _residual_rows(fields, fields.ensemble, fields.truth, single)
 
 
-def _forecast_error_rows(ensemble: Array, truth: Array, single: Mapping[str, Array]) -> dict[str, _Row]:
+def _forecast_error_rows(fields: Fields, ensemble: Array, truth: Array, single: Mapping[str, Array]) -> dict[str, _Row]:
     """Relative L2 of the ensemble's mean and of its members, as a mean over cases and pooled over all of them."""
     rows = {}
     kinds = {
@@ -587,13 +675,15 @@ def _forecast_error_rows(ensemble: Array, truth: Array, single: Mapping[str, Arr
     }
     for name, (label, what, predictions) in kinds.items():
         columns = {"value": predictions} | {column: [x] for column, x in single.items()}
+        errors = {
+            column: np.stack([metrics.relative_l2(x, truth) for x in xs]).mean(axis=0) for column, xs in columns.items()
+        }
         rows[name] = _Row(
             f"{label}, relative L2",
             f"Error of {what}, under a test sample's condition, relative to the sample. Mean over test samples.",
-            values={
-                column: _mean_of(np.stack([metrics.relative_l2(x, truth) for x in xs]))
-                for column, xs in columns.items()
-            },
+            values={column: _mean_of(each) for column, each in errors.items()},
+            intervals=_paired_intervals(fields, errors),
+            groups=_count_groups(fields.case_groups, len(truth)),
         )
         rows[f"{name}_pooled"] = _Row(
             f"{label}, pooled relative L2",
@@ -616,7 +706,7 @@ def _calibration_rows(fields: Fields, ensemble: Array, truth: Array, single: Map
     """The ensemble as a probability forecast."""
     members = ensemble.shape[1]
     score = {
-        column: float(np.mean(metrics.crps(x, truth, scale=fields.scale)))
+        column: metrics.crps(x, truth, scale=fields.scale)
         for column, x in {"value": ensemble, **{column: x[:, None] for column, x in single.items()}}.items()
     }
     rows = {
@@ -624,7 +714,9 @@ def _calibration_rows(fields: Fields, ensemble: Array, truth: Array, single: Map
             "Forecast, CRPS",
             "Score of the ensemble as a probability forecast; equals the mean absolute error for a single forecast.",
             unit="scaled units",
-            values=score,
+            values={column: float(np.mean(each)) for column, each in score.items()},
+            intervals=_paired_intervals(fields, score),
+            groups=_count_groups(fields.case_groups, len(truth)),
         )
     }
     if members < 2:

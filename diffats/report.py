@@ -211,7 +211,7 @@ def render(content: ReportContent) -> str:
         tiles=_tiles(content),
         sections=_pictures(content),
         columns=_columns(content.metrics),
-        verdicts=evaluation.tally(content.metrics),
+        verdicts=_table_words(content.metrics),
         shown=shown,
         facts=_facts(content),
         code=content.code or _code(content),
@@ -340,7 +340,7 @@ def _model_sentences(content: ReportContent) -> list[str]:
         what = (
             "Predictions for unseen conditions" if forecast else "Distance of generated samples from unseen real ones"
         )
-        sentences.append(f"{what} ({_inner(metric['label'])}): {numbers}. {_better(metric)}")
+        sentences.append(f"{what} ({_inner(metric['label'])}): {numbers}. {_better(metric)}{_interval(metric)}")
         if words := evaluation.verdict(metric):
             simple = ", a simple model without a neural network" if "gaussian" in evaluation.compared(metric) else ""
             verdicts.append(f"{words}{simple}")
@@ -351,6 +351,15 @@ def _model_sentences(content: ReportContent) -> list[str]:
     return sentences
 
 
+def _interval(metric: Numbers) -> str:
+    """How sure the model's own number is, where that is known."""
+    if "value" not in metric.get("intervals", {}):
+        return ""
+    low, high = metric["intervals"]["value"]
+    low = max(low, 0.0) if metric.get("unbiased") else low
+    return f" The model's is between {number(low)} and {number(high)} with 90 % confidence."
+
+
 def _of_all(content: ReportContent) -> str:
     """On how many metrics the model is better than all references that they have."""
     won = evaluation.tally(content.metrics).values()
@@ -358,16 +367,19 @@ def _of_all(content: ReportContent) -> str:
 
 
 def headline(content: ReportContent) -> str | None:
-    """Whether the model beats the references: yes, partly or no; None where the deciding metric has none.
+    """Whether the model beats the references: yes, partly, no or undecided; None where there are none.
 
-    Yes where it does on what decides, and on at least half of all metrics that have references.
+    Yes where it does on what decides, and on at least half of all metrics that have references. No where it is worse on
+    what decides; undecided where the test samples do not tell.
     """
     rows = evaluation.deciding_rows(content.metrics, content.deciding)
-    found = [better for row in rows for better in evaluation.compared(row).values()]
-    if not any(found):
-        return "no" if found else None
+    words = {word for row in rows for word in evaluation.compared(row).values()}
+    if not words:
+        return None
+    if "better" not in words:
+        return "no" if "worse" in words else "undecided"
     won = evaluation.tally(content.metrics).values()
-    return "yes" if all(found) and 2 * sum(won) >= len(won) else "partly"
+    return "yes" if words == {"better"} and 2 * sum(won) >= len(won) else "partly"
 
 
 def _inner(label: str) -> str:
@@ -430,15 +442,27 @@ def _drift_cautions(content: ReportContent) -> list[str]:
     ]
 
 
+def _verdict_cautions(metric: Numbers) -> list[str]:
+    """What a metric that decides does not show, and what would help."""
+    words = evaluation.compared(metric)
+    if set(words.values()) <= {"better"}:
+        return []
+    text = f"By {_inner(metric['label'])}, which decides, the model {evaluation.verdict(metric)}."
+    times = [evaluation.more_samples(metric, name) for name, word in words.items() if word == "not distinguishable"]
+    if "worse" in words.values():
+        text += " Train longer, or review ranks and overlaps first."
+    elif known := [each for each in times if each is not None]:
+        text += f" About {number(max(known))} times as many test samples would tell."
+    elif "too few test samples" in words.values():
+        text += f" {metric['groups']} do not depend on each other, and {evaluation.LEAST_GROUPS} are needed."
+    return [text]
+
+
 def _model_cautions(content: ReportContent) -> list[str]:
     found = []
     deciding = content.metrics.get(content.deciding, {})
     for row in evaluation.deciding_rows(content.metrics, content.deciding):
-        if not all(evaluation.compared(row).values()):
-            found.append(
-                f"By {_inner(row['label'])}, which decides, the model {evaluation.verdict(row)}. Train longer, or "
-                "review ranks and overlaps first."
-            )
+        found += _verdict_cautions(row)
     if deciding and evaluation.beats(deciding, "train_vs_test"):
         found.append(
             "The model is closer to the test samples than real training samples are. This happens where training and "
@@ -527,6 +551,18 @@ def _png_size(name: str, png: bytes) -> tuple[int, int]:
         raise InputError(f'picture "{name}" of the report is not a PNG. Give the bytes of plots.png(figure).')
     width, height = struct.unpack(">II", png[16:24])
     return width, height
+
+
+def _table_words(table: Mapping[str, Numbers]) -> dict[str, tuple[str, str]]:
+    """Of each metric that has references: how the model compares with them, as a word and its tone."""
+    found = {}
+    for name, won in evaluation.tally(table).items():
+        words = set(evaluation.compared(table[name]).values())
+        if won or "worse" in words:
+            found[name] = ("yes", "good") if won else ("no", "bad")
+        else:
+            found[name] = ("too few samples" if "too few test samples" in words else "not distinguishable", "")
+    return found
 
 
 def _columns(table: Mapping[str, Numbers]) -> list[tuple[str, str]]:

@@ -287,3 +287,40 @@ def test_profile_mode_prefers_spectral_then_time_then_the_longest():
     assert profile_mode(("time", "y", "x"), {"time": 5, "y": 50, "x": 50}) == "time"
     assert profile_mode(("time", "level", "x"), {"time": 5, "level": 50, "x": 50}) == "level"
     assert profile_mode(("component",), {"component": 2}) == "component"
+
+
+# --- how sure the deciding numbers are ----------------------------------------------------------------------------
+
+
+def test_deciding_rows_have_intervals_of_their_differences():
+    truth = draw(7, 12)
+    rng = np.random.default_rng(0)
+    good = truth[:, None] + 0.1 * rng.normal(size=(12, 5, *SIZES))
+    persistence = np.broadcast_to(truth[..., :1], truth.shape)
+    table = evaluate(fields(ensemble=good, truth=truth, persistence=persistence))
+    for name in ("crps", "relative_l2"):
+        row = table[name]
+        assert row["groups"] == 12
+        assert set(row["intervals"]) == {"value", "persistence", "training_mean"}
+        low, high = row["intervals"]["persistence"]
+        assert low <= row["value"] - row["persistence"] <= high < 0
+        assert evaluation.comparison(row, "persistence") == "better"
+    energy = table["energy_distance"]
+    low, high = energy["intervals"]["value"]
+    assert low < energy["value"] < high
+    assert set(energy["intervals"]) == {"value", "gaussian"}
+
+
+def test_equal_models_are_not_told_apart_and_few_groups_tell_nothing():
+    truth = draw(7, 20)
+    rng = np.random.default_rng(0)
+    ensemble = truth[:, None] + rng.normal(size=(20, 3, *SIZES))
+    alike = truth + 0.75 * rng.normal(size=truth.shape)  # about as good by CRPS
+    table = evaluate(fields(ensemble=ensemble, truth=truth, persistence=alike))
+    row = table["crps"] | {"persistence": table["crps"]["value"]}
+    row["intervals"] = {**row["intervals"], "persistence": [-0.1, 0.1]}
+    assert evaluation.comparison(row, "persistence") == "not distinguishable"
+    groups = np.repeat([0, 1], 10)
+    few = evaluate(fields(ensemble=ensemble, truth=truth, persistence=alike, case_groups=groups))["crps"]
+    assert few["groups"] == 2
+    assert evaluation.comparison(few, "training_mean") == "too few test samples"

@@ -291,3 +291,45 @@ def test_distances_refuse_unequal_sets(shapes):
             distance(a, b)
     with pytest.raises(InputError):
         metrics.sliced_wasserstein(a, b, seed=0)
+
+
+# --- how sure a number is -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_contributions_move_as_the_energy_distance_does(shift: float) -> None:
+    """Their variance is that of the distance over draws: to first order the two are the same."""
+    rng = np.random.default_rng(0)
+    distances, deviations = [], []
+    for _ in range(200):
+        a, b = rng.normal(size=(60, 3)), rng.normal(shift + 0.3, 1.2, size=(60, 3))
+        distances.append(metrics.energy_distance(a, b))
+        deviations.append(sum(each.var() / len(each) for each in metrics.energy_contributions(a, b)))
+    assert np.sqrt(np.mean(deviations)) == pytest.approx(np.std(distances), rel=0.2)
+
+
+def test_intervals_hold_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(300):
+        values = rng.exponential(size=40)
+        low, high = metrics.bootstrap_interval([(values, None)], replicates=400, seed=seed)
+        held += low <= 1 - values.mean() <= high  # around the mean of the draw, as far as that is off
+    assert 0.83 < held / 300 < 0.95
+
+
+def test_samples_of_one_group_count_as_one() -> None:
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=30)
+    repeated, groups = np.repeat(few, 10), np.repeat(np.arange(30), 10)
+    alone = metrics.bootstrap_interval([(few, None)])
+    assert metrics.bootstrap_interval([(repeated, groups)]) == pytest.approx(alone, rel=0.1)
+    low, high = metrics.bootstrap_interval([(repeated, None)])
+    assert high - low < 0.5 * (alone[1] - alone[0])
+
+
+def test_independent_parts_add_their_variances() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=200), rng.normal(size=200)
+    widths = [np.ptp(metrics.bootstrap_interval(parts)) for parts in ([(a, None)], [(b, None)], [(a, None), (b, None)])]
+    assert widths[2] == pytest.approx(np.hypot(widths[0], widths[1]), rel=0.1)

@@ -161,6 +161,24 @@ def test_the_headline_follows_from_all_rows():
     assert headline(content(metrics={})) is None
 
 
+@pytest.mark.parametrize(
+    ("interval", "groups", "answer", "cell", "caution"),
+    [
+        ([-0.08, -0.02], 40, "yes", '<b class="good">yes</b>', ""),
+        ([-0.1, 0.02], 40, "undecided", '<b class="">not distinguishable</b>', "About 1.44 times as many test samples"),
+        ([0.01, 0.02], 40, "no", '<b class="bad">no</b>', "Train longer"),
+        ([-0.08, -0.02], 5, "undecided", '<b class="">too few samples</b>', "5 do not depend on each other, and 8"),
+    ],
+)
+def test_a_difference_within_its_interval_is_no_verdict(interval, groups, answer, cell, caution):
+    metric = METRIC | {"groups": groups, "intervals": {"value": [-0.01, 0.09], "gaussian": interval}, "unbiased": True}
+    made = content(metrics={"energy_distance": metric})
+    assert headline(made) == answer
+    assert cell in render(made)
+    assert "The model's is between 0 and 0.09 with 90 % confidence." in " ".join(summary(made))
+    assert any(caution in each for each in cautions(made)) or not caution
+
+
 def test_compression_is_not_counted_among_what_the_model_wins():
     metric = METRIC | {"gaussian": None, "training_mean": 1.0}
     text = " ".join(summary(content(metrics={"energy_distance": METRIC, "anomaly_error": metric})))
@@ -171,8 +189,8 @@ def test_a_forecast_must_beat_both_trivial_predictors():
     metric = METRIC | {"gaussian": None, "persistence": 0.04, "training_mean": 0.5, "label": "CRPS"}
     made = content(metrics={"crps": metric}, deciding="crps")
     assert headline(made) == "partly"
-    assert "the model beats the training mean, but not persistence" in " ".join(summary(made))
-    assert any("beats the training mean, but not persistence" in caution for caution in cautions(made))
+    assert "the model beats the training mean, but does not beat persistence" in " ".join(summary(made))
+    assert any("beats the training mean, but does not beat persistence" in caution for caution in cautions(made))
 
 
 def test_the_mean_of_an_ensemble_must_be_right_too():
@@ -182,7 +200,8 @@ def test_the_mean_of_an_ensemble_must_be_right_too():
     made = content(metrics={"crps": crps, "relative_l2": mean}, deciding="crps")
     assert headline(made) == "partly"
     text = " ".join(summary(made))
-    assert "the model beats persistence and the training mean, and beats the training mean, but not persistence" in text
+    lost = "beats the training mean, but does not beat persistence"
+    assert f"the model beats persistence and the training mean, and {lost}" in text
     both = content(metrics={"crps": crps, "relative_l2": mean | {"value": 0.3}}, deciding="crps")
     assert headline(both) == "yes"
     assert "By both measures the model beats persistence and the training mean;" in " ".join(summary(both))

@@ -232,3 +232,20 @@ def test_years_of_a_360_day_calendar_by_value() -> None:
 def test_split_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         opened(ramp(t=30, x=3), **{"modes": ["t", "x"], "windows": {"size": {"t": 5}}, **options})
+
+
+# --- which samples may depend on each other -----------------------------------------------------------------------
+
+
+def test_windows_of_one_run_are_one_group() -> None:
+    cuts = Grid(3, {"t": 10}, {"t": 4}, {"t": 2}).cuts()
+    assert cuts.n == 12
+    np.testing.assert_array_equal(cuts.groups(), np.repeat([0, 1, 2], 4))
+    np.testing.assert_array_equal(cuts.take([0, 5, 11]).groups(), [0, 1, 2])
+
+
+def test_windows_that_begin_in_one_cell_are_one_group() -> None:
+    cuts = Grid(None, {"y": 32, "x": 16}, {"y": 16, "x": 16}, {"y": 4, "x": 4}).cuts()
+    np.testing.assert_array_equal(cuts.groups(), [0, 0, 0, 0, 1])
+    alone = Grid(5, {}, {}, {}).cuts()
+    np.testing.assert_array_equal(alone.groups(), range(5))

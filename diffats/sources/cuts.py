@@ -35,6 +35,17 @@ class Cuts:
         n = len(position) if position is not None else len(next(iter(starts.values())))
         return Cuts(position, starts, self.size, n)
 
+    def groups(self) -> Ints:
+        """Numbers of the groups ``(n,)`` in which samples may depend on each other.
+
+        All windows of one entry along the dim of samples; without such a dim, windows that begin in one cell of a
+        window's size.
+        """
+        if self.position is not None:
+            return np.unique(self.position, return_inverse=True)[1]
+        cells = np.stack([start // self.size[dim] for dim, start in self.starts.items()], axis=1)
+        return np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -376,6 +376,10 @@ class Samples:
         kept = {self.data.sample_dim, *self.data.modes}
         return [dim for name in self.variables for dim in self.dataset[name].dims if dim not in kept]
 
+    def groups(self, indices: Sequence[int] | Array) -> Array:
+        """Numbers of the groups ``(k,)`` in which samples may depend on each other: see `Cuts.groups`."""
+        return self._places(np.asarray(indices, dtype=np.int64)).groups()
+
     def sample_coords(self, indices: Sequence[int] | Array) -> dict[str, xr.Variable]:
         """Coordinates of samples along ``sample``.
 

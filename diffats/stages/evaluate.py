@@ -142,16 +142,18 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluat
         )
     scaling, training_mean = decompose.read_scaling(work.store_location, decompose.scaling_version(work).snapshot)
     primitives = fit_normalisation.require_primitives(work).dataset()
+    compared_samples = generate.truth_indices(work, k, "test")
     return evaluation.Fields(
         modes=work.recipe.tensor_modes,
         train=work.samples.read(generate.truth_indices(work, k, "train")),
-        test=work.samples.read(generate.truth_indices(work, k, "test")),
+        test=work.samples.read(compared_samples),
         generated=generated[:k],
         mean=training_mean,
         scale=np.asarray(scaling.scale),
         n_train=len(fit_normalisation.good_samples(primitives, "train")),
         seed=work.recipe.seed,
         as_sets=compares_sets(work),
+        groups=work.samples.groups(compared_samples),
     )
 
 
@@ -202,7 +204,8 @@ def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
     # Another seed than the stored samples', so that the ensemble does not repeat their noise.
     fields = model.fields(model.generate(numbers, work.recipe.seed + 1, repeated))
     truth = work.samples.read(indices)
-    out = {"ensemble": fields.reshape(len(indices), members, *fields.shape[1:]), "truth": truth}
+    out: dict[str, Any] = {"case_groups": work.samples.groups(indices)}
+    out |= {"ensemble": fields.reshape(len(indices), members, *fields.shape[1:]), "truth": truth}
     initial = work.recipe.data.condition.initial
     if initial is not None:
         axis = 1 + work.recipe.tensor_modes.index(initial.dim)

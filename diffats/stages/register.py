@@ -161,16 +161,18 @@ def decide(
 
 def first_verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     """The verdict on a model that has no predecessor: it must beat all references of all metrics that decide."""
-    reasons = []
+    reasons, good = [], True
     for row in rows:
+        references = [key for key in evaluation.REFERENCES if row.get(key) is not None]
+        beaten = [bool(evaluation.beats(row, key)) for key in references]
         words = [
             f"{'beats' if better else 'does not beat'} the {key.replace('_', ' ').capitalize()}'s "
             f"{evaluation.written(row, key)}"
-            for key, better in evaluation.compared(row).items()
+            for key, better in zip(references, beaten, strict=True)
         ]
         own = evaluation.written(row, "value")
         reasons.append(f"{row['label'].lower()} {own} {' and '.join(words) or 'has no reference to beat'}")
-    good = all((found := evaluation.compared(row)) and all(found.values()) for row in rows)
+        good &= bool(beaten) and all(beaten)
     return f"{'first' if good else 'not'} champion: {'; '.join(reasons)}", good
 
 
