@@ -452,7 +452,7 @@ def _verdict_cautions(metric: Numbers) -> list[str]:
     if "worse" in words.values():
         text += " Train longer, or review ranks and overlaps first."
     elif known := [each for each in times if each is not None]:
-        text += f" About {number(max(known))} times as many test samples would tell."
+        text += f" About {math.ceil(max(known))} times as many test samples would tell."
     elif "too few test samples" in words.values():
         text += f" {metric['groups']} do not depend on each other, and {evaluation.LEAST_GROUPS} are needed."
     return [text]

@@ -217,6 +217,10 @@ def test_forecasts_are_held_against_trivial_predictors() -> None:
     assert not register.first_verdict([better, worse])[1]
     assert not register.first_verdict([worse])[1]
     assert not register.first_verdict([{**row, "training_mean": None}])[1]
+    chance = {**better, "groups": 40, "intervals": {"persistence": [-1.5, 0.5], "training_mean": [-1.5, -0.5]}}
+    words, good = register.first_verdict([chance])
+    assert good
+    assert "beats the Persistence's 1.5 (not distinguishable) and beats the Training mean's 2" in words
 
 
 def test_a_tracked_run_from_data_to_alias(recipe: Recipe) -> None:

@@ -165,7 +165,7 @@ def test_the_headline_follows_from_all_rows():
     ("interval", "groups", "answer", "cell", "caution"),
     [
         ([-0.08, -0.02], 40, "yes", '<b class="good">yes</b>', ""),
-        ([-0.1, 0.02], 40, "undecided", '<b class="">not distinguishable</b>', "About 1.44 times as many test samples"),
+        ([-0.1, 0.02], 40, "undecided", '<b class="">not distinguishable</b>', "About 2 times as many test samples"),
         ([0.01, 0.02], 40, "no", '<b class="bad">no</b>', "Train longer"),
         ([-0.08, -0.02], 5, "undecided", '<b class="">too few samples</b>', "5 do not depend on each other, and 8"),
     ],

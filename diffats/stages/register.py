@@ -163,13 +163,14 @@ def first_verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     """The verdict on a model that has no predecessor: it must beat all references of all metrics that decide."""
     reasons, good = [], True
     for row in rows:
-        references = [key for key in evaluation.REFERENCES if row.get(key) is not None]
-        beaten = [bool(evaluation.beats(row, key)) for key in references]
-        words = [
-            f"{'beats' if better else 'does not beat'} the {key.replace('_', ' ').capitalize()}'s "
-            f"{evaluation.written(row, key)}"
-            for key, better in zip(references, beaten, strict=True)
-        ]
+        words, beaten = [], []
+        for key, word in evaluation.compared(row).items():
+            beaten.append(bool(evaluation.beats(row, key)))
+            open_question = f" ({word})" if word not in ("better", "worse") else ""
+            words.append(
+                f"{'beats' if beaten[-1] else 'does not beat'} the {key.replace('_', ' ').capitalize()}'s "
+                f"{evaluation.written(row, key)}{open_question}"
+            )
         own = evaluation.written(row, "value")
         reasons.append(f"{row['label'].lower()} {own} {' and '.join(words) or 'has no reference to beat'}")
         good &= bool(beaten) and all(beaten)
