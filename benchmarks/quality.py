@@ -777,11 +777,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args(argv)
     changes = (*MEASURED, *options.changes)
+    if (options.plain or options.samplers is not None) and (options.changes or options.validate):
+        parser.error("--samplers and --plain take the recipes as they are: leave out --set and --validate.")
+    if options.plain and options.samplers is not None:
+        parser.error("--samplers and --plain are two measurements: ask for one of them.")
     runs = list(plan(options.tasks, options.methods, options.seeds, changes, options.validate))
     if options.samplers is not None:
         missing = [task for task in options.tasks if not Run(task, "ours", 0, MEASURED).is_trained]
-        if options.changes or options.validate:
-            parser.error("--samplers samples the networks of the recipes as they are: leave out --set and --validate.")
         if missing:
             parser.error(f"{missing[0]}: --samplers needs the network of `--methods ours --seeds 0`. Run that first.")
         runs = list(sampling_plan(options.tasks, options.samplers or SAMPLERS))

@@ -37,7 +37,7 @@ from diffats.sources import Samples, open_samples
 from diffats.sources.cuts import Grid
 from diffats.sources.joining import JoinedArray
 from diffats.sources.splits import by_block, held_values, lasting_choice
-from diffats.stages import Workspace, align, decompose, drift, fit_normalisation, plan, select_anchor, train, versions
+from diffats.stages import Workspace, align, decompose, drift, fit_normalisation, plan, select_anchor, versions
 from diffats.store import PENDING, Store, Version
 
 CHUNK, SHARD = 4, 7
@@ -551,7 +551,7 @@ def test_drift_asks_for_new_anchors_until_there_are(tmp_path: Path, monkeypatch:
     warns = changed(recipe, drift={"action": "warn"})
     warned = run(warns, ["fit_normalisation"])["fit_normalisation"]
     assert [len(growth["alarms"]) > 0 for growth in warned.facts["drift"]] == [False, True, False]
-    drift.check(Workspace(warns), *train.require_normalisation(Workspace(warns)))
+    drift.check(Workspace(warns), primitives(warns))
     shown(recipe)
     run(recipe, ["decompose"], restart=True)
     assert not run(recipe, PRIMITIVES)["fit_normalisation"].facts["drift"]

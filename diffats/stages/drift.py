@@ -196,7 +196,7 @@ def describe(entry: Growth) -> str:
     )
 
 
-def check(work: Workspace, primitives: Version, normalisation: Version) -> None:
+def check(work: Workspace, primitives: Version) -> None:
     """Refuse to go on with samples that have drifted, as :func:`judge` does, or that were not looked at.
 
     Raises

@@ -19,7 +19,7 @@ import xarray as xr
 from diffats import bundle
 from diffats.errors import InputError
 from diffats.report import ReportContent, render
-from diffats.stages import align, decompose, drift, evaluate, fit_normalisation, register, select_anchor, train
+from diffats.stages import align, decompose, drift, evaluate, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
 from diffats.store import STATUS, Version
 
@@ -238,8 +238,8 @@ def newest_drift(work: Workspace) -> tuple[list[dict[str, Any]], dict[str, bytes
     """What the comparison of new samples has found, and its picture; nothing where none was made."""
     from diffats.stages import pictures
 
-    primitives, normalisation = align.primitives_version(work), fit_normalisation.normalisation_version(work)
-    if primitives is None or normalisation is None or not primitives.complete:
+    primitives = align.primitives_version(work)
+    if primitives is None or not primitives.complete:
         return [], {}
     drifted = work.find("drift", drift.drift_fingerprint(primitives))
     return ([], {}) if drifted is None else (drift.entries(work, drifted), pictures.drift_picture(drifted))

@@ -116,7 +116,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     """Train, or continue a training, up to ``train.steps``; then save the bundle."""
     started = time.monotonic()
     primitives, normalisation = require_normalisation(work)
-    drift.check(work, primitives, normalisation)
+    drift.check(work, primitives)
     identity = model_fingerprint(work, primitives, normalisation)
     path = bundle_path(work, identity)
     if (path / "bundle.json").is_file() and not hooks.restart and _asked_for(work, path):
