@@ -380,7 +380,7 @@ class Generate(Section):
 class Evaluate(Section):
     """What decides between candidate and champion."""
 
-    metric: Metric | Literal["auto"] = Field(
+    metric: Literal["auto", Metric] = Field(
         "auto", description="auto: crps of forecasts (where fields are given), else energy_distance"
     )
     members: Count = Field(8, ge=2, description="ensemble members per condition, for conditional recipes")

@@ -303,6 +303,15 @@ def written(metric: Mapping[str, Any], column: str, number: Callable[[Any], str]
     return "0, within its noise" if below else number(value)
 
 
+def within(label: str) -> str:
+    """A label within a sentence: abbreviations keep their capitals.
+
+    >>> within("Energy distance"), within("CRPS")
+    ('energy distance', 'CRPS')
+    """
+    return label if label[:2].isupper() else label[0].lower() + label[1:]
+
+
 #: What a model is held against: a simple model without a network, and forecasts that need none.
 REFERENCES = {
     "gaussian": "the Gaussian reference",

@@ -340,7 +340,9 @@ def _model_sentences(content: ReportContent) -> list[str]:
         what = (
             "Predictions for unseen conditions" if forecast else "Distance of generated samples from unseen real ones"
         )
-        sentences.append(f"{what} ({_inner(metric['label'])}): {numbers}. {_better(metric)}{_interval(metric)}")
+        sentences.append(
+            f"{what} ({evaluation.within(metric['label'])}): {numbers}. {_better(metric)}{_interval(metric)}"
+        )
         if words := evaluation.verdict(metric):
             simple = ", a simple model without a neural network" if "gaussian" in evaluation.compared(metric) else ""
             verdicts.append(f"{words}{simple}")
@@ -380,15 +382,6 @@ def headline(content: ReportContent) -> str | None:
         return "no" if "worse" in words else "undecided"
     won = evaluation.tally(content.metrics).values()
     return "yes" if words == {"better"} and 2 * sum(won) >= len(won) else "partly"
-
-
-def _inner(label: str) -> str:
-    """A label within a sentence: abbreviations keep their capitals.
-
-    >>> _inner("Energy distance"), _inner("CRPS")
-    ('energy distance', 'CRPS')
-    """
-    return label if label[:2].isupper() else label[0].lower() + label[1:]
 
 
 def _better(metric: Numbers) -> str:
@@ -447,7 +440,7 @@ def _verdict_cautions(metric: Numbers) -> list[str]:
     words = evaluation.compared(metric)
     if set(words.values()) <= {"better"}:
         return []
-    text = f"By {_inner(metric['label'])}, which decides, the model {evaluation.verdict(metric)}."
+    text = f"By {evaluation.within(metric['label'])}, which decides, the model {evaluation.verdict(metric)}."
     times = [evaluation.more_samples(metric, name) for name, word in words.items() if word == "not distinguishable"]
     if "worse" in words.values():
         text += " Train longer, or review ranks and overlaps first."
@@ -498,8 +491,10 @@ def _tiles(content: ReportContent) -> list[dict[str, str]]:
         tiles.append({"value": f"{number(content.compression['ratio'])}×", "text": "smaller than raw", "tone": ""})
     if (answer := headline(content)) is not None:
         rows = evaluation.deciding_rows(content.metrics, content.deciding)
-        words = [f"{evaluation.verdict(row)} ({_inner(row['label'])})" for row in rows]
-        text = "; ".join([*words, _of_all(content)])
+        by: dict[str, list[str]] = {}
+        for row in rows:
+            by.setdefault(evaluation.verdict(row), []).append(evaluation.within(row["label"]))
+        text = "; ".join([*(f"{words} ({' and '.join(labels)})" for words, labels in by.items()), _of_all(content)])
         tiles.append({"value": answer, "text": text, "tone": {"yes": "good", "no": "bad"}.get(answer, "")})
     model = content.model
     if model.get("version") is not None:

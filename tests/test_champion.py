@@ -220,7 +220,7 @@ def test_forecasts_are_held_against_trivial_predictors() -> None:
     chance = {**better, "groups": 40, "intervals": {"persistence": [-1.5, 0.5], "training_mean": [-1.5, -0.5]}}
     words, good = register.first_verdict([chance])
     assert good
-    assert "beats the Persistence's 1.5 (not distinguishable) and beats the Training mean's 2" in words
+    assert "beats persistence's 1.5 (not distinguishable) and beats the training mean's 2" in words
 
 
 def test_a_tracked_run_from_data_to_alias(recipe: Recipe) -> None:

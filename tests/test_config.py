@@ -205,6 +205,10 @@ def test_wrong_and_missing_values_are_told_in_words(recipe: dict[str, Any], mess
         (tree(primitive={"patch": {"y": 2}}), 'primitive.patch is for kind = "mgp". Remove it, or set primitive.kind'),
         (tree(primitive={"kind": "mgp"}), 'primitive.kind "mgp" needs primitive.patch and primitive.rank.'),
         (tree(primitive={"kind": "mgp", "rank": 2, "patch": {"y": 2}}), 'decompose and align are for kind = "tgp"'),
+        (
+            tree(evaluate={"metric": "best"}),
+            'expected "auto", "energy_distance", "sliced_wasserstein", "spectrum_error"',
+        ),
         (tree(evaluate={"metric": "crps"}), 'evaluate.metric "crps" compares with the truth of a condition, and there'),
         (data(condition={"labels": "k"}) | {"evaluate": {"metric": "crps"}}, "Set data.condition.initial, fields or"),
         (tree(generate={"steps": 2000}), "generate.steps 2000 exceeds diffusion.noise_steps 1000. Use at most 1000."),

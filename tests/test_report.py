@@ -205,6 +205,7 @@ def test_the_mean_of_an_ensemble_must_be_right_too():
     both = content(metrics={"crps": crps, "relative_l2": mean | {"value": 0.3}}, deciding="crps")
     assert headline(both) == "yes"
     assert "By both measures the model beats persistence and the training mean;" in " ".join(summary(both))
+    assert "beats persistence and the training mean (forecast, CRPS and forecast, relative L2); of 2" in render(both)
 
 
 def test_an_estimate_below_zero_is_zero_within_its_noise():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffats.registry import Tracker
 
 log = logging.getLogger("diffats.register")
+_WHOSE = {"gaussian": "the Gaussian's", "persistence": "persistence's", "training_mean": "the training mean's"}
 PUBLIC = ("name", "version", "alias", "uri")
 
 
@@ -154,8 +155,8 @@ def decide(
     old, new = current_metric(work, champion, name, candidate=model), evaluation.distance_from_ideal(row)
     assert new is not None  # check_metric
     if old is None:
-        return f"champion: {row['label'].lower()} {new:.4g}; the champion's is not finite", True
-    reason = f"{row['label'].lower()} {new:.4g} against the champion's {old:.4g} on the current test split"
+        return f"champion: {evaluation.within(row['label'])} {new:.4g}; the champion's is not finite", True
+    reason = f"{evaluation.within(row['label'])} {new:.4g} against the champion's {old:.4g} on the current test split"
     return (f"champion: {reason}", True) if new <= old else (f"not champion: {reason}", False)
 
 
@@ -167,12 +168,10 @@ def first_verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
         for key, word in evaluation.compared(row).items():
             beaten.append(bool(evaluation.beats(row, key)))
             open_question = f" ({word})" if word not in ("better", "worse") else ""
-            words.append(
-                f"{'beats' if beaten[-1] else 'does not beat'} the {key.replace('_', ' ').capitalize()}'s "
-                f"{evaluation.written(row, key)}{open_question}"
-            )
+            outcome = "beats" if beaten[-1] else "does not beat"
+            words.append(f"{outcome} {_WHOSE[key]} {evaluation.written(row, key)}{open_question}")
         own = evaluation.written(row, "value")
-        reasons.append(f"{row['label'].lower()} {own} {' and '.join(words) or 'has no reference to beat'}")
+        reasons.append(f"{evaluation.within(row['label'])} {own} {' and '.join(words) or 'has no reference to beat'}")
         good &= bool(beaten) and all(beaten)
     return f"{'first' if good else 'not'} champion: {'; '.join(reasons)}", good
 
