@@ -321,7 +321,7 @@ def test_data_without_variation_show_no_nan_as_a_number(tmp_path: Path, equal: s
     figures = json.loads(next((tmp_path / "root" / "evaluation").glob("*.json")).read_text(encoding="utf-8"))
     assert figures["anomaly_error"]["value"] is None
     assert figures["anomaly_error"]["training_mean"] is None
-    assert figures["energy_distance"]["value"] is not None
+    assert figures["crps"]["value"] is not None
 
 
 def test_generated_samples_that_are_not_finite_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
