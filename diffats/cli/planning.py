@@ -16,18 +16,22 @@ def plan(
     overrides: Overrides = None,
     as_json: Json = False,
     pilot: Annotated[
-        bool, typer.Option("--pilot", help="also read up to 256 samples: error against ranks; time a few steps")
+        bool,
+        typer.Option("--pilot", help="also read up to 256 samples: error and overlap against ranks; time a few steps"),
     ] = False,
 ) -> None:
     """Say what would be done; refuse what cannot work."""
     from diffats.stages import Workspace
+    from diffats.stages import pilot as piloting
     from diffats.stages import plan as planning
 
     work = Workspace(load_recipe(recipe, overrides or []))
     made = planning.plan(work)
     if pilot:
-        made["pilot"] = planning.pilot(work)
-        made["times"] = planning.times(work, made["pilot"][0]["ranks"])
+        found = piloting.pilot(work)
+        made["pilot"], made["overlaps"] = found.rows, found.overlaps
+        made["weak_from"] = found.first_below(work.recipe.align.min_overlap)
+        made["times"] = piloting.times(work, found.rows[0]["ranks"])
     if as_json:
         print_json(made)
     else:
@@ -65,6 +69,7 @@ def _show_plan(made: dict[str, Any]) -> None:
     typer.echo("\n".join(lines))
     if "pilot" in made:
         _show_pilot(made["pilot"])
+        _show_overlaps(made["overlaps"], made["weak_from"], made["pilot"][0]["samples"])
 
 
 def _times_lines(times: dict[str, Any] | None) -> list[str]:
@@ -83,16 +88,38 @@ def _times_lines(times: dict[str, Any] | None) -> list[str]:
 
 
 def _show_pilot(rows: list[dict[str, Any]]) -> None:
-    typer.echo(f"\n{'choice':<14}{'numbers':>9}{'compression':>13}{'anomaly error':>15}{'field error':>13}  ranks")
+    aligned = None
     for row in rows:
+        if row["aligned"] != aligned:
+            aligned = row["aligned"]
+            title = f"aligned: {', '.join(aligned)}" + ("" if row is rows[0] else " (instead)")
+            typer.echo(f"\n{title}\n{'choice':<14}{'numbers':>9}{'compression':>13}{'error':>9}{'overlap':>9}  ranks")
         typer.echo(
-            f"{row['choice']:<14}{row['numbers']:>9}{row['compression']:>12.1f}x{row['anomaly_error']:>15.4f}"
-            f"{row['relative_error']:>13.4f}  {_ranks(row['ranks'])}"
+            f"{row['choice']:<14}{row['numbers']:>9}{row['compression']:>12.1f}x{row['anomaly_error']:>9.4f}"
+            f"{min(row['overlap'].values()):>9.2f}  {_ranks(row['ranks'])}"
         )
-    typer.echo(
-        f'Mean errors of {rows[0]["samples"]} training samples. The rows "error <= e" have the fewest numbers that '
-        "keep the error of the centred and scaled anomaly below e; put the ranks of one into the recipe."
-    )
+
+
+def _show_overlaps(overlaps: dict[str, dict[int, float]], weak_from: dict[str, int], samples: int) -> None:
+    ranks = sorted({rank for by in overlaps.values() for rank in by})
+    typer.echo("\noverlap by rank " + "".join(f"{rank:>6}" for rank in ranks))
+    for mode, by in overlaps.items():
+        cells = (f"{by[rank]:>6.2f}" if rank in by else " " * 6 for rank in ranks)
+        typer.echo(f"{mode:<16}{''.join(cells)}".rstrip())
+    typer.echo()
+    for mode, rank in weak_from.items():
+        typer.echo(
+            f"{mode}: from rank {rank} on overlaps are below align.min_overlap. Use a lower one, or do not align it"
+        )
+    typer.echo(_PILOT_NOTE.format(samples))
+
+
+_PILOT_NOTE = """\
+error    of the anomaly (a sample's deviation from the training mean), mean of {} training samples. "error <= e"
+         has the fewest numbers that keep its root mean square below e, as decompose.tolerance = e does
+overlap  smallest cosine between a sample's factors and the anchor, median over samples, of the worst mode; near 0
+         alignment is arbitrary, and what is generated suffers
+Put the ranks and aligned modes of a row with a small error and a large overlap into the recipe."""
 
 
 def _ranks(ranks: dict[str, int]) -> str:

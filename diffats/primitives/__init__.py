@@ -12,7 +12,6 @@ from diffats.primitives.codec import (
     decomposed_modes,
     encode,
     field_sensitivity,
-    find_ranks,
     orthonormality_defect,
     reconstruction_errors,
     relative_error,
@@ -22,6 +21,7 @@ from diffats.primitives.coordinates import Coordinates, Products, Turn, basis_sh
 from diffats.primitives.layout import PATCH, Layout, Stream
 from diffats.primitives.moments import Moments
 from diffats.primitives.normalisation import FieldScaling, Normalisation
+from diffats.primitives.ranks import RankErrors, affordable, find_ranks
 from diffats.primitives.shifts import Shifts
 
 __all__ = [
@@ -33,9 +33,11 @@ __all__ = [
     "Moments",
     "Normalisation",
     "Products",
+    "RankErrors",
     "Shifts",
     "Stream",
     "Turn",
+    "affordable",
     "align",
     "basis_shapes",
     "decode",
