@@ -24,7 +24,9 @@ from diffats.errors import RecipeError, redact
 #: What ``generate.sampler`` may be: the names in ``diffats.diffusion.SAMPLERS`` (a test compares them).
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc", "ddim-accelerated", "ddpm-accelerated"]
 #: What may decide between candidate and champion: rows of ``diffats.evaluation`` whose smaller value is better.
-Metric = Literal["energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"]
+Metric = Literal[
+    "energy_distance", "energy_distance_within", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"
+]
 #: What ``diffats simulate`` makes: the modules of ``diffats.simulate`` (a test compares them).
 Problem = Literal["burgers_1d", "reaction_diffusion_1d", "burgers_2d", "karman", "moving_digits", "image_patches"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -253,7 +255,7 @@ class Decompose(Section):
 
     ranks: dict[str, Count] = Field(default_factory=dict, description="rank by mode; a mode left out is not decomposed")
     tolerance: float | None = Field(
-        None, gt=0, lt=1, description="anomaly error (root mean square) for which the smallest ranks are found"
+        None, gt=0, lt=1, description="root mean square of the anomaly error, for which the smallest ranks are found"
     )
     rank_quantile: float = Field(
         1.0, gt=0, le=1, description="share of the pilot samples, those with the smallest errors, that tolerance is of"
@@ -385,7 +387,9 @@ class Evaluate(Section):
     """What decides between candidate and champion."""
 
     metric: Literal["auto", Metric] = Field(
-        "auto", description="auto: crps of forecasts (where fields are given), else energy_distance"
+        "auto",
+        description="auto: crps of forecasts (where fields are given), energy_distance_within conditions where labels "
+        "or scalars are, else energy_distance",
     )
     members: Count = Field(8, ge=2, description="ensemble members per condition, for conditional recipes")
     samples: Count = Field(256, ge=2, description="at most this many samples of each kind are compared")
@@ -510,6 +514,11 @@ class Recipe(Section):
                 f'evaluate.metric "{metric}" compares with the truth of a condition, and there is none. '
                 "Set data.condition.initial, fields or scalars, or use energy_distance."
             )
+        if metric == "energy_distance_within" and not (condition.scalars or condition.labels):
+            raise ValueError(
+                'evaluate.metric "energy_distance_within" compares samples of equal labels or scalars, and there are '
+                "none. Set data.condition.labels or scalars, or use energy_distance."
+            )
         if self.generate.steps > self.diffusion.noise_steps:
             raise ValueError(
                 f"generate.steps {self.generate.steps} exceeds diffusion.noise_steps {self.diffusion.noise_steps}. "
@@ -601,7 +610,9 @@ class Recipe(Section):
         """What decides between candidate and champion, and what reports begin with."""
         if self.evaluate.metric != "auto":
             return self.evaluate.metric
-        return "crps" if self.makes_forecasts else "energy_distance"
+        if self.makes_forecasts:
+            return "crps"
+        return "energy_distance_within" if self.data.condition.any else "energy_distance"
 
     @property
     def location(self) -> str:

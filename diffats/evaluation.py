@@ -7,8 +7,8 @@ of these data are), and a Gaussian fitted to the same primitives (what a model w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ COLUMNS = ("value", "train_vs_test", "gaussian", "codec", "persistence", "traini
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEIGHBOURS = 5  #: of a sample, in its neighbourhood
 LEAST_GROUPS = 8  #: of test samples, from which on intervals are trusted
+LEAST_IN_STRATUM = 4  #: samples of a condition in each set; rarer conditions are compared together
+_FOLDS, _LEAST_FOLDS = 10, 3  # of the jackknife
 INTERVAL = 0.9  #: share of the truth that the central interval of a calibrated ensemble holds
 ESTIMATORS = (
     "Test samples on one side of every distance, equally many samples on the other. Energy distance: U-statistic (zero "
@@ -106,6 +108,11 @@ class Fields:
     groups, case_groups
         ``(k,)`` and ``(cases,)``: numbers of groups of test samples, and of those of the ``truth``, that may depend on
         each other (windows of one run, say). Left out, each is a group.
+    strata
+        ``(k,)`` each, of ``"train"``, ``"test"`` and ``"generated"``: which condition a sample belongs to (the number
+        of its class, say), where samples are to be compared within conditions, too.
+    gaussian_within
+        ``(k, n_1, .., n_N)``: decoded draws of `gaussian_pca` with ``strata``, for those of the generated samples.
     """
 
     modes: tuple[str, ...]
@@ -130,6 +137,8 @@ class Fields:
     as_sets: bool = True
     groups: Array | None = None
     case_groups: Array | None = None
+    strata: Mapping[str, Array] | None = None
+    gaussian_within: Array | None = None
 
     def __post_init__(self) -> None:
         shape = self.test.shape
@@ -153,6 +162,33 @@ class Fields:
     def sets_and_codec(self) -> dict[str, Array]:
         """The same and the reconstructed test samples, for metrics that do not pair samples."""
         return self.sets if self.reconstruction is None else self.sets | {"codec": self.reconstruction}
+
+    def folds(self) -> Iterator[tuple[Array, Array, Array | None]]:
+        """Which samples stay when a tenth of each set is left out, ten times; groups of test samples stay whole.
+
+        Of the test samples, of the samples of each other set (as many), and of the cases; None where these are too few.
+        """
+        groups = np.arange(len(self.test)) if self.groups is None else self.groups
+        count = min(_FOLDS, len(np.unique(groups)))
+        of_test, of_others = metrics.fold_numbers(groups, count), np.arange(len(self.test)) % count
+        of_cases = None
+        if self.truth is not None:
+            by = np.arange(len(self.truth)) if self.case_groups is None else self.case_groups
+            of_cases = metrics.fold_numbers(by, count) if len(np.unique(by)) >= count else None
+        for fold in range(count):
+            test, others = np.flatnonzero(of_test != fold), np.flatnonzero(of_others != fold)
+            yield test, np.resize(others, len(test)), None if of_cases is None else np.flatnonzero(of_cases != fold)
+
+    def part(self, test: Array, others: Array, cases: Array | None) -> Fields:
+        """Only these samples of each set."""
+        rows = dict.fromkeys(("test", "reconstruction", "z_test"), test)
+        rows |= dict.fromkeys(("train", "generated", "gaussian", "z_generated", "z_gaussian"), others)
+        if cases is not None:
+            rows |= dict.fromkeys(("ensemble", "truth", "persistence", "truth_reconstruction"), cases)
+        there = {name: getattr(self, name) for name in rows}
+        cut: dict[str, Any] = {name: array[rows[name]] for name, array in there.items() if array is not None}
+        cut |= {} if cases is not None else {"ensemble": None, "truth": None}
+        return replace(self, **cut, groups=None, case_groups=None, strata=None, gaussian_within=None)
 
 
 @dataclass(frozen=True)
@@ -181,6 +217,40 @@ def _number(value: float | None) -> float | None:
 
 
 # --- reference model ----------------------------------------------------------------------------------------------
+
+
+def gaussian_within(z_train: Array, strata: Array, wanted: Array, *, seed: int = 0) -> Array:
+    """Draw from Gaussians with a mean for each condition and one covariance, that of the deviations from these means.
+
+    Parameters
+    ----------
+    z_train
+        ``(n, D)`` normalised primitives of the training samples.
+    strata
+        ``(n,)``: the number of each one's condition.
+    wanted
+        ``(k,)``: the conditions of the samples to be drawn. One that no training sample has gets the mean of all.
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    array
+        ``(k, D)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> strata = np.repeat([0, 1], 500)
+    >>> z = np.random.default_rng(0).normal(size=(1000, 2)) + 9 * strata[:, None]
+    >>> gaussian_within(z, strata, np.array([1] * 500)).mean(axis=0).round().tolist()
+    [9.0, 9.0]
+    """
+    everywhere = z_train.mean(axis=0, dtype=np.float64)
+    means = {stratum: z_train[strata == stratum].mean(axis=0, dtype=np.float64) for stratum in np.unique(strata)}
+    deviations = (z_train - np.stack([means[stratum] for stratum in strata])).astype(z_train.dtype)
+    own = np.stack([means.get(stratum, everywhere) for stratum in wanted])
+    return np.asarray(own + gaussian_pca(deviations, len(wanted), seed=seed), dtype=z_train.dtype)
 
 
 def gaussian_pca(z_train: Array, count: int, *, seed: int = 0, components: int | None = None) -> Array:
@@ -260,10 +330,84 @@ def evaluate(fields: Fields) -> Metrics:
         90 %, by the bootstrap over ``groups`` groups of test samples: of the model's own number, and of its difference
         to each reference, for what may decide.
     """
-    rows = _codec_rows(fields) | (_distance_rows(fields) if fields.as_sets else {})
-    rows |= _spectrum_rows(fields) | _profile_rows(fields)
-    rows |= _novelty_rows(fields) | _forecast_rows(fields)
+    seen = _Seen.of(fields)
+    rows = _codec_rows(fields) | _within_rows(fields) | _classifier_rows(fields, seen)
+    rows |= _with_intervals(fields, seen) | _forecast_rows(fields)
     return {name: row.to_dict() for name, row in rows.items()}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What rows are computed from, sample by sample, so that they can be computed again without some samples.
+
+    ``pairs``: test samples and each set that is compared with them, in the few dimensions that both span; pair by pair,
+    so that no column depends on what stands in another. ``powers``: spectra ``(k, frequencies)`` by set and mode.
+    """
+
+    pairs: Mapping[str, tuple[Array, Array]]
+    powers: Mapping[str, Mapping[str, Array]]
+
+    @classmethod
+    def of(cls, fields: Fields) -> _Seen:
+        pairs = {}
+        if fields.as_sets:
+            test = _flat(fields, fields.test)
+            for name, x in fields.sets.items():
+                a, b = metrics.embed(test, _flat(fields, x))
+                pairs[name] = a, b
+        sets = {"test": fields.test, **fields.sets_and_codec}
+        return cls(pairs, {name: _powers(fields, x) for name, x in sets.items()})
+
+    def part(self, test: Array, others: Array) -> _Seen:
+        """Only these test samples, and of the other sets only those."""
+        rows = {name: test if name in ("test", "codec") else others for name in self.powers}
+        powers = {name: {m: power[rows[name]] for m, power in each.items()} for name, each in self.powers.items()}
+        return _Seen({name: (a[test], b[others]) for name, (a, b) in self.pairs.items()}, powers)
+
+
+def _repeated_rows(fields: Fields, seen: _Seen) -> dict[str, _Row]:
+    """Rows that are quick to compute: their intervals are from computing them again without some samples."""
+    rows = _set_rows(fields, seen) if fields.as_sets else {}
+    return rows | _spectrum_rows(seen) | _profile_rows(fields) | _novelty_rows(fields) | _pooled_rows(fields)
+
+
+def _with_intervals(fields: Fields, seen: _Seen) -> dict[str, _Row]:
+    """Rows with intervals by the jackknife, of the model's number and of its differences to the references."""
+    rows, replicates = _repeated_rows(fields, seen), []
+    groups = _count_groups(fields.groups, len(fields.test))
+    if min(groups, len(fields.test) - 1) >= _LEAST_FOLDS:
+        for test, others, cases in fields.folds():
+            replicates.append(_repeated_rows(fields.part(test, others, cases), seen.part(test, others)))
+    cases_count = 0 if fields.truth is None else _count_groups(fields.case_groups, len(fields.truth))
+    return {
+        name: replace(
+            row,
+            groups=cases_count if name.endswith("_pooled") else groups,
+            intervals=_jackknifed(row, [each.get(name) for each in replicates]),
+        )
+        for name, row in rows.items()
+    }
+
+
+def _jackknifed(row: _Row, replicates: Sequence[_Row | None]) -> dict[str, tuple[float, float]]:
+    found = {}
+    for column in ("value", *REFERENCES):
+        estimate, *each = [_advance(one, column) for one in (row, *replicates)]
+        if estimate is not None and each and None not in each:
+            low, high = metrics.jackknife_interval(np.array(each), level=INTERVAL)
+            found[column] = estimate + low, estimate + high
+    return found
+
+
+def _advance(row: _Row | None, column: str) -> float | None:
+    """The model's number, or how much farther from the ideal it is than a reference."""
+    if row is None:
+        return None
+    table = row.to_dict()
+    own, other = distance_from_ideal(table), distance_from_ideal(table, column)
+    if column == "value" or own is None or other is None:
+        return table["value"] if column == "value" else None
+    return own - other
 
 
 def distance_from_ideal(metric: Mapping[str, Any], column: str = "value") -> float | None:
@@ -335,18 +479,21 @@ def comparison(metric: Mapping[str, Any], reference: str) -> str | None:
     is_better, interval = beats(metric, reference), metric.get("intervals", {}).get(reference)
     if is_better is None:
         return None
+    groups = metric.get("groups")
+    if groups is not None and groups < LEAST_GROUPS:
+        return "too few test samples"
     if interval is None:
         return "better" if is_better else "worse"
-    if metric["groups"] < LEAST_GROUPS:
-        return "too few test samples"
     return "better" if interval[1] < 0 else "worse" if interval[0] > 0 else "not distinguishable"
 
 
 def more_samples(metric: Mapping[str, Any], reference: str) -> float | None:
     """About how many times as many test samples would tell the model from a reference; None where equal."""
     low, high = metric["intervals"][reference]
-    difference = abs(metric["value"] - metric[reference])
-    return ((high - low) / 2 / difference) ** 2 if difference > 0 else None
+    own, other = distance_from_ideal(metric), distance_from_ideal(metric, reference)
+    if own is None or other is None or own == other:
+        return None
+    return float(((high - low) / 2 / (own - other)) ** 2)
 
 
 def deciding_rows(table: Mapping[str, Mapping[str, Any]], deciding: str) -> list[Mapping[str, Any]]:
@@ -485,34 +632,115 @@ def _mean_forecast_error(fields: Fields, truth: Array) -> Array:
     return metrics.relative_l2(np.broadcast_to(np.asarray(fields.mean), truth.shape), truth)
 
 
-def _distance_rows(fields: Fields) -> dict[str, _Row]:
-    test = _flat(fields, fields.test)
-    features = test.shape[1]
-    per_point = np.sqrt(features)  # distances per grid point do not grow with the sample's size
-    energy, sliced, accuracy, spread = {}, {}, {}, {}
-    overlaps: dict[str, dict[str, float]] = {name: {} for name in _OVERLAPS}
-    shares: dict[str, tuple[Array, Array]] = {}
-    for name, x in fields.sets.items():
-        # pair by pair, so that no column depends on what stands in another
+def _root_features(fields: Fields) -> float:
+    """By which distances are divided, so that they do not grow with the sample's size."""
+    seen = ~np.isnan(fields.test.reshape(len(fields.test), -1)).any(axis=0)
+    return math.sqrt(float(seen.sum()))
+
+
+def _energy_row(fields: Fields, shares: Mapping[str, tuple[float, Array, Array]], label: str, meaning: str) -> _Row:
+    """A row of energy distances, each with what its samples add to it."""
+    values = {name: share[0] for name, share in shares.items()}
+    _, of_test, of_model = shares["value"]
+    found = {"value": _around(values["value"], [(of_test, fields.groups), (of_model, None)], fields.seed)}
+    if "gaussian" in shares:  # both have the same test samples
+        _, also_test, of_gaussian = shares["gaussian"]
+        parts = [(of_test - also_test, fields.groups), (of_model, None), (-of_gaussian, None)]
+        found["gaussian"] = _around(values["value"] - values["gaussian"], parts, fields.seed)
+    groups = _count_groups(fields.groups, len(fields.test))
+    about: dict[str, Any] = {"unit": "scaled units", "unbiased": True, "groups": groups}
+    return _Row(label, meaning, values=values, intervals=found, **about)
+
+
+def _within_rows(fields: Fields) -> dict[str, _Row]:
+    """Whether samples are those of their own condition."""
+    if fields.strata is None:
+        return {}
+    strata = _pooled_strata(fields.strata)
+    sets, numbers = {"value": fields.generated, "train_vs_test": fields.train}, {"train_vs_test": strata["train"]}
+    sets |= {} if fields.gaussian_within is None else {"gaussian": fields.gaussian_within}
+    test, scale, shares = _flat(fields, fields.test), _root_features(fields), {}
+    for name, x in sets.items():
         a, b = metrics.embed(test, _flat(fields, x))
-        energy[name] = metrics.energy_distance(a / per_point, b / per_point)
-        shares[name] = metrics.energy_contributions(a / per_point, b / per_point)
+        of_x = numbers.get(name, strata["generated"])
+        shares[name] = metrics.energy_distance_within(a / scale, b / scale, strata["test"], of_x)
+    count = len(np.unique(strata["test"]))
+    meaning = (
+        f"Distance between the clouds of whole samples within each of {count} conditions, weighted by their share of "
+        f"the test samples; those with fewer than {LEAST_IN_STRATUM} samples in some set count as one. The Gaussian "
+        "has a mean for each condition. 0 for equal distributions."
+    )
+    return {"energy_distance_within": _energy_row(fields, shares, "Energy distance within conditions", meaning)}
+
+
+def _pooled_strata(strata: Mapping[str, Array]) -> dict[str, Array]:
+    """Numbers of strata, with all that are rare in some set as one; all as one where even these are too few."""
+    numbers = np.unique(np.concatenate([*strata.values()]))
+    counts = {stratum: [int((each == stratum).sum()) for each in strata.values()] for stratum in numbers}
+    common = [stratum for stratum, each in counts.items() if min(each) >= LEAST_IN_STRATUM]
+    rest = int(numbers.max()) + 1
+    pooled = {name: np.where(np.isin(each, common), each, rest) for name, each in strata.items()}
+    left = [int((each == rest).sum()) for each in pooled.values()]
+    if max(left) > 0 and min(left) < 2:
+        return {name: np.zeros(len(each), dtype=int) for name, each in strata.items()}
+    return pooled
+
+
+def _classifier_rows(fields: Fields, seen: _Seen) -> dict[str, _Row]:
+    """Distances of the two clouds of samples, and whether a classifier tells them apart."""
+    if not fields.as_sets:
+        return {}
+    scale, shares, judged = _root_features(fields), {}, {}
+    for name, (a, b) in seen.pairs.items():
+        distance = metrics.energy_distance(a / scale, b / scale)
+        shares[name] = (distance, *metrics.energy_contributions(a / scale, b / scale))
+        judged[name] = metrics.two_sample_hits(a, b, seed=fields.seed)
+    meaning = "Distance between the two clouds of whole samples; 0 for equal distributions."
+    return {
+        "energy_distance": _energy_row(fields, shares, "Energy distance", meaning),
+        "two_sample_accuracy": _Row(
+            "Told apart from test samples",
+            "How often a classifier that learnt from other samples knows of which kind a sample is; 0.5: "
+            "indistinguishable, 1: always told apart. Samples that overlap each other raise it.",
+            better="near 0.5",
+            values={name: accuracy for name, (accuracy, _, _) in judged.items()},
+            intervals=_accuracy_intervals(fields, judged),
+            groups=_count_groups(fields.groups, len(fields.test)),
+        ),
+    }
+
+
+def _accuracy_intervals(
+    fields: Fields, judged: Mapping[str, tuple[float, Array, Array]]
+) -> dict[str, tuple[float, float]]:
+    """Of the accuracy, and of how much farther it is from a half than the Gaussian's."""
+
+    def halves(name: str) -> tuple[float, Array, Array]:
+        accuracy, of_test, of_set = judged[name]
+        sign = 1.0 if accuracy >= 0.5 else -1.0
+        return abs(accuracy - 0.5), sign * of_test / 2, sign * of_set / 2
+
+    accuracy, of_test, of_model = judged["value"]
+    found = {"value": _around(accuracy, [(of_test / 2, fields.groups), (of_model / 2, None)], fields.seed)}
+    if "gaussian" in judged:
+        (own, test, model), (other, also, gaussian) = halves("value"), halves("gaussian")
+        parts = [(test - also, fields.groups), (model, None), (-gaussian, None)]
+        found["gaussian"] = _around(own - other, parts, fields.seed)
+    return found
+
+
+def _set_rows(fields: Fields, seen: _Seen) -> dict[str, _Row]:
+    """Other distances, spread, and how far either set covers the other."""
+    sliced, spread = {}, {}
+    overlaps: dict[str, dict[str, float]] = {name: {} for name in _OVERLAPS}
+    features = round(_root_features(fields) ** 2)
+    for name, (a, b) in seen.pairs.items():
         sliced[name] = metrics.sliced_wasserstein(a, b, seed=fields.seed, features=features)
-        accuracy[name] = metrics.two_sample_accuracy(a, b, seed=fields.seed)
         spread[name] = _spread(b) / _spread(a) if _spread(a) > 0 else np.nan
         if len(a) > NEIGHBOURS:
             for kind, share in metrics.precision_recall(a, b, k=NEIGHBOURS).items():
                 overlaps[kind][name] = share
     return {
-        "energy_distance": _Row(
-            "Energy distance",
-            "Distance between the two clouds of whole samples; 0 for equal distributions.",
-            unit="scaled units",
-            values=energy,
-            unbiased=True,
-            intervals=_energy_intervals(fields, energy, shares),
-            groups=_count_groups(fields.groups, len(test)),
-        ),
         "sliced_wasserstein": _Row(
             "Sliced Wasserstein distance",
             "How far samples must be moved to turn one cloud into the other, averaged over random directions.",
@@ -525,27 +753,7 @@ def _distance_rows(fields: Fields) -> dict[str, _Row]:
             better="near 1",
             values=spread,
         ),
-        "two_sample_accuracy": _Row(
-            "Told apart from test samples",
-            "How often a classifier that learnt from other samples knows of which kind a sample is; 0.5: "
-            "indistinguishable, 1: always told apart. Samples that overlap each other raise it.",
-            better="near 0.5",
-            values=accuracy,
-        ),
     } | {kind: _Row(*_OVERLAPS[kind], better="near 1", values=values) for kind, values in overlaps.items() if values}
-
-
-def _energy_intervals(
-    fields: Fields, energy: Mapping[str, float], shares: Mapping[str, tuple[Array, Array]]
-) -> dict[str, tuple[float, float]]:
-    """Of the model's distance, and of its difference to the Gaussian's: both have the same test samples."""
-    of_test, of_model = shares["value"]
-    found = {"value": _around(energy["value"], [(of_test, fields.groups), (of_model, None)], fields.seed)}
-    if "gaussian" in shares:
-        also_test, of_gaussian = shares["gaussian"]
-        parts = [(of_test - also_test, fields.groups), (of_model, None), (-of_gaussian, None)]
-        found["gaussian"] = _around(energy["value"] - energy["gaussian"], parts, fields.seed)
-    return found
 
 
 def _around(estimate: float, parts: Sequence[tuple[Array, Array | None]], seed: int) -> tuple[float, float]:
@@ -576,15 +784,16 @@ def _spread(points: Array) -> float:
     return float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
-def _spectrum_rows(fields: Fields) -> dict[str, _Row]:
+def _spectrum_rows(seen: _Seen) -> dict[str, _Row]:
     """Misfit of the power spectrum along each mode that is long enough."""
-    reference = _powers(fields, fields.test)
+    powers = {name: {m: each.mean(axis=0) for m, each in by.items()} for name, by in seen.powers.items()}
+    reference = powers.pop("test")
     if not reference:
         return {}
-    errors = {}
-    for name, x in fields.sets_and_codec.items():
-        powers = _powers(fields, x)
-        errors[name] = {mode: metrics.spectrum_error(powers[mode], reference[mode]) for mode in reference}
+    errors = {
+        name: {mode: metrics.spectrum_error(by[mode], reference[mode]) for mode in reference}
+        for name, by in powers.items()
+    }
     overall = {name: float(np.mean(list(error.values()))) for name, error in errors.items()}
     rows = {
         "spectrum_error": _Row(
@@ -602,10 +811,10 @@ def _spectrum_rows(fields: Fields) -> dict[str, _Row]:
 
 
 def _powers(fields: Fields, x: Array) -> dict[str, Array]:
-    """Power spectrum of a set along each mode that is long enough; masked points count as the training mean."""
+    """Power spectra of samples along each mode that is long enough; masked points count as the training mean."""
     filled = np.nan_to_num(_scaled(fields, x), copy=False, nan=0.0)
     return {
-        mode: metrics.power_spectrum(filled, axis)[1]
+        mode: metrics.sample_spectra(filled, axis)[1]
         for axis, mode in enumerate(fields.modes, start=1)
         if mode != "component" and x.shape[axis] >= metrics.LEAST_SPECTRUM
     }
@@ -667,22 +876,16 @@ def _forecast_rows(fields: Fields) -> dict[str, _Row]:
     """Conditional recipes: the ensemble against the truth, beside trivial predictors and the codec's floor."""
     if fields.ensemble is None or fields.truth is None:
         return {}
-    single = {"training_mean": np.broadcast_to(np.asarray(fields.mean), fields.truth.shape)}
-    single |= {} if fields.persistence is None else {"persistence": fields.persistence}
-    single |= {} if fields.truth_reconstruction is None else {"codec": fields.truth_reconstruction}
+    single = _single_forecasts(fields, fields.truth)
     rows = _forecast_error_rows(fields, fields.ensemble, fields.truth, single)
     rows |= _calibration_rows(fields, fields.ensemble, fields.truth, single)
     return rows | _residual_rows(fields, fields.ensemble, fields.truth, single)
 
 
 def _forecast_error_rows(fields: Fields, ensemble: Array, truth: Array, single: Mapping[str, Array]) -> dict[str, _Row]:
-    """Relative L2 of the ensemble's mean and of its members, as a mean over cases and pooled over all of them."""
+    """Relative L2 of the ensemble's mean and of its members, as a mean over cases."""
     rows = {}
-    kinds = {
-        "relative_l2": ("Forecast", "the mean of the generated ensemble", [ensemble.mean(axis=1)]),
-        "member_relative_l2": ("One member", "single generated samples, on average", _members(ensemble)),
-    }
-    for name, (label, what, predictions) in kinds.items():
+    for name, (label, what, predictions) in _predictions(ensemble).items():
         columns = {"value": predictions} | {column: [x] for column, x in single.items()}
         errors = {
             column: np.stack([metrics.relative_l2(x, truth) for x in xs]).mean(axis=0) for column, xs in columns.items()
@@ -694,12 +897,37 @@ def _forecast_error_rows(fields: Fields, ensemble: Array, truth: Array, single: 
             intervals=_paired_intervals(fields, errors),
             groups=_count_groups(fields.case_groups, len(truth)),
         )
+    return rows
+
+
+def _predictions(ensemble: Array) -> dict[str, tuple[str, str, list[Array]]]:
+    """What an ensemble predicts, by the row of its error: label, words, and fields ``(cases, n_1, .., n_N)``."""
+    return {
+        "relative_l2": ("Forecast", "the mean of the generated ensemble", [ensemble.mean(axis=1)]),
+        "member_relative_l2": ("One member", "single generated samples, on average", _members(ensemble)),
+    }
+
+
+def _pooled_rows(fields: Fields) -> dict[str, _Row]:
+    """The same errors over all cases together."""
+    if fields.ensemble is None or fields.truth is None:
+        return {}
+    rows, truth, single = {}, fields.truth, _single_forecasts(fields, fields.truth)
+    for name, (label, _, predictions) in _predictions(fields.ensemble).items():
+        columns = {"value": predictions} | {column: [x] for column, x in single.items()}
         rows[f"{name}_pooled"] = _Row(
             f"{label}, pooled relative L2",
             "The same error over all test samples together, relative to all of them: small samples do not rule it.",
             values={column: _pooled_error(xs, truth) for column, xs in columns.items()},
         )
     return rows
+
+
+def _single_forecasts(fields: Fields, truth: Array) -> dict[str, Array]:
+    """Forecasts that are no ensemble, ``(cases, n_1, .., n_N)`` each, by column."""
+    single = {"training_mean": np.broadcast_to(np.asarray(fields.mean), truth.shape)}
+    single |= {} if fields.persistence is None else {"persistence": fields.persistence}
+    return single | ({} if fields.truth_reconstruction is None else {"codec": fields.truth_reconstruction})
 
 
 def _members(ensemble: Array) -> list[Array]:

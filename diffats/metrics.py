@@ -1,12 +1,13 @@
 """Measures of how far one set of samples is from another: pure functions, NumPy in, numbers out.
 
-Sets are ``(samples, features)`` arrays. Every distance between sets wants the same number of samples on both sides, so
-that columns of a table can be compared; the energy distance leaves self pairs out (a U-statistic), so that two sets
-from one distribution score zero on average, whatever their size.
+Sets are ``(samples, features)`` arrays. Distances between sets that depend on the number of samples want the same on
+both sides, so that columns of a table can be compared; the energy distance leaves self pairs out (a U-statistic), so
+that two sets from one distribution score zero on average, whatever their size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,15 +26,15 @@ _LEADING_SCORES = 20  # that a classifier sees one by one
 LEAST_SPECTRUM = 8  #: a mode of fewer points has no spectrum worth comparing
 
 
-def _check_pair(a: Array, b: Array) -> None:
-    """Two sets of equal count, at least two samples, the same features."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape != b.shape:
+def _check_pair(a: Array, b: Array, *, equal: bool = True) -> None:
+    """Two sets of at least two samples and the same features, and of equal count where that matters."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[equal ^ 1 :] != b.shape[equal ^ 1 :]:
         raise InputError(
-            f"sets of samples must both be (samples, features) with equal counts, got {a.shape} and {b.shape}. "
-            "Flatten the samples and cut both sets to the smaller count."
+            f"sets of samples must both be (samples, features){' with equal counts' if equal else ''}, got {a.shape} "
+            f"and {b.shape}. Flatten the samples{' and cut both sets to the smaller count' if equal else ''}."
         )
-    if len(a) < 2:
-        raise InputError(f"a distance between sets needs at least 2 samples in each, got {len(a)}.")
+    if min(len(a), len(b)) < 2:
+        raise InputError(f"a distance between sets needs at least 2 samples in each, got {min(len(a), len(b))}.")
 
 
 # --- distances between sets ---------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def energy_distance(a: Array, b: Array, *, unbiased: bool = True) -> float:
     Parameters
     ----------
     a, b
-        ``(k, features)`` each, equal counts.
+        ``(k, features)`` and ``(m, features)``.
     unbiased
         Leave self pairs out (U-statistic): zero on average where both sets have one distribution, and then negative
         about half of the time. Otherwise the V-statistic, which is never negative and shrinks with k.
@@ -103,22 +104,85 @@ def energy_distance(a: Array, b: Array, *, unbiased: bool = True) -> float:
     >>> energy_distance(np.array([[0.0], [1.0]]), np.array([[3.0], [4.0]]))
     4.0
     """
-    _check_pair(a, b)
-    k = len(a)
-    pairs = k * (k - 1) if unbiased else k * k
-    within = (cdist(a, a).sum() + cdist(b, b).sum()) / pairs
+    _check_pair(a, b, equal=False)
+    within = sum(cdist(x, x).sum() / (len(x) * (len(x) - unbiased)) for x in (a, b))
     return float(2.0 * cdist(a, b).mean() - within)
 
 
 def energy_contributions(test: Array, x: Array) -> tuple[Array, Array]:
-    """What each sample of either set adds to their energy distance, to first order, ``(k,)`` each.
+    """What each sample of either set adds to their energy distance, to first order, ``(k,)`` and ``(m,)``.
 
     The sum of both means is twice the distance; resampled, it moves as the distance does.
     """
-    _check_pair(test, x)
-    between, others = cdist(test, x), len(test) - 1
-    of_test = 2 * between.mean(axis=1) - 2 * cdist(test, test).sum(axis=1) / others
-    return of_test, 2 * between.mean(axis=0) - 2 * cdist(x, x).sum(axis=1) / others
+    _check_pair(test, x, equal=False)
+    between = cdist(test, x)
+    of_test = 2 * between.mean(axis=1) - 2 * cdist(test, test).sum(axis=1) / (len(test) - 1)
+    return of_test, 2 * between.mean(axis=0) - 2 * cdist(x, x).sum(axis=1) / (len(x) - 1)
+
+
+def energy_distance_within(test: Array, x: Array, test_strata: Array, x_strata: Array) -> tuple[float, Array, Array]:
+    """Energy distance within strata, a mean weighted by their share of the test samples.
+
+    Parameters
+    ----------
+    test, x
+        ``(k, features)`` and ``(m, features)``.
+    test_strata, x_strata
+        ``(k,)`` and ``(m,)``: numbers of strata, each of which has at least two samples in both sets.
+
+    Returns
+    -------
+    distance
+        In the units of the features.
+    of_test, of_x
+        ``(k,)`` and ``(m,)``: what each sample adds to it, as `energy_contributions` has it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, strata = np.array([[0.0], [1.0], [9.0], [9.0]]), np.array([0, 0, 1, 1])
+    >>> energy_distance_within(x, x + 3, strata, strata)[0], energy_distance_within(x, x[::-1], strata, strata[::-1])[0]
+    (5.0, -0.5)
+    """
+    distance, of_test, of_x = 0.0, np.zeros(len(test)), np.zeros(len(x))
+    for stratum in np.unique(test_strata):
+        mine, theirs = test_strata == stratum, x_strata == stratum
+        share = float(mine.mean())
+        distance += share * energy_distance(test[mine], x[theirs])
+        of_test[mine], added = energy_contributions(test[mine], x[theirs])
+        of_x[theirs] = added * share * len(x) / theirs.sum()
+    return distance, of_test, of_x
+
+
+def fold_numbers(groups: Array, folds: int) -> Array:
+    """Numbers ``(k,)`` of folds of about equal size that leave groups whole, for the delete-a-group jackknife.
+
+    >>> fold_numbers(np.array([7, 7, 3, 3, 5]), 2).tolist()
+    [0, 0, 1, 1, 0]
+    """
+    labels = np.unique(groups, return_inverse=True)[1]
+    filled, fold_of = np.zeros(folds), np.zeros(labels.max() + 1, dtype=int)
+    counts = np.bincount(labels)
+    for label in np.argsort(-counts, kind="stable"):
+        fold_of[label] = int(filled.argmin())
+        filled[fold_of[label]] += counts[label]
+    return np.asarray(fold_of[labels])
+
+
+def jackknife_interval(replicates: Array, *, level: float = 0.9) -> tuple[float, float]:
+    """Central interval of a statistic around zero, from its values ``(folds,)`` with each fold left out.
+
+    Standard error of the delete-a-group jackknife (Kott 2001), with Student's quantiles.
+
+    >>> [round(bound, 2) for bound in jackknife_interval(np.array([1.0, 2.0, 3.0]))]
+    [-3.37, 3.37]
+    """
+    from scipy.stats import t
+
+    folds = len(replicates)
+    error = math.sqrt((folds - 1) / folds * float(((replicates - replicates.mean()) ** 2).sum()))
+    bound = float(t.ppf((1 + level) / 2, folds - 1)) * error
+    return -bound, bound
 
 
 def bootstrap_interval(
@@ -223,8 +287,13 @@ def two_sample_accuracy(a: Array, b: Array, *, seed: int = 0, folds: int = 5) ->
     >>> two_sample_accuracy(a, a + 100)
     1.0
     """
+    return two_sample_hits(a, b, seed=seed, folds=folds)[0]
+
+
+def two_sample_hits(a: Array, b: Array, *, seed: int = 0, folds: int = 5) -> tuple[float, Array, Array]:
+    """``two_sample_accuracy``, and of which samples of ``a`` and ``b`` the classifier knew the set: ``(k,)`` each."""
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     _check_pair(a, b)
     labels = np.repeat([0, 1], len(a))
@@ -234,7 +303,9 @@ def two_sample_accuracy(a: Array, b: Array, *, seed: int = 0, folds: int = 5) ->
     parts = StratifiedKFold(min(folds, len(a)), shuffle=True, random_state=seed)
     features = _scores_and_energies(*embed(a, b))
     with threadpool_limits(1):  # sets are small: threads wait for each other longer than they work
-        return float(cross_val_score(trees, features, labels, cv=parts).mean())
+        known = cross_val_predict(trees, features, labels, cv=parts) == labels
+    accuracy = np.mean([known[held].mean() for _, held in parts.split(features, labels)])
+    return float(accuracy), known[: len(a)], known[len(a) :]
 
 
 def _scores_and_energies(*sets: Array) -> Array:
@@ -331,14 +402,7 @@ def nearest_distances(points: Array, training: Array, *, leave_one_out: bool = F
 
 
 def power_spectrum(x: Array, axis: int) -> tuple[Array, Array]:
-    """Mean one-sided power spectrum along one axis (`scipy.signal.periodogram`, Hann window, line means removed).
-
-    Parameters
-    ----------
-    x
-        ``(k, n_1, .., n_N)``, NaN free.
-    axis
-        Which one, not the first.
+    """Mean one-sided power spectrum along one axis: that of ``sample_spectra``, over samples.
 
     Returns
     -------
@@ -355,19 +419,39 @@ def power_spectrum(x: Array, axis: int) -> tuple[Array, Array]:
     >>> float(frequency[power.argmax()])
     0.125
     """
+    frequency, power = sample_spectra(x, axis)
+    return frequency, power.mean(axis=0)
+
+
+def sample_spectra(x: Array, axis: int) -> tuple[Array, Array]:
+    """One-sided power spectra along one axis (`scipy.signal.periodogram`, Hann window, line means removed).
+
+    Parameters
+    ----------
+    x
+        ``(k, n_1, .., n_N)``, NaN free.
+    axis
+        Which one, not the first.
+
+    Returns
+    -------
+    frequency
+        ``(n // 2,)`` in cycles per grid step, without zero.
+    power
+        ``(k, n // 2)`` float64, averaged over all other axes.
+    """
     from scipy.signal import periodogram  # with it come scipy.stats and scipy.optimize: half a second of CPU
 
     axis = axis % x.ndim
     if axis == 0:
         raise InputError("a power spectrum along the samples has no meaning: give the axis of a mode.")
     n = x.shape[axis]
-    total, frequency = np.zeros(n // 2 + 1), np.zeros(n // 2 + 1)
+    powers, frequency = np.zeros((len(x), n // 2 + 1)), np.zeros(n // 2 + 1)
     for start in range(0, len(x), _SAMPLES_PER_BLOCK):
         block = np.moveaxis(x[start : start + _SAMPLES_PER_BLOCK], axis, -1).astype(np.float64)
         frequency, power = periodogram(block, window="hann", detrend="constant", scaling="spectrum", axis=-1)
-        total += power.reshape(-1, power.shape[-1]).sum(axis=0)
-    lines = x.size // n
-    return frequency[1:], total[1:] / lines
+        powers[start : start + len(block)] = power.reshape(len(block), -1, power.shape[-1]).mean(axis=1)
+    return frequency[1:], powers[:, 1:]
 
 
 def spectrum_error(power: Array, reference: Array, *, floor: float = 1e-10) -> float:

@@ -581,7 +581,8 @@ ROWS["Recipes that good data cannot serve"] = (
     set_on(
         "tolerance too large",
         "decompose={{tolerance=1.5}}",
-        '"decompose.tolerance": expected a number less than 1, got 1.5 (relative error from which ranks are found).',
+        '"decompose.tolerance": expected a number less than 1, got 1.5 (root mean square of the anomaly error, for '
+        "which the smallest ranks are found).",
     ),
     set_on(
         "tolerance of zero",

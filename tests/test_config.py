@@ -207,7 +207,7 @@ def test_wrong_and_missing_values_are_told_in_words(recipe: dict[str, Any], mess
         (tree(primitive={"kind": "mgp", "rank": 2, "patch": {"y": 2}}), 'decompose and align are for kind = "tgp"'),
         (
             tree(evaluate={"metric": "best"}),
-            'expected "auto", "energy_distance", "sliced_wasserstein", "spectrum_error"',
+            'expected "auto", "energy_distance", "energy_distance_within", "sliced_wasserstein", "spectrum_error"',
         ),
         (tree(evaluate={"metric": "crps"}), 'evaluate.metric "crps" compares with the truth of a condition, and there'),
         (data(condition={"labels": "k"}) | {"evaluate": {"metric": "crps"}}, "Set data.condition.initial, fields or"),
@@ -300,7 +300,9 @@ def test_the_names_that_recipes_accept_are_those_there_are() -> None:
     rng = np.random.default_rng(0)
     sets = {name: rng.normal(size=(4, 9, 3)) for name in ("train", "test", "generated")}
     forecast = {"ensemble": rng.normal(size=(2, 3, 9, 3)), "truth": rng.normal(size=(2, 9, 3))}
-    fields = evaluation.Fields(modes=("y", "x"), mean=np.zeros(()), scale=np.ones(()), **sets, **forecast)
+    strata = dict.fromkeys(sets, np.zeros(4, dtype=int))
+    options: dict[str, Any] = {"mean": np.zeros(()), "scale": np.ones(()), "strata": strata, **sets, **forecast}
+    fields = evaluation.Fields(modes=("y", "x"), **options)
     rows = evaluation.evaluate(fields)
     assert {rows[name]["better"] for name in METRICS} == {"lower"}
 
@@ -359,8 +361,9 @@ def test_guidance_of_a_model_that_never_drops_its_conditions_is_refused() -> Non
     ("condition", "chosen", "deciding"),
     [
         ({}, "auto", "energy_distance"),
-        ({"labels": "k"}, "auto", "energy_distance"),
-        ({"scalars": ["nu"]}, "auto", "energy_distance"),
+        ({"labels": "k"}, "auto", "energy_distance_within"),
+        ({"scalars": ["nu"]}, "auto", "energy_distance_within"),
+        ({"labels": "k"}, "energy_distance", "energy_distance"),
         ({"initial": {"dim": "y", "index": 0}}, "auto", "crps"),
         ({"fields": ["forcing"]}, "auto", "crps"),
         ({"initial": {"dim": "y", "index": 0}}, "energy_distance", "energy_distance"),

@@ -314,3 +314,67 @@ def test_equal_forecasts_are_not_told_apart_and_few_groups_tell_nothing():
     few = evaluate(fields(**given, case_groups=np.repeat([0, 1], 20)))["relative_l2"]
     assert few["groups"] == 2
     assert evaluation.comparison(few, "persistence") == "too few test samples"
+
+
+def test_every_comparison_has_its_interval_and_groups():
+    table = evaluate(fields())
+    for name, metric in table.items():
+        if evaluation.compared(metric) and name not in ("anomaly_error", "reconstruction_error"):
+            low, high = metric["intervals"]["gaussian"]
+            assert low <= distance_from_ideal(metric) - distance_from_ideal(metric, "gaussian") <= high, name
+            assert metric["groups"] == 24
+    grouped = evaluate(fields(groups=np.repeat(np.arange(4), 6)))
+    words = {word for metric in grouped.values() for word in evaluation.compared(metric).values()}
+    assert "too few test samples" in words
+
+
+def test_a_second_honest_draw_is_not_called_better_or_worse_than_the_first():
+    """The Gaussian's place is taken by another draw of the truth; a shifted one is called worse."""
+    table = evaluate(fields(gaussian=draw(4)))
+    words = [evaluation.comparison(metric, "gaussian") for metric in table.values() if metric["gaussian"] is not None]
+    assert words.count("not distinguishable") >= 0.8 * len(words)
+    bad = evaluate(fields(generated=draw(2) + np.float32(3.0)))
+    assert evaluation.comparison(bad["sliced_wasserstein"], "gaussian") == "worse"
+    assert evaluation.comparison(bad["two_sample_accuracy"], "gaussian") == "worse"
+
+
+def test_pooled_errors_go_by_groups_of_cases():
+    truth = draw(7, 20)
+    ensemble = truth[:, None] + np.random.default_rng(0).normal(size=(20, 3, *SIZES))
+    given = {"ensemble": ensemble, "truth": truth, "persistence": truth + 9}
+    row = evaluate(fields(**given))["relative_l2_pooled"]
+    assert (row["groups"], evaluation.comparison(row, "persistence")) == (20, "better")
+    few = evaluate(fields(**given, case_groups=np.repeat(np.arange(5), 4)))["relative_l2_pooled"]
+    assert (few["groups"], evaluation.comparison(few, "persistence")) == (5, "too few test samples")
+
+
+def test_samples_of_another_class_are_told_within_conditions():
+    strata = np.arange(24) % 2
+    lifted = [draw(seed) + (5 * strata[:, None, None, None]).astype(np.float32) for seed in (0, 1, 2)]
+    numbers = {"train": strata, "test": strata, "generated": strata}
+    sets = dict(zip(("train", "test", "generated"), lifted, strict=True))
+    right = evaluate(fields(**sets, strata=numbers))
+    wrong = evaluate(fields(**sets | {"generated": lifted[2][::-1]}, strata=numbers))
+    assert wrong["energy_distance"]["value"] == pytest.approx(right["energy_distance"]["value"])
+    within = [table["energy_distance_within"] for table in (right, wrong)]
+    assert within[1]["value"] > within[0]["value"] + 1
+    assert within[0]["intervals"]["value"][0] < within[0]["value"] < within[0]["intervals"]["value"][1]
+    assert "within each of 2 conditions" in within[0]["meaning"]
+
+
+def test_rare_conditions_are_compared_together():
+    pooled = evaluation._pooled_strata({"a": np.array([0] * 5 + [1, 1, 2]), "b": np.array([0] * 5 + [1, 2, 2])})
+    assert {name: each.tolist() for name, each in pooled.items()} == {"a": [0] * 5 + [3] * 3, "b": [0] * 5 + [3] * 3}
+    alone = evaluation._pooled_strata({"a": np.array([0] * 7 + [1]), "b": np.array([0] * 7 + [1])})
+    assert set(alone["a"]) == {0}
+
+
+def test_the_gaussian_within_has_each_conditions_mean_and_one_covariance():
+    rng = np.random.default_rng(0)
+    strata = np.repeat([3, 7], 2000)
+    z = rng.normal(size=(4000, 2)) * [2, 1] + np.where(strata == 3, 5, -5)[:, None]
+    drawn = evaluation.gaussian_within(z, strata, strata)
+    for stratum in (3, 7):
+        np.testing.assert_allclose(drawn[strata == stratum].mean(axis=0), z[strata == stratum].mean(axis=0), atol=0.2)
+        np.testing.assert_allclose(drawn[strata == stratum].std(axis=0), [2, 1], rtol=0.1)
+    np.testing.assert_allclose(evaluation.gaussian_within(z, strata, np.full(900, 9)).mean(axis=0), [0, 0], atol=0.3)

@@ -286,9 +286,12 @@ def test_calibration_has_no_order_and_skips_missing_points():
 @pytest.mark.parametrize("shapes", [((3, 2), (4, 2)), ((3, 2), (3, 5)), ((1, 2), (1, 2)), ((3, 2, 2), (3, 2, 2))])
 def test_distances_refuse_unequal_sets(shapes):
     a, b = (np.zeros(shape) for shape in shapes)
-    for distance in (metrics.energy_distance, metrics.two_sample_accuracy, metrics.precision_recall):
+    for distance in (metrics.two_sample_accuracy, metrics.precision_recall):
         with pytest.raises(InputError, match=r"equal counts|at least 2"):
             distance(a, b)
+    if shapes != ((3, 2), (4, 2)):  # which the energy distance takes
+        with pytest.raises(InputError, match=r"must both be \(samples, features\), got|at least 2"):
+            metrics.energy_distance(a, b)
     with pytest.raises(InputError):
         metrics.sliced_wasserstein(a, b, seed=0)
 
@@ -333,3 +336,54 @@ def test_independent_parts_add_their_variances() -> None:
     a, b = rng.normal(size=200), rng.normal(size=200)
     widths = [np.ptp(metrics.bootstrap_interval(parts)) for parts in ([(a, None)], [(b, None)], [(a, None), (b, None)])]
     assert widths[2] == pytest.approx(np.hypot(widths[0], widths[1]), rel=0.1)
+
+
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    from scipy import stats
+
+    values = np.random.default_rng(0).normal(size=12)
+    without = np.array([np.delete(values, i).mean() for i in range(12)])
+    low, high = metrics.jackknife_interval(without)
+    expected = stats.t.interval(0.9, 11, scale=stats.sem(values))
+    assert (low, high) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 9), min_size=3, max_size=60), st.integers(2, 10))
+def test_folds_leave_groups_whole_and_are_about_equal(groups: list[int], folds: int) -> None:
+    numbers = metrics.fold_numbers(np.array(groups), folds)
+    assert all(len(set(numbers[np.array(groups) == group])) == 1 for group in groups)
+    counts = np.bincount(numbers, minlength=folds)
+    assert counts.max() - counts.min() <= np.bincount(groups).max()
+
+
+# --- within conditions --------------------------------------------------------------------------------------------
+
+
+def test_samples_under_the_wrong_condition_are_seen_within_conditions_only() -> None:
+    rng = np.random.default_rng(0)
+    strata = np.repeat([0, 1, 2], 40)
+    test, good = (rng.normal(size=(120, 3)) + 4 * strata[:, None] for _ in range(2))
+    wrong = good[::-1]  # as a set as good as before
+    assert metrics.energy_distance(test, wrong) == pytest.approx(metrics.energy_distance(test, good))
+    right, *_ = metrics.energy_distance_within(test, good, strata, strata)
+    assert abs(right) < 0.1
+    assert metrics.energy_distance_within(test, wrong, strata, strata)[0] > 1
+
+
+def test_contributions_within_move_as_their_distance_does() -> None:
+    rng = np.random.default_rng(0)
+    strata, others = np.repeat([0, 1], [60, 20]), np.repeat([1, 0], [30, 50])
+    distances, deviations = [], []
+    for _ in range(200):
+        a, b = rng.normal(size=(80, 2)) + strata[:, None], rng.normal(0.5, 1.2, size=(80, 2)) + others[:, None]
+        distance, of_a, of_b = metrics.energy_distance_within(a, b, strata, others)
+        distances.append(distance)
+        parts = ((of_a, strata, strata), (of_b, others, strata))
+        deviations.append(
+            sum(
+                each[own == s].var() * (each[own == s].size / each.size) ** 2 / each[own == s].size
+                for each, own, _ in parts
+                for s in (0, 1)
+            )
+        )
+    assert np.sqrt(np.mean(deviations)) == pytest.approx(np.std(distances), rel=0.2)

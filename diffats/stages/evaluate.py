@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def evaluation_fingerprint(work: Workspace, generated: Version) -> str:
 
 def compares_sets(work: Workspace) -> bool:
     """Whether generated samples are compared with the test samples as a set: not forecasts, unless that decides."""
-    return not work.recipe.makes_forecasts or work.recipe.deciding_metric in ("energy_distance", "sliced_wasserstein")
+    of_sets = ("energy_distance", "energy_distance_within", "sliced_wasserstein")
+    return not work.recipe.makes_forecasts or work.recipe.deciding_metric in of_sets
 
 
 def evaluation_path(work: Workspace, identity: str) -> Path:
@@ -68,7 +70,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         check_metric(work, metrics)
         return result(work, metrics, identity, started, skipped=True)
-    metrics = evaluation.evaluate(compared(work, model, generated_fields(work, model, generated)))
+    fields = generated_fields(work, model, generated)
+    metrics = evaluation.evaluate(compared(work, model, fields, generated_strata(work, model, generated)))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
@@ -92,28 +95,80 @@ def sample_limit(work: Workspace, model: bundle.Bundle) -> int:
 
 def generated_fields(work: Workspace, model: bundle.Bundle, generated: Version) -> Array:
     """Good generated samples ``(k, *sizes)`` from the repository."""
-    dataset = generated.dataset()
-    good = np.flatnonzero(dataset["status"].values == STATUS["ok"])[: sample_limit(work, model)]
+    dataset, good = generated.dataset(), good_numbers(work, model, generated)
     names = [str(name) for name in model.template.data_vars]
     arrays = [dataset[name].isel(sample=good).values for name in names]
     return np.stack(arrays, axis=1) if "component" in work.recipe.tensor_modes else arrays[0]
 
 
-def compared(work: Workspace, model: bundle.Bundle, generated: Array, *, forecast: bool = True) -> evaluation.Fields:
+def good_numbers(work: Workspace, model: bundle.Bundle, generated: Version) -> Array:
+    """Numbers of the good generated samples that are compared."""
+    status = generated.dataset()["status"].values
+    return np.asarray(np.flatnonzero(status == STATUS["ok"])[: sample_limit(work, model)])
+
+
+def generated_strata(work: Workspace, model: bundle.Bundle, generated: Version) -> Array | None:
+    """Which condition each of them belongs to; None where the recipe has no labels or scalars."""
+    numbers = good_numbers(work, model, generated)
+    return drawn_strata(work, model, numbers, generate.condition_sources(work, work.recipe.generate.count))
+
+
+def drawn_strata(work: Workspace, model: bundle.Bundle, numbers: Array, chosen: Array) -> Array | None:
+    """Which condition generated samples belong to, ``(k,)``, when ``model`` draws their labels."""
+    names = stratifying(work)
+    if not names:
+        return None
+    return strata(work, generate.sample_conditions(work, model, numbers, chosen, names))
+
+
+def stratifying(work: Workspace) -> list[str]:
+    """Conditions within which samples are compared: the label, else the first two scalars; none for forecasts."""
+    condition = work.recipe.data.condition
+    if not compares_sets(work):
+        return []
+    return ["label"] if condition.labels else [f"scalar_{name}" for name in condition.scalars[:2]]
+
+
+def strata(work: Workspace, raw: Mapping[str, Array]) -> Array:
+    """Numbers of conditions ``(k,)``: of a label its class, of scalars the part of the training samples' range.
+
+    One scalar's range is cut at its quartiles over the training samples, the ranges of two at their medians.
+    """
+    if "label" in raw:
+        return np.asarray(raw["label"], dtype=int)
+    out, cuts = np.zeros(len(next(iter(raw.values()))), dtype=int), 4 // len(raw)
+    primitives = fit_normalisation.require_primitives(work).dataset()
+    for name, values in raw.items():
+        training = primitives[f"condition_{name}"].values[fit_normalisation.good_samples(primitives, "train")]
+        edges = np.quantile(training, np.arange(1, cuts) / cuts)
+        out = cuts * out + np.searchsorted(edges, values)
+    return out
+
+
+def compared(
+    work: Workspace, model: bundle.Bundle, generated: Array, strata: Array | None = None, *, forecast: bool = True
+) -> evaluation.Fields:
     """Equal counts of test, training, generated and Gaussian samples, in physical units.
 
     Parameters
     ----------
     generated
         ``(k, *sizes)``.
+    strata
+        ``(k,)``: which condition each belongs to, where samples are compared within conditions, too.
     forecast
         Whether to draw ensembles under test conditions, for recipes that are conditioned on fields or scalars.
     """
-    plain = physical(work, model, generated)
+    plain = physical(work, model, generated, strata)
     k = len(plain.test)
     test_indices = generate.truth_indices(work, k, "test")
     z_train = normalised(work, model, generate.truth_indices(work, gaussian_limit(model), "train"))
     z_gaussian = evaluation.gaussian_pca(z_train, k, seed=work.recipe.seed)
+    within: dict[str, Any] = {}
+    if plain.strata is not None:
+        stored = stored_strata(work, generate.truth_indices(work, len(z_train), "train"))
+        drawn = evaluation.gaussian_within(z_train, stored, plain.strata["generated"], seed=work.recipe.seed)
+        within["gaussian_within"] = model.fields(unnormalised(model, drawn))
     ensembles = forecasts(work, model) if forecast else {}
     if ensembles:
         cases = generate.truth_indices(work, len(ensembles["truth"]), "test")
@@ -126,11 +181,19 @@ def compared(work: Workspace, model: bundle.Bundle, generated: Array, *, forecas
         z_test=normalised(work, model, test_indices),
         z_generated=encoded(model, plain.generated),
         z_gaussian=z_gaussian,
+        **within,
         **ensembles,
     )
 
 
-def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluation.Fields:
+def stored_strata(work: Workspace, indices: Array) -> Array:
+    """Which condition samples of the store belong to."""
+    stored = fit_normalisation.require_primitives(work).dataset()
+    wanted = stored[[f"condition_{name}" for name in stratifying(work)]]
+    return strata(work, fit_normalisation.raw_conditions(wanted, indices))
+
+
+def physical(work: Workspace, model: bundle.Bundle, generated: Array, strata: Array | None = None) -> evaluation.Fields:
     """Equal counts of test, training and generated samples, and nothing that depends on how a model encodes them."""
     limit = min(len(generated), sample_limit(work, model))
     test, training = (generate.truth_indices(work, limit, split) for split in ("test", "train"))
@@ -142,10 +205,14 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluat
         )
     scaling, training_mean = decompose.read_scaling(work.store_location, decompose.scaling_version(work).snapshot)
     primitives = fit_normalisation.require_primitives(work).dataset()
-    compared_samples = generate.truth_indices(work, k, "test")
+    compared_samples, trained_on = (generate.truth_indices(work, k, split) for split in ("test", "train"))
+    numbers = None
+    if strata is not None:
+        numbers = {"train": stored_strata(work, trained_on), "test": stored_strata(work, compared_samples)}
+        numbers["generated"] = strata[:k]
     return evaluation.Fields(
         modes=work.recipe.tensor_modes,
-        train=work.samples.read(generate.truth_indices(work, k, "train")),
+        train=work.samples.read(trained_on),
         test=work.samples.read(compared_samples),
         generated=generated[:k],
         mean=training_mean,
@@ -154,6 +221,7 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluat
         seed=work.recipe.seed,
         as_sets=compares_sets(work),
         groups=work.samples.groups(compared_samples),
+        strata=numbers,
     )
 
 

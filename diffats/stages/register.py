@@ -197,14 +197,17 @@ def current_metric(work: Workspace, model: bundle.Bundle, name: str, *, candidat
     """
     count = work.recipe.generate.count
     numbers, chosen = np.arange(count), generate.condition_sources(work, count)
-    parts = []
+    parts, kept = [], []
     for indices in np.array_split(numbers, -(-count // generate.shard_size(work, model))):
         raw = generate.sample_conditions(work, candidate, indices, chosen)
         streams = model.generate(indices, work.recipe.seed, raw)
-        parts.append(model.fields({key: value[bundle.finite_rows(streams)] for key, value in streams.items()}))
+        good = bundle.finite_rows(streams)
+        parts.append(model.fields({key: value[good] for key, value in streams.items()}))
+        kept.append(indices[good])
         if sum(map(len, parts)) >= evaluate.sample_limit(work, model):
             break
-    fields = evaluate.physical(work, model, np.concatenate(parts))
+    strata = evaluate.drawn_strata(work, candidate, np.concatenate(kept), chosen)
+    fields = evaluate.physical(work, model, np.concatenate(parts), strata)
     if name in ("relative_l2", "crps"):
         fields = replace(fields, **evaluate.forecasts(work, model))
     return evaluation.distance_from_ideal(evaluation.evaluate(fields)[name])

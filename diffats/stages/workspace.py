@@ -32,7 +32,7 @@ ALGORITHMS = {
     "drift": 1,
     "model": 2,
     "samples": 1,
-    "evaluation": 3,
+    "evaluation": 4,
 }
 SHARD_BYTES, LARGEST_SHARD_BYTES = 16 * 2**20, 64 * 2**20
 MAX_SHARD_SAMPLES = 4096
