@@ -25,6 +25,7 @@ from distributed.scheduler import KilledWorker
 from diffats.config import Compute
 from diffats.errors import DiffatsError, InputError
 from diffats.messages import MESSAGES
+from diffats.progress import waiting
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ class Cluster:
         with self._starting:
             if self._client is None:
                 local = self.compute.scheduler == "local"
-                self._client = self._start_local() if local else self._connect()
+                with waiting("starting Dask" if local else f"connecting to Dask at {self.compute.scheduler}"):
+                    self._client = self._start_local() if local else self._connect()
 
     def close(self) -> None:
         """Stop what was started; an external scheduler and its workers stay up."""

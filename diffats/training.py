@@ -44,6 +44,7 @@ from diffats.models import Denoiser, resolve_device
 from diffats.muon import Muon, orthogonalise
 from diffats.pace import Pace, Precision, fast_products, precisions
 from diffats.primitives import field_sensitivity
+from diffats.progress import duration, waiting
 from diffats.storage import replace_file, sync_to_disk
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ CALIBRATION = "calibration.safetensors"
 KEPT_CHECKPOINTS = 2
 SENSITIVITY_SAMPLES = 256
 HELDOUT_SAMPLES = 64
+_TIMED_SECONDS = 3.0  # of steps, from which the time of all is told
 _CALIBRATING = timedelta(hours=6)  # at most: the first of several processes calibrates while the others wait
 _INITIAL, _STEP, _HELDOUT, _TRIAL = 3, 4, 5, 6  # keep the random numbers of these uses of one seed apart
 
@@ -458,6 +460,18 @@ class _Training:
 
     # how steps run
 
+    def _tell_duration(self, since: float, first: int) -> bool:
+        """Once a few steps are timed, say how long all take; whether that is said, or no longer worth it."""
+        seconds, left = time.perf_counter() - since, self.train.steps - self.step
+        if seconds < _TIMED_SECONDS and left:
+            return False
+        if left and self.accelerator.is_main_process:
+            counted = f"{left:,} of {self.train.steps:,} steps left" if first else f"{self.train.steps:,} steps"
+            total = (left if first else self.train.steps) * seconds / (self.step - first)
+            after = ", then the calibration" if self.train.calibrate else ""
+            logger.info("train: %s, about %s on %s%s", counted, duration(total), self.device.type, after)
+        return True
+
     def _set_pace(self) -> Pace:
         device, precision, threads, kept = self.device.type, self.train.precision, self.threads, self._kept_pace
         if self.accelerator.num_processes > 1:  # they must agree without a trial, and their launcher gives threads
@@ -618,8 +632,10 @@ class _Training:
             _write_history(self.directory, self.history)  # without rows after the checkpoint
         started = time.perf_counter() - self.seconds
         self.network.train()
-        self.pace = self._set_pace()
+        with waiting("timing a few steps"):
+            self.pace = self._set_pace()
         self._start_window()
+        first, since, told = self.step, time.perf_counter(), False
         with _stop_request() as stop, contextlib.closing(self._batches()) as batches, self.pace:
             for batch in batches:
                 begun = time.perf_counter()
@@ -638,6 +654,7 @@ class _Training:
                     self._save(time.perf_counter() - started)
                 if self.progress is not None and self.accelerator.is_main_process:
                     self.progress(self.step, self.train.steps)
+                told = told or self._tell_duration(since, first)
                 if stopping and not last:
                     raise stop.error(f"training stopped at step {self.step}; run again to continue")
         self.seconds = time.perf_counter() - started
@@ -663,7 +680,7 @@ class _Training:
         file = self.directory / CALIBRATION
         if self.accelerator.is_main_process:
             steps = range(self.step, self.step + calibration.BATCHES)
-            with self.pace or self._set_pace():
+            with waiting("calibrating the model"), self.pace or self._set_pace():
                 calibration.fit(
                     self.ema.module.eval(),
                     self.diffusion,

@@ -11,11 +11,12 @@ from typing import NoReturn
 
 import httpx
 from prefect import Flow
-from rich.logging import RichHandler
 
-from diffats.cli import errors, interrupt_behind, interrupted_code, interruption, leave, terminated_as_interrupted
+from diffats.cli import interrupt_behind, interrupted_code, interruption, leave, progress_bar, terminated_as_interrupted
+from diffats.cli.terminal import LogLines
 from diffats.config import load_recipe
 from diffats.errors import DiffatsError, redact
+from diffats.progress import waiting
 from flows import server
 from flows.pipeline import Outcome
 
@@ -35,7 +36,7 @@ def main(flow: Flow[..., Outcome], arguments: Sequence[str] | None = None) -> in
     try:
         with terminated_as_interrupted():
             load_recipe(given.recipe, given.overrides)  # tells a mistake now, not after the server has started
-            prepare()
+            prepare(flow)
             outcome = flow(given.recipe, given.overrides)
     except (DiffatsError, OSError) as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)
@@ -103,17 +104,12 @@ def show_log() -> None:
     """Show the library's log on standard error, and leave Prefect's own to its server and pages."""
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.CRITICAL)
-    shown: logging.Handler
-    if sys.stderr.isatty():
-        shown = RichHandler(console=errors, show_path=False)  # above the progress bar, which is on the same console
-    else:
-        shown = logging.StreamHandler()
     logger = logging.getLogger("diffats")
     logger.setLevel(logging.INFO)
-    logger.addHandler(shown)
+    logger.addHandler(LogLines())
 
 
-def prepare() -> None:
+def prepare(flow: Flow[..., Outcome]) -> None:
     """Start Prefect's private server where the user has no other, and import meanwhile what every run needs.
 
     Not what trains, samples or draws: where everything is there already, it is not needed, and takes seconds.
@@ -123,8 +119,10 @@ def prepare() -> None:
         server.check_answers()
     log.info("starting: libraries%s, about ten seconds", " and Prefect's private server" if private else "")
     started = server.PrivateServer() if private else None
-    with server.importing():
-        from diffats import registry, stages  # noqa: F401
+    with progress_bar(flow.name):
+        with waiting("loading libraries"), server.importing():
+            from diffats import registry, stages  # noqa: F401
 
-    if started is not None:
-        started.ready()
+        if started is not None:
+            with waiting("starting Prefect's server"):
+                started.ready()

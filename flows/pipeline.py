@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -17,6 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
+from diffats.cli import progress_bar
 from diffats.config import Recipe, load_recipe
 from diffats.errors import DriftError, InputError
 from flows.artifact import artifact_key, publish, publish_drift
@@ -69,8 +70,8 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., 
     DiffatsError
         From the first stage that fails; what was committed stays, and the next run continues there.
     """
-    from diffats import stages
-    from diffats.stages import processes
+    from diffats import processes, stages
+    from diffats.stages.outlook import outlook
 
     if processes.count() > 1:
         raise InputError(
@@ -81,8 +82,12 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., 
         logging.getLogger("diffats").setLevel(logging.INFO)  # else Prefect's log shows only warnings
     resolved = load_recipe(recipe, overrides)
     results = []
-    with stages.tracked(resolved) as parent_run:
-        page = RunPage(resolved)
+    with ExitStack() as stack:
+        with progress_bar(resolved.name):
+            parent_run = stack.enter_context(stages.tracked(resolved))
+            page = RunPage(resolved)
+        if expected := outlook(stages.Workspace(resolved), [step.name for step in steps]):
+            log.info("%s: %s", resolved.name, expected)
         for number, step in enumerate(steps, 1):
             log.info("[%d/%d] %s", number, len(steps), step.name)
             try:

@@ -8,6 +8,7 @@ import typer
 
 from diffats.cli.application import Json, Overrides, RecipeFile, app, print_json
 from diffats.config import load_recipe
+from diffats.progress import duration
 
 
 @app.command()
@@ -39,7 +40,7 @@ def plan(
 
 
 def _show_plan(made: dict[str, Any]) -> None:
-    from diffats.stages.plan import duration, size
+    from diffats.stages.plan import size
 
     sizes = ", ".join(f"{mode} {n}" for mode, n in made["sizes"].items())
     split = f"{made['train']} train, {made['test']} test, {made['dropped']} dropped at the split"
@@ -73,8 +74,6 @@ def _show_plan(made: dict[str, Any]) -> None:
 
 
 def _times_lines(times: dict[str, Any] | None) -> list[str]:
-    from diffats.stages.plan import duration
-
     if not times:
         return []
     steps, done, each = times["train_steps"], times["train_done"], f"{times['seconds_per_step']:.2g} s a step"

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffats import processes
 from diffats.cli.application import Json, Overrides, RecipeFile, Restart, app, print_json
 from diffats.cli.terminal import progress_bar
 from diffats.config import Recipe, load_recipe
-from diffats.progress import LoggedProgress
+from diffats.progress import waiting
 from diffats.requirements import require
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _stage_verb(verb: str, stage: str, text: str) -> None:
     def command(
         recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False, restart: Restart = False
     ) -> None:
-        result = _run_stage(stage, load_recipe(recipe, overrides or []), restart)
+        result = _run_stage(verb, stage, load_recipe(recipe, overrides or []), restart)
         if result is None:
             return
         if as_json:
@@ -54,20 +55,20 @@ for _verb, _stage, _text in STAGE_VERBS:
     _stage_verb(_verb, _stage, _text)
 
 
-def _run_stage(stage: str, recipe: Recipe, restart: bool) -> StageResult | None:
+def _run_stage(verb: str, stage: str, recipe: Recipe, restart: bool) -> StageResult | None:
     """Run a stage, tracked in the run that the verbs of a recipe share; None where another process tells of it."""
-    from diffats import stages
-    from diffats.stages import processes
-
-    if not processes.is_main():
-        stages.run(stage, recipe, restart=restart)
-        return None
     if stage in _TRACKED:
         require(f"diffats {stage}", "train", "track")
-    stages.check(stage, recipe)
-    shared = stages.tracked(recipe, latest=True) if stage in _TRACKED else nullcontext()
-    with shared as parent, progress_bar(stage) as progress:
-        return stages.run(stage, recipe, parent_run=parent, restart=restart, progress=progress)
+    with progress_bar(verb) as progress:
+        with waiting("loading libraries"):
+            from diffats import stages
+
+        if not processes.is_main():
+            stages.run(stage, recipe, restart=restart)
+            return None
+        stages.check(stage, recipe)
+        with stages.tracked(recipe, latest=True) if stage in _TRACKED else nullcontext() as parent:
+            return stages.run(stage, recipe, parent_run=parent, restart=restart, progress=progress)
 
 
 def _as_dict(result: StageResult) -> dict[str, Any]:
@@ -78,12 +79,12 @@ def _as_dict(result: StageResult) -> dict[str, Any]:
 @app.command()
 def simulate(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False, restart: Restart = False) -> None:
     """Make the data that the recipe's section [simulate] describes."""
-    from diffats.simulate import simulate as make
-
+    given = load_recipe(recipe, overrides or [])
     with progress_bar("simulate") as progress:
-        made = make(
-            load_recipe(recipe, overrides or []), restart=restart, progress=progress or LoggedProgress("simulate")
-        )
+        with waiting("loading libraries"):
+            from diffats.simulate import simulate as make
+
+        made = make(given, restart=restart, progress=progress)
     if as_json:
         print_json(asdict(made))
     else:

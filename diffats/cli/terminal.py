@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from diffats.progress import ProgressLine
+from diffats import processes
+from diffats.progress import LoggedProgress, ProgressLine, showing, waiting
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
+    from rich.console import ConsoleOptions, RenderResult
+
+_SMALLEST_BAR, _WIDEST_BAR = 8, 40  # characters
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
@@ -27,20 +30,25 @@ def say(text: str) -> None:
         typer.echo(text, err=True)
 
 
-class _Lines(logging.Handler):
+class LogLines(logging.Handler):
     """The library's log as lines on standard error, above the progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # What a stage has made is said by its verb, on standard output.
-        if record.name != "diffats.stages" or record.levelno > logging.INFO:
-            prefix = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-            say(prefix + self.format(record))
+        """Show a record; its level where it is a warning or an error."""
+        prefix = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        say(prefix + self.format(record))
+
+
+def _not_said_by_the_verb(record: logging.LogRecord) -> bool:
+    """What a stage has made is said by its verb, on standard output."""
+    return record.name != "diffats.stages" or record.levelno > logging.INFO
 
 
 @contextmanager
 def shown_log() -> Iterator[None]:
     """Show the library's log, and nobody else's: other libraries' errors reach the user as ours."""
-    ours, root, lines, silence = logging.getLogger("diffats"), logging.getLogger(), _Lines(), logging.NullHandler()
+    ours, root, lines, silence = logging.getLogger("diffats"), logging.getLogger(), LogLines(), logging.NullHandler()
+    lines.addFilter(_not_said_by_the_verb)
     level = ours.level
     ours.addHandler(lines)
     root.addHandler(silence)  # else Python prints warnings that nobody handles
@@ -55,31 +63,42 @@ def shown_log() -> Iterator[None]:
         root.removeHandler(silence)
 
 
-class _BarLine(ProgressLine):
-    """The line beside a bar of rich, which shows its text anew ten times a second."""
+class _Row:
+    """A stage's line as rich shows it: its name, a bar or a spinner, and the text, in one line of any width."""
 
-    def __init__(self, stage: str, bar: RichProgress) -> None:
-        super().__init__(stage)
-        self.bar, self.task = bar, bar.add_task(stage, total=None, line=self)
+    def __init__(self, line: ProgressLine) -> None:
+        self.line, self.widest = line, 0
 
-    def __call__(self, done: int, total: int, failed: int) -> None:
-        """Move the bar."""
-        super().__call__(done, total, failed)
-        self.bar.update(self.task, completed=done, total=total)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        line, name = self.line, f"{self.line.stage}  "
+        room = options.max_width - len(name) - 2
+        text = line.fitting(room)
+        yield Text(name, end="")
+        if line.counted:
+            self.widest = max(self.widest, len(text))  # the bar does not jump to and fro
+            width = min(_WIDEST_BAR, room - self.widest - 2)
+            if width >= _SMALLEST_BAR:
+                yield ProgressBar(line.total, line.done, width=width)
+                yield Text("  ", end="")
+        else:
+            spinner = "|/-\\" if options.ascii_only else "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+            yield Text(f"{spinner[int(10 * console.get_time()) % len(spinner)]} ", end="")
+        yield Text(text, end="", no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
-def progress_bar(stage: str) -> Iterator[ProgressLine | None]:
-    """One bar in a terminal; None, and so log lines, elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
+def progress_bar(stage: str) -> Iterator[ProgressLine]:
+    """How far a stage is: a line that is renewed in a terminal, lines of the log elsewhere."""
+    if not (sys.stderr.isatty() and processes.is_main()):
+        yield LoggedProgress(stage)
         return
-    from rich import progress
+    from rich.live import Live
 
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(bar_width=None),  # what the line leaves
-        progress.TextColumn("{task.fields[line]}"),
-    )
-    with progress.Progress(*columns, console=errors, transient=True) as bar:
-        yield _BarLine(stage, bar)
+    line = ProgressLine(stage)
+    # What is printed on standard output is a result, and may go elsewhere.
+    live = Live(_Row(line), console=errors, refresh_per_second=10, transient=True, redirect_stdout=False)
+    with showing(line), waiting("working"), live:
+        yield line

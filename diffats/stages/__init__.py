@@ -22,11 +22,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from diffats import processes
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError, redact
-from diffats.progress import LoggedProgress, ProgressLine
+from diffats.progress import LoggedProgress, ProgressLine, waiting
 from diffats.requirements import require
-from diffats.stages import processes
 from diffats.stages.workspace import Hooks, Progress, StageResult, Workspace, find_store
 from diffats.store import Version, writer_lock
 
@@ -63,6 +63,12 @@ _EXTRAS = {
     "evaluate": ("train",),
     "register": ("train", "track"),
     "report": ("train", "track"),
+}
+#: What is waited for in stages that count nothing.
+_DOES = {
+    "evaluate": "comparing samples",
+    "register": "registering in MLflow",
+    "report": "drawing pictures and writing the page",
 }
 log = logging.getLogger("diffats.stages")  # one line for each finished stage
 
@@ -114,7 +120,8 @@ def run(
                 records.open()  # not in the middle of the training loop
             hooks = Hooks(log=log_metrics, progress=shown, restart=restart)
             arguments = (parent_run,) if stage == "register" else ()
-            result: StageResult = module.run(work, hooks, *arguments)
+            with waiting(_DOES.get(stage, "preparing")):
+                result: StageResult = module.run(work, hooks, *arguments)
             if not result.skipped:
                 work.note_seconds(stage, result.seconds)
             records.add(result)
@@ -307,7 +314,8 @@ def tracked(recipe: Recipe, *, latest: bool = False) -> Iterator[str]:
     work = Workspace(recipe)
     plan.check(work)  # before anything is made
     with writer_lock(work.root):
-        parent_run, _ = start_tracking(recipe, latest=latest)
+        with waiting("starting MLflow"):
+            parent_run, _ = start_tracking(recipe, latest=latest)
         status = "KILLED"  # by what is no Exception: Ctrl-C, or Prefect's signals
         try:
             yield parent_run

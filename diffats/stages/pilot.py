@@ -260,7 +260,7 @@ def times(work: Workspace, ranks: Mapping[str, int]) -> dict[str, Any]:
     except InputError as error:
         log.warning("training and generation were not timed: %s", error)
         return {}
-    steps, done = recipe.train.steps, _steps_done(work)
+    steps, done = recipe.train.steps, training_steps_done(work)
     return {
         "device": measured.device,
         "train_steps": steps,
@@ -296,7 +296,7 @@ def _is_there(work: Workspace) -> bool:
     return find_store(work.store_location) is not None and train.find_bundle(work) is not None
 
 
-def _steps_done(work: Workspace) -> int:
+def training_steps_done(work: Workspace) -> int:
     """Training steps of this recipe that are done."""
     from diffats.stages import train
 

@@ -64,7 +64,7 @@ def plan(work: Workspace) -> dict[str, Any]:
         "shard_samples": shard,
         "shards": math.ceil(samples.n / shard),
         "peak_bytes_per_worker": _peak_bytes(work, work.shard),
-        "rough_seconds": _seconds(work, layout),
+        "rough_seconds": rough_seconds(work),
         "exists": existing(work),
     }
     if recipe.data.grows:
@@ -118,9 +118,9 @@ def _peak_bytes(work: Workspace, shard: int) -> int:
     return _PROCESS_BYTES + shard * (_OF_RAW * one + _OF_FORMS * forms) + _OF_SAMPLE * one + decoded
 
 
-def _seconds(work: Workspace, layout: Layout | None) -> float:
+def rough_seconds(work: Workspace) -> float:
     """Reading, decomposing, aligning and writing all samples; with unknown ranks, as for a quarter of each size."""
-    samples = work.samples
+    samples, layout = work.samples, planned_layout(work)
     sizes = tuple(samples.sizes.values()) if layout is None else tuple(layout.working_sizes.values())
     ranks = [max(1, size // 4) for size in sizes] if layout is None else layout.working_ranks
     repeats = 1 if layout is None else math.prod(layout.sizes[mode] for mode in layout.labelled)
@@ -299,18 +299,6 @@ def existing(work: Workspace) -> dict[str, str]:
     }
     states["model"] = "to do" if model is None else "finished"
     return {group: states[group] for group in groups}
-
-
-def duration(seconds: float) -> str:
-    """About how long, for people.
-
-    >>> duration(0.2), duration(45), duration(125), duration(6737), duration(10**6)
-    ('1 s', '45 s', '2 min', '1.9 h', '11.6 days')
-    """
-    for unit, length, most in (("s", 1, 90), ("min", 60, 5400)):
-        if seconds < most:
-            return f"{max(1, seconds / length):.0f} {unit}"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def size(n: float) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffats import bundle
+from diffats import bundle, processes
 from diffats.config import NOT_LEARNED
 from diffats.errors import IntegrityError, StoreNotFoundError
-from diffats.stages import align, decompose, drift, fit_normalisation, processes, select_anchor
+from diffats.progress import waiting
+from diffats.stages import align, decompose, drift, fit_normalisation, select_anchor
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
 from diffats.store import Version
 
@@ -122,8 +123,9 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     if (path / "bundle.json").is_file() and not hooks.restart and _asked_for(work, path):
         return result(work, path, identity, started, skipped=True)
 
-    from diffats.loader import PrimitiveSet
-    from diffats.training import train
+    with waiting("loading PyTorch"):
+        from diffats.loader import PrimitiveSet
+        from diffats.training import train
 
     layout = decompose.layout_of(primitives)
     statistics, conditions = fit_normalisation.read_normalisation(normalisation)

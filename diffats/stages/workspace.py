@@ -18,6 +18,7 @@ from diffats import sources
 from diffats.config import Data, Recipe, portable, portable_place
 from diffats.errors import InputError, SourceError, StoreNotFoundError
 from diffats.primitives import decomposed_modes
+from diffats.progress import waiting
 from diffats.sources.opening import absolute
 from diffats.store import Store, Version
 from diffats.store.location import absolute as absolute_place
@@ -240,7 +241,8 @@ class Workspace:
                 f"data.source {self.data.source} is not there yet. Run `diffats simulate RECIPE.toml` first: it makes "
                 f'the data of problem "{self.recipe.simulate.problem}".'
             )
-        return sources.open_samples(self.data, self.recipe.seed, self._boundary)
+        with waiting(f"opening {self.portable['data']['source']}"):
+            return sources.open_samples(self.data, self.recipe.seed, self._boundary)
 
     @property
     def _boundary(self) -> int | None:
