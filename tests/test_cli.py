@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-import importlib
+import importlib.machinery
 import json
 import os
+import platform
 import pty
 import re
 import signal
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from tiny_recipe import waves, write_recipe
 from typer.testing import CliRunner, Result
 
 from diffats import cli, stages
+from diffats.cli import installed
 from diffats.config import load_recipe
 from diffats.errors import DiffatsError, Terminated
 from diffats.registry import StageRun, Tracker, TrackingError
@@ -62,7 +65,7 @@ def test_help_names_every_verb_whole() -> None:
     text = ended(run("--help"), 0).stdout
     for verb in ("plan", *STAGE_VERBS, "inspect", "tag", "diff", "rollback", "prune", "verify", "export", "config"):
         assert re.search(rf"^  {verb} ", text, re.MULTILINE), verb
-    assert "..." not in text.partition("Commands:")[2]  # no help that is cut off
+    assert "..." not in text.partition("Begin:")[2]  # no help that is cut off
     assert "130 interrupted" in " ".join(text.split())
 
 
@@ -71,6 +74,52 @@ def test_every_verb_has_help_and_json(verb: str) -> None:
     text = ended(run(verb, "--help"), 0).stdout
     assert "--json" in text
     assert "--set" in text
+
+
+def test_help_lists_every_verb_in_the_order_in_which_one_needs_them() -> None:
+    text = ended(run("--help"), 0).stdout.partition("Begin:")[2]
+    listed = re.findall(r"^  (\w+) ", text, re.MULTILINE)
+    assert sorted(listed) == sorted(VERBS)
+    order = [listed.index(verb) for verb in ("plan", *STAGE_VERBS, "inspect", "tag", "prune")]
+    assert order == sorted(order)
+
+
+def test_version_names_what_is_installed_and_imports_none_of_it() -> None:
+    code = (
+        "import sys\nfrom diffats.cli import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit as done:\n    print(done.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    release, torch = version("diffats"), version("torch")
+    python = platform.python_version()
+    said, ended_with = done.stdout.splitlines()
+    assert re.fullmatch(
+        re.escape(f"diffats {release}, Python {python}, torch {torch} (") + r"(cpu|mps|cuda: .+)\)", said
+    )
+    assert ended_with == "0 False"
+
+
+@pytest.mark.parametrize(
+    ("built", "hidden", "device"),
+    [("'13.0'", None, "cuda: NVIDIA H200"), ("'13.0'", "", "cpu"), ("'13.0'", "-1", "cpu"), ("None", None, "cpu")],
+)
+@pytest.mark.skipif(sys.platform == "darwin", reason="has no such driver")
+def test_version_names_the_device(
+    built: str, hidden: str | None, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    information = tmp_path / "gpus" / "0000:19:00.0" / "information"
+    information.parent.mkdir(parents=True)
+    information.write_text("Model: \t\t NVIDIA H200\nIRQ:   \t\t 312\n")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('must not be imported')")
+    (tmp_path / "torch" / "version.py").write_text(f"cuda = {built}")
+    place = importlib.machinery.ModuleSpec("torch", None, origin=str(tmp_path / "torch" / "__init__.py"))
+    monkeypatch.setattr(installed, "_NVIDIA", tmp_path / "gpus")
+    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: place)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert installed.described().endswith(f"({device})")
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -8,13 +8,41 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from diffats.cli import installed
 from diffats.cli.ending import interrupt_behind, interrupted_code, interruption, terminated_as_interrupted
 from diffats.cli.terminal import say, shown_log
 from diffats.errors import DiffatsError, redact
 
+#: The verbs in the order in which one needs them, as the help lists them.
+GROUPS = {
+    "Begin": ("init", "simulate", "plan", "config"),
+    "Stages, in their order": (
+        "decompose",
+        "anchor",
+        "align",
+        "normalise",
+        "train",
+        "generate",
+        "evaluate",
+        "register",
+        "report",
+    ),
+    "Look at what is there": ("list", "inspect", "verify", "export"),
+    "Versions": ("tag", "diff", "rollback", "prune"),
+}
+
 
 class Verbs(TyperGroup):
     """The verbs; an error of ours ends one with one message and its exit code."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write them in their groups."""
+        widest = max(map(len, self.commands))
+        room = formatter.width - widest - 6
+        for title, names in GROUPS.items():
+            there = [self.commands[name] for name in names if name in self.commands]
+            with formatter.section(title):
+                formatter.write_dl([(f"{each.name:<{widest}}", each.get_short_help_str(room)) for each in there])
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
@@ -55,6 +83,22 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would be done")]
 Restart = Annotated[bool, typer.Option("--restart", help="make it anew even where it is there")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(installed.described())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show what is installed, and exit."),
+    ] = False,
+) -> None:
+    """What is asked of no verb."""
 
 
 def print_json(made: Any) -> None:
