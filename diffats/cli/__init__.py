@@ -6,12 +6,12 @@ Heavy libraries are imported inside the verbs, so that help is instant.
 from __future__ import annotations
 
 from diffats import openmp
+
+# Each module adds its verbs to the application; `diffats.cli.application.GROUPS` has their order.
+from diffats.cli import planning, recipes, runs, stages, stores, versions
 from diffats.cli.application import app
 from diffats.cli.ending import interrupt_behind, interrupted_code, interruption, leave, terminated_as_interrupted
 from diffats.cli.terminal import errors, progress_bar, say
-
-# Each module adds its verbs to the application, in the order in which the help lists them.
-from diffats.cli import stages, planning, versions, stores, recipes  # isort: skip
 
 __all__ = [
     "app",
@@ -24,6 +24,7 @@ __all__ = [
     "planning",
     "progress_bar",
     "recipes",
+    "runs",
     "stages",
     "stores",
     "terminated_as_interrupted",

@@ -13,7 +13,7 @@ from diffats.config import Recipe, described, load_recipe
 
 @app.command()
 def config(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE.toml]", help="the recipe")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE.toml", help="the recipe")] = None,
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of recipes")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one line, as the other verbs; without it, indented")] = False,

@@ -92,7 +92,7 @@ def tag(
     version: Annotated[
         str | None,
         typer.Argument(
-            metavar="[VERSION]",
+            metavar="VERSION",
             help="its id or the first characters of it, or another tag; if not given, the recipe's present primitives, "
             "what they were made from and their statistics",
         ),

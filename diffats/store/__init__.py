@@ -3,7 +3,7 @@
 `Store` opens a repository, `Version` is one version of a group in it, `writer_lock` keeps a second writer out.
 """
 
-from diffats.store.lock import writer_lock
+from diffats.store.lock import is_being_written, writer_lock
 from diffats.store.opening import open_version
 from diffats.store.schema import ALL_ZERO, NON_FINITE, NOT_CONVERGED, OK, PENDING, STATUS, status_attrs
 from diffats.store.store import Store
@@ -20,6 +20,7 @@ __all__ = [
     "STATUS",
     "Store",
     "Version",
+    "is_being_written",
     "open_version",
     "status_attrs",
     "writer_lock",

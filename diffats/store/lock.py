@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from diffats.errors import InputError, LockedError
 from diffats.store.location import local_path
 
 _LOCK = ".writer.lock"
+_PATIENCE = 0.2  # seconds in which whoever only looks has let go of the lock
 
 
 class _Held:
@@ -61,6 +63,18 @@ def writer_lock(root: str | Path) -> Iterator[None]:
         yield
 
 
+def is_being_written(root: Path) -> bool:
+    """Whether a process holds the lock of a root. Nothing is made; the look itself takes microseconds."""
+    try:
+        with (root / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or none that may be looked at
+        return False
+    return False
+
+
 @contextlib.contextmanager
 def store_lock(location: str | Path) -> Iterator[None]:
     """The same for one repository; its lock lies beside it, since Icechunk makes repositories in empty places only."""
@@ -88,7 +102,7 @@ def _acquire(path: Path, what: str) -> None:
             lock = filelock.FileLock(path, thread_local=False)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire(blocking=False)
+                lock.acquire(timeout=_PATIENCE)
             except filelock.Timeout as error:
                 raise LockedError(
                     f"{what} is being written by {_owner(path)}. Wait for it to end, stop it, or use another root."

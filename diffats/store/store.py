@@ -120,6 +120,13 @@ class Store(Repository):
                     "Give this recipe another root or store."
                 )
 
+    @property
+    def name(self) -> str | None:
+        """The name of the recipe that it is tied to; None for now."""
+        with self.readable():
+            name = root_attrs(self.head()).get(RECORD, {}).get("name")
+        return None if name is None else str(name)
+
     def begin(
         self,
         group: str,
