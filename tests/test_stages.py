@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from diffats.errors import InputError, RankError, RootMismatchError, SourceError
 from diffats.primitives import Layout
 from diffats.progress import ProgressLine
 from diffats.stages import Workspace, align, decompose, evaluate, fit_normalisation, generate, select_anchor, train
+from diffats.stages.outlook import outlook
 from diffats.stages.report import anchor_samples
 from diffats.stages.workspace import Hooks
 from diffats.store import STATUS, Version
@@ -444,5 +446,31 @@ def test_a_training_tells_its_loss_beside_its_steps(copied: Recipe) -> None:
     run(copied, ["train"], restart=True, progress=line)
     losses = [row["loss"] for row in train.history(Workspace(copied), identity(copied))]
     steps = copied.train.steps
-    assert f"step {steps} of {steps}, 0:" in str(line)
-    assert str(line).endswith(f"elapsed, 0:00 left, loss {losses[-1]:.3g}")
+    assert str(line).startswith(f"{steps}/{steps} steps  ")
+    assert str(line).endswith(f", left 0:00  loss {losses[-1]:.3g}")
+
+
+def test_a_training_says_how_long_it_will_take(
+    copied: Recipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "diffats")
+    monkeypatch.setattr("diffats.training._TIMED_SECONDS", 0.0)
+    run(copied, ["train"], restart=True)
+    told = "train: {}, about 1 s on cpu"
+    assert caplog.messages.count(told.format(f"{copied.train.steps} steps")) == 1
+    run(changed(copied, train={"steps": 9}), ["train"])
+    assert caplog.messages.count(told.format("3 of 9 steps left")) == 1
+
+
+def test_the_outlook_says_what_is_left(copied: Recipe, tmp_path: Path) -> None:
+    fresh = Workspace(make(tmp_path / "fresh"))
+    n, steps = fresh.samples.n, copied.train.steps
+    untimed = f"{steps} steps of training, which are timed when they begin"
+    assert outlook(fresh, stages.STAGES) == f"about 1 s to encode {n} samples, then {untimed}"
+    assert outlook(fresh, ["train", "generate"]) == untimed
+    assert outlook(fresh, ["generate"]) == ""
+    encoded = f"{n} samples, which are encoded already, then "
+    assert outlook(Workspace(copied), stages.STAGES) == f"{encoded}{steps} steps of training, which are done already"
+    more = changed(copied, train={"steps": 1000 + steps})
+    told = re.escape(f"{encoded}about ") + r"\d+ \w+" + re.escape(f" to train 1,000 of {1000 + steps:,} steps")
+    assert re.fullmatch(told, outlook(Workspace(more), stages.STAGES))
