@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from diffats.cli.application import Json, Overrides, RecipeFile, app, print_json
+from diffats.cli.terminal import progress_bar
 from diffats.config import load_recipe
-from diffats.progress import duration
+from diffats.progress import duration, waiting
 
 
 @app.command()
@@ -22,17 +23,22 @@ def plan(
     ] = False,
 ) -> None:
     """Say what would be done; refuse what cannot work."""
-    from diffats.stages import Workspace
-    from diffats.stages import pilot as piloting
-    from diffats.stages import plan as planning
+    given = load_recipe(recipe, overrides or [])
+    with progress_bar("plan"):
+        with waiting("loading libraries"):
+            from diffats.stages import Workspace
+            from diffats.stages import pilot as piloting
+            from diffats.stages import plan as planning
 
-    work = Workspace(load_recipe(recipe, overrides or []))
-    made = planning.plan(work)
-    if pilot:
-        found = piloting.pilot(work)
-        made["pilot"], made["overlaps"] = found.rows, found.overlaps
-        made["weak_from"] = found.first_below(work.recipe.align.min_overlap)
-        made["times"] = piloting.times(work, found.rows[0]["ranks"])
+        work = Workspace(given)
+        made = planning.plan(work)
+        if pilot:
+            with waiting("decomposing some samples"):
+                found = piloting.pilot(work)
+            made["pilot"], made["overlaps"] = found.rows, found.overlaps
+            made["weak_from"] = found.first_below(work.recipe.align.min_overlap)
+            with waiting("timing a few steps of the network"):
+                made["times"] = piloting.times(work, found.rows[0]["ranks"])
     if as_json:
         print_json(made)
     else:

@@ -9,21 +9,30 @@ import typer
 from diffats.cli.application import Json, Overrides, RecipeFile, app, print_json
 from diffats.cli.terminal import progress_bar
 from diffats.config import load_recipe
+from diffats.errors import StoreNotFoundError
+from diffats.progress import waiting
 
 
 @app.command()
 def verify(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check stores, checkpoints and models, and the source again."""
-    from diffats.errors import StoreNotFoundError
-    from diffats.stages import Workspace, files
+    given = load_recipe(recipe, overrides or [])
+    with progress_bar("verify") as progress:
+        with waiting("loading libraries"):
+            from diffats.stages import Workspace, files
 
-    work = Workspace(load_recipe(recipe, overrides or []))
-    stores = work.repositories()
-    if not stores:
-        raise StoreNotFoundError(f"{work.root}: there is no store to verify. Run `diffats decompose {recipe}` first.")
-    problems = [str(problem) for store in stores for problem in store.verify()]
-    with progress_bar("verify, source") as progress:
-        problems += files.problems(work, progress=progress)
+        work = Workspace(given)
+        problems: list[str] = []
+        stores = work.repositories()
+        if not stores:
+            raise StoreNotFoundError(
+                f"{work.root}: there is no store to verify. Run `diffats decompose {recipe}` first."
+            )
+        for store in stores:
+            with waiting(f"reading {store.location}"):
+                problems += map(str, store.verify())
+        with waiting("reading checkpoints, models and the source"):
+            problems += files.problems(work, progress=progress)
     if as_json:
         print_json({"problems": problems})
     else:
@@ -40,15 +49,20 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write every group, and the samples, as one plain Zarr tree."""
-    from diffats.errors import StoreNotFoundError
-    from diffats.stages import Workspace
+    given = load_recipe(recipe, overrides or [])
+    with progress_bar("export"):
+        with waiting("loading libraries"):
+            from diffats.stages import Workspace
 
-    work = Workspace(load_recipe(recipe, overrides or []))
-    stores = work.repositories()
-    if not stores:
-        raise StoreNotFoundError(f"{work.root}: there is nothing to export. Run `diffats decompose {recipe}` first.")
-    for store in stores:
-        store.export(destination, under="generated" if store.location == work.samples_location else "")
+        work = Workspace(given)
+        stores = work.repositories()
+        if not stores:
+            raise StoreNotFoundError(
+                f"{work.root}: there is nothing to export. Run `diffats decompose {recipe}` first."
+            )
+        for store in stores:
+            with waiting(f"copying {store.location}"):
+                store.export(destination, under="generated" if store.location == work.samples_location else "")
     if as_json:
         print_json({"destination": destination})
     else:

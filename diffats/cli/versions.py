@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffats.cli.application import DryRun, Json, Overrides, RecipeFile, app, print_json
+from diffats.cli.terminal import progress_bar
 from diffats.config import load_recipe
+from diffats.progress import waiting
 
 if TYPE_CHECKING:
     from diffats.stages.versions import Compared
@@ -24,24 +27,29 @@ def inspect(
     history: Annotated[bool, typer.Option("--history", help="who made what, when, from which source version")] = False,
 ) -> None:
     """Say what is stored, and which of it the recipe uses (*)."""
-    from diffats.stages import Workspace, versions
+    given = load_recipe(recipe, overrides or [])
+    with progress_bar("inspect"):
+        with waiting("loading libraries"):
+            from diffats.stages import Workspace, versions
 
-    work = Workspace(load_recipe(recipe, overrides or []))
-    if history:
-        rows = versions.history(work)
-        if as_json:
-            print_json({"history": rows})
-        else:
-            typer.echo("\n".join(map(_history_line, rows)) or f"{work.root}: nothing yet.")
-        return
-    entries = [_version_entry(entry) for entry in versions.entries(work)]
+        work = Workspace(given)
+        rows = versions.history(work) if history else [_version_entry(entry) for entry in versions.entries(work)]
+    if not history:
+        _show_entries(rows, recipe, work.root, as_json)
+    elif as_json:
+        print_json({"history": rows})
+    else:
+        typer.echo("\n".join(map(_history_line, rows)) or f"{work.root}: nothing yet.")
+
+
+def _show_entries(entries: list[dict[str, Any]], recipe: str, root: Path, as_json: bool) -> None:
     if as_json:
         groups = dict.fromkeys(entry["group"] for entry in entries)
         by_group = {group: [entry for entry in entries if entry["group"] == group] for group in groups}
         print_json({group: {**found[-1], "versions": found} for group, found in by_group.items()})
         return
     if not entries:
-        typer.echo(f"{work.root}: nothing yet. Begin with `diffats decompose {recipe}`.")
+        typer.echo(f"{root}: nothing yet. Begin with `diffats decompose {recipe}`.")
     for entry in entries:
         state = "finished" if entry["complete"] else "begun"
         samples = f"{entry['done']}/{entry['total']} samples, {entry['failed']} failed, "
