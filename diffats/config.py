@@ -118,15 +118,28 @@ class Windows(Section):
 
 
 class Split(Section):
-    """How samples are divided into a training and a test part."""
+    """How samples are divided into a training and a test part: no point of a test sample is in a training sample."""
 
     test: float = Field(0.1, gt=0, lt=1, description="share held out")
-    by: Literal["sample", "block", "coordinate"] = Field("sample", description="what is held out")
+    by: Literal["sample", "block", "coordinate"] = Field(
+        "sample",
+        description="what is held out: entries of sample_dim, each with all its windows (without one: windows, in "
+        "blocks where they overlap); blocks of the windowed dims, the same in every entry of sample_dim; or values "
+        "of a coordinate",
+    )
     block: dict[str, Count] = Field(
         default_factory=dict, description="block length by windowed dim; twice the window where left out"
     )
     coordinate: str | None = Field(None, description="by coordinate: its name; a share of its values is held out")
     values: list[float | str] = Field(default_factory=list, description="by coordinate: the values to hold out")
+    group: str | None = Field(
+        None, description="coordinate along sample_dim: entries with one value, such as clips of a film, stay together"
+    )
+
+    @field_validator("group")
+    @classmethod
+    def _empty_is_none(cls, name: str | None) -> str | None:
+        return name or None
 
     @model_validator(mode="after")
     def _coordinate_named(self) -> Split:
@@ -220,6 +233,8 @@ class Data(Section):
             raise ValueError("version names an earlier version of a source that grows. Set data.grows, or remove it.")
         if self.split.by == "block" and not self.windows.size:
             raise ValueError('by = "block" holds out blocks of windowed dims. Set data.windows.size, or by = "sample".')
+        if self.split.group is not None and self.sample_dim is None:
+            raise ValueError("split.group keeps entries of data.sample_dim together, and there is none. Remove it.")
         return self
 
 
@@ -821,7 +836,8 @@ _LATER = (
 
 def names_later(tree: Mapping[str, Any]) -> bool:
     """Whether a portable recipe names an option that earlier releases do not know."""
-    return any(key in tree.get(section, {}) for section, key, _ in _LATER)
+    grouped = tree.get("data", {}).get("split", {}).get("group") is not None
+    return grouped or any(key in tree.get(section, {}) for section, key, _ in _LATER)
 
 
 def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -833,8 +849,14 @@ def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(tree)
     for section, key, value in _LATER:
         if out.get(section, {}).get(key) == value:
-            out[section] = {} if section == "normalise" else {k: v for k, v in out[section].items() if k != key}
+            out[section] = {} if section == "normalise" else _without(out[section], key)
+    if "group" in (split := out.get("data", {}).get("split", {})) and split["group"] is None:
+        out["data"] = {**out["data"], "split": _without(split, "group")}
     return {section: part for section, part in out.items() if section != "normalise" or part}
+
+
+def _without(section: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name != key}
 
 
 def completed(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,6 @@ OVERLAP_CAUTION = 0.1
 COPY_CAUTION = 0.5
 SPREAD_CAUTION = 0.8
 LOW_SHARE_CAUTION = 0.05
-FEW_TEST_SAMPLES = 30
 OVERFIT_CAUTION = 1.25
 
 
@@ -461,9 +460,6 @@ def _model_cautions(content: ReportContent) -> list[str]:
             "The model is closer to the test samples than real training samples are. This happens where training and "
             "test samples come from different regions or times: read small distances with care."
         )
-    test = content.data.get("test")
-    if content.metrics and test is not None and test < FEW_TEST_SAMPLES:
-        found.append(f"Only {number(test)} test samples: small differences between the columns may be chance.")
     nearest = content.metrics.get("nearest_training_ratio", {})
     ratio, honest = nearest.get("value"), nearest.get("train_vs_test")
     if ratio is not None and ratio < COPY_CAUTION * min(1.0, honest if honest is not None else 1.0):

@@ -110,6 +110,7 @@ def test_the_text_says_it_all(tmp_path: Path) -> None:
     assert result.exit_code == 0
     for line in (
         "samples      24 (18 train, 6 test, 0 dropped at the split)",
+        "held out     6 entries of sample: 11, 14, 16, 17, 19 and 1 more; 6 groups that do not depend on each other",
         "each         time 6, x 8; float32",
         "ranks        time 2, x 2; aligned: time, x",
         "primitive    32 of 48 numbers: 1.5x",
@@ -119,7 +120,25 @@ def test_the_text_says_it_all(tmp_path: Path) -> None:
         "exists       tucker: to do, anchor: to do, primitives: to do, normalisation: to do, model: to do, samples: to",
     ):
         assert line in result.stdout
-    assert result.stderr == ""
+    assert result.stderr == "warning: Only 6 test samples: differences may be chance; have 50 or more\n"
+
+
+def test_dates_and_gap_of_a_series(tmp_path: Path) -> None:
+    time = xr.date_range("2001-01-01", periods=364, freq="D")
+    recipe = write_recipe(tmp_path, xr.Dataset({"u": (("time", "x"), np.ones((364, 8)))}, coords={"time": time}))
+    overrides = (
+        *("data.sample_dim=", "data.condition={}", "data.windows.size={time=4}", "data.windows.stride={time=2}"),
+        *("data.split.by=coordinate", "data.split.coordinate=time", "data.split.test=0.3"),
+    )
+    made = planned(recipe, overrides=overrides)
+    held = made["split"]["held_out"]
+    assert (held["along"], held["count"], held["first"]) == (["time"], 1, ["2001-09-14 .. 2001-12-30"])
+    assert made["split"]["gaps"] == {"time": {"points": 2, "distance": 3 * 86400.0, "unit": "s"}}
+    assert (made["split"]["test_groups"], made["test"]) == (27, 53)
+    assert ["53 test samples make 27 groups" in caution for caution in made["cautions"]] == [True]
+    shown = run("plan", recipe, overrides=overrides).stdout
+    assert "held out     1 stretch of time: 2001-09-14 .. 2001-12-30; 27 groups that do not depend" in shown
+    assert "gap          time: 2 points between training and test samples (3.0 days)" in shown
 
 
 def test_ranks_that_compress_nothing_are_warned_of(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -150,15 +149,17 @@ def test_slabs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(samples.read(np.arange(samples.n)).reshape(500, 4), samples.dataset["u"])
 
 
-def test_overlap_by_sample_warns(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="diffats"):
-        opened(ramp(t=60, x=3), modes=["t", "x"], windows={"size": {"t": 5}})
-        assert not caplog.records
-        samples = opened(ramp(t=60, x=3), modes=["t", "x"], windows={"size": {"t": 5}, "stride": {"t": 2}})
-    assert samples.dropped == 0
-    assert len(caplog.records) == 1
-    assert 'Use by = "block"' in caplog.text
-    assert "of 3 test samples overlap" in caplog.text
+def test_windows_that_overlap_are_split_by_blocks(caplog: pytest.LogCaptureFixture) -> None:
+    apart = opened(ramp(t=60, x=3), modes=["t", "x"], windows={"size": {"t": 5}})
+    assert (apart.holds_out, apart.dropped) == ("samples", 0)
+    windows = {"size": {"t": 5}, "stride": {"t": 2}}
+    samples, blocks = (
+        opened(ramp(t=60, x=3), modes=["t", "x"], windows=windows, split={"by": by}) for by in ("sample", "block")
+    )
+    assert samples.holds_out == "blocks"
+    np.testing.assert_array_equal(samples.is_test, blocks.is_test)
+    np.testing.assert_array_equal(samples.starts["t"], blocks.starts["t"])
+    assert not caplog.records
 
 
 def test_splits_depend_on_the_seed_alone() -> None:

@@ -53,6 +53,7 @@ def _show_plan(made: dict[str, Any]) -> None:
     split += f"; {made['new_samples']} new" if "new_samples" in made else ""
     lines = [
         f"samples      {made['samples']} ({split})",
+        *split_lines(made["split"]),
         f"each         {sizes}; {made['dtype']}",
     ]
     if "ranks" in made:
@@ -77,6 +78,33 @@ def _show_plan(made: dict[str, Any]) -> None:
     if "pilot" in made:
         _show_pilot(made["pilot"])
         _show_overlaps(made["overlaps"], made["weak_from"], made["pilot"][0]["samples"])
+
+
+def split_lines(split: dict[str, Any]) -> list[str]:
+    """What a split holds out, and how far it is from what is trained on.
+
+    >>> held = {"kind": "stretches", "along": ["time"], "count": 1, "first": ["2001-12-01 .. 2001-12-31"]}
+    >>> gaps = {"time": {"points": 3, "distance": 4 * 86400.0, "unit": "s"}}
+    >>> print("\n".join(split_lines({"held_out": held, "gaps": gaps, "test_groups": 7})))
+    held out     1 stretch of time: 2001-12-01 .. 2001-12-31; 7 groups that do not depend on each other
+    gap          time: 3 points between training and test samples (4.0 days)
+    """
+    from diffats.sources import sides
+
+    held, groups = sides.held_out_text(split["held_out"]), split["test_groups"]
+    gaps = [f"{dim}: {_gap(gap)}" for dim, gap in split["gaps"].items()]
+    lines = [f"held out     {held}; {groups} groups that do not depend on each other"]
+    return lines + ([f"gap          {'; '.join(gaps)}"] if gaps else [])
+
+
+def _gap(gap: dict[str, Any]) -> str:
+    from diffats.stages.plan import duration
+
+    points, distance, unit = f"{gap['points']} points between training and test samples", gap["distance"], gap["unit"]
+    if distance is None:
+        return points
+    apart = duration(distance) if unit == "s" else f"{distance:g} {unit}".removesuffix(" 1").strip()
+    return f"{points} ({apart})"
 
 
 def _times_lines(times: dict[str, Any] | None) -> list[str]:

@@ -35,14 +35,15 @@ class Cuts:
         n = len(position) if position is not None else len(next(iter(starts.values())))
         return Cuts(position, starts, self.size, n)
 
-    def groups(self) -> Ints:
+    def groups(self, of: Ints | None = None) -> Ints:
         """Numbers of the groups ``(n,)`` in which samples may depend on each other.
 
-        All windows of one entry along the dim of samples; without such a dim, windows that begin in one cell of a
-        window's size.
+        All windows of one entry along the dim of samples, or of all entries with the same number in ``of``
+        (positions,); without such a dim, windows that begin in one cell of a window's size.
         """
         if self.position is not None:
-            return np.unique(self.position, return_inverse=True)[1]
+            entries = self.position if of is None else of[self.position]
+            return np.unique(entries, return_inverse=True)[1]
         cells = np.stack([start // self.size[dim] for dim, start in self.starts.items()], axis=1)
         return np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
 
@@ -65,6 +66,11 @@ class Grid:
     def shape(self) -> tuple[int, ...]:
         """Positions (one without a dim of samples), then windows along each windowed dim."""
         return (1 if self.positions is None else self.positions, *self.counts)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether neighbouring windows share points."""
+        return any(n > 1 and self.stride[d] < self.size[d] for n, d in zip(self.counts, self.size, strict=True))
 
     def cuts(self) -> Cuts:
         """The places of all candidates.

@@ -390,5 +390,7 @@ def digest(dataset: xr.Dataset, data: Data) -> str:
     sha = hashlib.sha256(json.dumps([content, dataset.to_dict(data=False)], sort_keys=True, default=str).encode())
     for name in sorted(dataset.indexes, key=str):
         values = dataset[name].values
+        if values.dtype.kind == "T":  # NumPy's text of any length, which does not become text of one length
+            values = values.astype(object)
         sha.update(values.astype(str).tobytes() if values.dtype.hasobject else np.ascontiguousarray(values).tobytes())
     return sha.hexdigest()

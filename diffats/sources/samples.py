@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,17 +14,16 @@ import xarray as xr
 
 from diffats.config import Data
 from diffats.errors import SourceError
-from diffats.sources import opening, parts, splits
+from diffats.sources import opening, origins, parts, splits
 from diffats.sources.conditions import Labels, check_conditions, find_labels, read_labels, read_scalar
 from diffats.sources.cuts import Cuts, Grid
 from diffats.sources.naming import unknown_name
 from diffats.sources.reading import read_windows
-from diffats.sources.templates import json_attrs, make_template, variable_text
+from diffats.sources.templates import make_template, variable_text
 from diffats.sources.unreadable import values_of
 
 Array = np.ndarray[Any, Any]
 
-_SMALL = 1024  # bytes for each sample
 _REST = 20  # times as long as a look takes
 _looks: dict[str, tuple[str, float]] = {}  # by data section: what was seen, and until when that serves
 _RESERVED = ("sample", "split", "status", "core", "decomposed_mode", "aligned_mode")  # names the stores use
@@ -107,6 +106,8 @@ class Samples:
         Of a growing source whose end is held out: the entry of the split coordinate where that began; else None.
     starts, position
         ``{windowed dim: (n,)}`` and ``(n,)`` along the dim of samples (None without one).
+    grid
+        All places of which ``starts`` and ``position`` are those that were not dropped.
     """
 
     def __init__(self, data: Data, seed: int = 0, boundary: int | None = None) -> None:
@@ -123,7 +124,8 @@ class Samples:
         self.sizes: dict[str, int] = component | lengths | self._windows
         self.modes = tuple(self.sizes)
         self._check_conditions()
-        self._cuts, self.is_test, self.dropped = self._cut(lengths)
+        self.grid = self._grid(lengths)
+        self._cuts, self.is_test, self.dropped = self._cut()
         self.n, self.starts, self.position = self._cuts.n, dict(self._cuts.starts), self._cuts.position
 
     def __reduce__(self) -> tuple[Callable[..., Samples], tuple[Data, int, int | None]]:
@@ -194,11 +196,14 @@ class Samples:
             )
         check_conditions(self.dataset, self.data, tuple(self._windows))
 
-    def _cut(self, lengths: dict[str, int]) -> tuple[Cuts, Array, int]:
+    def _grid(self, lengths: dict[str, int]) -> Grid:
         data = self.data
         positions = None if data.sample_dim is None else int(self._fields[0].sizes[data.sample_dim])
         stride = {dim: data.windows.stride.get(dim, size) for dim, size in self._windows.items()}
-        grid = Grid(positions, {dim: lengths[dim] for dim in self._windows}, self._windows, stride)
+        return Grid(positions, {dim: lengths[dim] for dim in self._windows}, self._windows, stride)
+
+    def _cut(self) -> tuple[Cuts, Array, int]:
+        data, grid = self.data, self.grid
         cuts = grid.cuts()
         if cuts.n < 3:
             raise SourceError(
@@ -212,15 +217,18 @@ class Samples:
             raise SourceError(
                 f'data.split by "{data.split.by}" leaves {train} training and {test} test samples of {cuts.n} '
                 f"({int((~keep).sum())} dropped), and at least 2 and 1 are needed. "
-                "Change data.split, or cut more windows."
+                + (
+                    f'It holds out whole entries of "{data.sample_dim}": set by = "block" to split within them.'
+                    if self.holds_out == "runs"
+                    else "Change data.split, or cut more windows."
+                )
             )
         return cuts.take(keep), is_test[keep], int((~keep).sum())
 
     def _split(self, cuts: Cuts, grid: Grid) -> tuple[Array, Array]:
         split, grows = self.data.split, self.data.grows
         if split.by == "sample":
-            is_test = splits.by_sample(grid, split, self.seed, grows=grows)
-            return np.ones_like(is_test), is_test
+            return splits.by_sample(cuts, grid, split, self.seed, grows=grows, groups=self._entry_groups)
         if split.by == "block":
             return splits.by_block(cuts, grid, split, self.seed, grows=grows)
         dim, values, ordered = self._split_coordinate(str(split.coordinate))
@@ -231,7 +239,54 @@ class Samples:
         held = splits.held_values(
             values, split, self.seed, ordered=ordered, least=least, boundary=self.boundary, grows=grows
         )
+        if dim == self.data.sample_dim:
+            self._check_groups(held)
         return splits.by_marks(cuts, dim, held, sample_dim=self.data.sample_dim)
+
+    @cached_property
+    def _entry_groups(self) -> Array | None:
+        """The group's number of each entry of the dim of samples, in order of appearance; None without groups."""
+        name, dim = self.data.split.group, self.data.sample_dim
+        if name is None:
+            return None
+        if name not in self.dataset.variables:
+            raise unknown_name("data.split.group", name, self.dataset.variables, where="the source")
+        if self.dataset[name].dims != (dim,):
+            dims = ", ".join(map(str, self.dataset[name].dims))
+            raise SourceError(
+                f'data.split.group "{name}" has dims ({dims}), expected data.sample_dim "{dim}". Name another one.'
+            )
+        return np.asarray(pd.factorize(variable_text(self._no_missing("data.split.group", name)))[0], dtype=np.int64)
+
+    def _check_groups(self, held: Array) -> None:
+        """Refuse a coordinate along the dim of samples that puts a group on both sides."""
+        split, groups = self.data.split, self._entry_groups
+        both = 0 if groups is None else len(np.intersect1d(groups[held], groups[~held]))
+        if both:
+            raise SourceError(
+                f'data.split.coordinate "{split.coordinate}" puts {both} groups of "{split.group}" on both sides, '
+                'and data.split.group keeps them together. Set by = "sample", or name another coordinate.'
+            )
+
+    def _no_missing(self, key: str, name: str) -> Array:
+        values = values_of(self.dataset[name])
+        lost = int(pd.isnull(values).sum())
+        if lost:
+            raise SourceError(
+                f'{key} "{name}" is missing for {lost} of {values.size} points. Fill it, or name another one.'
+            )
+        return values
+
+    @property
+    def holds_out(self) -> Literal["samples", "runs", "blocks", "values"]:
+        """What is held out: single samples; entries of the dim of samples, with all windows or all of their group;
+        blocks of the windowed dims; or values of a coordinate."""
+        split, grid = self.data.split, self.grid
+        if split.by == "sample" and grid.positions is not None:
+            return "runs" if math.prod(grid.counts) > 1 or split.group is not None else "samples"
+        if split.by == "sample" and not grid.overlaps:
+            return "samples"
+        return "values" if split.by == "coordinate" else "blocks"
 
     def _split_coordinate(self, name: str) -> tuple[str, Array, bool]:
         """The dim of a split coordinate, its values, and whether it orders the dim."""
@@ -240,13 +295,7 @@ class Samples:
             values: Array = np.arange(self._fields[0].sizes[name])
             dims: tuple[Any, ...] = (name,)
         elif name in self.dataset.variables:
-            values, dims = values_of(self.dataset[name]), self.dataset[name].dims
-            lost = int(pd.isnull(values).sum())
-            if lost:
-                raise SourceError(
-                    f'data.split.coordinate "{name}" is missing for {lost} of {values.size} points. Fill it, or split '
-                    "by another one."
-                )
+            values, dims = self._no_missing("data.split.coordinate", name), self.dataset[name].dims
         else:
             raise unknown_name("data.split.coordinate", name, self.dataset.variables, where="the source")
         if len(dims) != 1 or dims[0] not in cut:
@@ -301,6 +350,11 @@ class Samples:
         if condition.labels:
             raw["label"] = read_labels(self.dataset[condition.labels], self._labels, cuts, sample_dim)
         return raw
+
+    @property
+    def places(self) -> Cuts:
+        """Where all samples lie."""
+        return self._cuts
 
     def _places(self, indices: Sequence[int] | Array) -> Cuts:
         chosen = np.asarray(indices, dtype=np.int64)
@@ -378,58 +432,21 @@ class Samples:
 
     def groups(self, indices: Sequence[int] | Array) -> Array:
         """Numbers of the groups ``(k,)`` in which samples may depend on each other: see `Cuts.groups`."""
-        return self._places(np.asarray(indices, dtype=np.int64)).groups()
+        return self._places(np.asarray(indices, dtype=np.int64)).groups(self._entry_groups)
 
     def sample_coords(self, indices: Sequence[int] | Array) -> dict[str, xr.Variable]:
-        """Coordinates of samples along ``sample``.
+        """Coordinates of samples along ``sample``: their number, their side and where they come from.
 
-        Their number, their ``split``, ``<dim>_start`` (an index) and ``<dim>_origin`` (the coordinate there) for each
-        windowed dim, and what the source says along its own dim of samples (its ``sample`` and ``split`` become
-        ``source_sample`` and ``source_split``): coordinates of at most 1 KiB a sample, so all that are one number or
-        text each, but no fields.
+        See `origins.sample_coords`.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        cuts = self._places(chosen)
-        names = np.array(["train", "test"], object)  # two strings for all; Zarr has none of fixed width
-        side = names[self.is_test[chosen].astype(np.int8)]
-        coords = {"sample": xr.Variable("sample", chosen), "split": xr.Variable("sample", side)}
-        for dim, start in cuts.starts.items():
-            coords[f"{dim}_start"] = xr.Variable(
-                "sample", start, {"long_name": f"first point of the window along {dim}"}
-            )
-            if dim in self.dataset.coords:
-                coords[f"{dim}_origin"] = _moved(self.dataset[dim].variable, dim, start)
-        sample_dim = self.data.sample_dim
-        for name, coord in self.dataset.coords.items():
-            if sample_dim not in coord.dims or set(self._windows).intersection(coord.dims):
-                continue
-            assert cuts.position is not None
-            assert sample_dim is not None
-            if _is_small(coord, sample_dim):
-                key = f"source_{name}" if name in coords else str(name)
-                coords[key] = _moved(coord.variable, sample_dim, cuts.position)
-        return coords
+        return origins.sample_coords(self.dataset, self.data, self._places(chosen), chosen, self.is_test[chosen])
 
 
 def _reserved(variables: Sequence[str], modes: Sequence[str]) -> set[str]:
     """Names of modes that would meet dims and variables of the stores."""
     own = {f"{prefix}_{mode}" for prefix in _PREFIXES for mode in modes}
     return {*_RESERVED, *own, *(f"{mode}_one" for mode in modes), *(["component"] if len(variables) > 1 else [])}
-
-
-def _is_small(coord: xr.DataArray, sample_dim: str) -> bool:
-    """Whether a coordinate along the dim of samples is one value for each, or at most 1 KiB."""
-    return coord.ndim == 1 or coord.nbytes <= _SMALL * coord.sizes[sample_dim]
-
-
-def _moved(variable: xr.Variable, dim: str, places: Array) -> xr.Variable:
-    """A coordinate's values at some places of a dim, along ``sample``."""
-    base = variable.to_base_variable()
-    kept = {key: base.encoding[key] for key in ("units", "calendar") if key in base.encoding}
-    dims = tuple("sample" if d == dim else d for d in base.dims)
-    attrs = {key: value for key, value in json_attrs(base.attrs).items() if key not in ("axis", "bounds")}
-    values = np.take(variable_text(values_of(base)), places, axis=base.dims.index(dim))
-    return xr.Variable(dims, values, attrs, kept if base.dtype.kind in "MmO" else {})
 
 
 def _store_dtype(arrays: Sequence[xr.DataArray]) -> np.dtype[Any]:

@@ -1,4 +1,4 @@
-"""Training and test samples: by sample, by block, or by coordinate; seeded.
+"""Training and test samples: by sample, by block, or by coordinate; seeded. No two sides share a point of the source.
 
 Of a source that grows, what is held out follows from the seed and a number alone (of the sample, of the block, or of a
 coordinate's value in order of appearance), or from a boundary that stays: a sample never changes sides.
@@ -6,28 +6,52 @@ coordinate's value in order of appearance), or from a boundary that stays: a sam
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
 
 from diffats.config import Split
 from diffats.errors import SourceError
-from diffats.sources.cuts import Cuts, Grid
-
-logger = logging.getLogger("diffats.sources")
+from diffats.sources.cuts import Cuts, Grid, Ints
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def by_sample(grid: Grid, split: Split, seed: int, *, grows: bool = False) -> Mask:
-    """A seeded share of the samples; warns where a test window overlaps a training window. Returns is-test ``(n,)``."""
-    n = int(np.prod(grid.shape))
-    is_test = lasting_choice(n, split.test, [seed, 1]) if grows else np.zeros(n, dtype=bool)
-    if not grows:
-        is_test[np.random.default_rng([seed, 1]).permutation(n)[: _count(n, split.test)]] = True
-    _warn_overlap(is_test.reshape(grid.shape), grid)
-    return is_test
+def by_sample(
+    cuts: Cuts, grid: Grid, split: Split, seed: int, *, grows: bool = False, groups: Ints | None = None
+) -> tuple[Mask, Mask]:
+    """A seeded share of the entries of the dim of samples, each with all its windows.
+
+    Without such a dim, a share of the windows; of those that overlap, by blocks: see `by_block`.
+
+    Parameters
+    ----------
+    groups
+        ``(positions,)``: entries with the same number stay on one side. Ints follow the order of appearance.
+
+    Returns
+    -------
+    keep, is_test
+        ``(n,)`` each, over all candidates.
+    """
+    if grid.positions is None and grid.overlaps:
+        return by_block(cuts, grid, split, seed, grows=grows)
+    n = cuts.n if grid.positions is None else grid.positions
+    held = _held_numbers(np.arange(n) if groups is None else groups, split, seed, grows=grows)
+    is_test = held if grid.positions is None else held[cuts.position]
+    return np.ones_like(is_test), is_test
+
+
+def _held_numbers(numbers: Ints, split: Split, seed: int, *, grows: bool) -> Mask:
+    """Of entries with these numbers, ``0 .. k - 1``, those with a seeded choice of numbers: about ``split.test``."""
+    sizes = np.bincount(numbers)
+    if grows:
+        return np.asarray(lasting_choice(len(sizes), split.test, [seed, 1])[numbers])
+    order = np.random.default_rng([seed, 1]).permutation(len(sizes))
+    count = _count(len(sizes), split.test)
+    if sizes.max() > 1:  # groups may be of any size: as many as come closest to the share
+        count = 1 + int(np.abs(sizes[order].cumsum()[: max(1, len(sizes) - 1)] - split.test * len(numbers)).argmin())
+    return np.asarray(np.isin(numbers, order[:count]))
 
 
 def lasting_choice(n: int, share: float, seed: list[int]) -> Mask:
@@ -50,34 +74,11 @@ def _count(n: int, share: float) -> int:
     return max(1, round(n * share))
 
 
-def _warn_overlap(is_test: Mask, grid: Grid) -> None:
-    """If any two overlapping windows differ, then so do two neighbours along one overlapping dim."""
-    touching = np.zeros_like(is_test)
-    for axis, dim in enumerate(grid.size, start=1):
-        if grid.stride[dim] < grid.size[dim]:
-            before, after = _along(axis, slice(None, -1)), _along(axis, slice(1, None))
-            differ = is_test[before] != is_test[after]
-            touching[before] |= differ
-            touching[after] |= differ
-    overlapping = int((touching & is_test).sum())
-    if overlapping:
-        logger.warning(
-            'data.split.by = "sample" with a stride below the window size: %d of %d test samples overlap training '
-            'samples, so test figures look better than they are. Use by = "block", or a stride of at least the size.',
-            overlapping,
-            int(is_test.sum()),
-        )
-
-
-def _along(axis: int, part: slice) -> tuple[slice, ...]:
-    return (*(slice(None),) * axis, part)
-
-
 def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int, *, grows: bool = False) -> tuple[Mask, Mask]:
     """A seeded choice of blocks; windows that touch both sides are dropped.
 
-    In a source that grows every block counts, also a last one that is not full yet, and its share is of the blocks
-    rather than of the windows.
+    The same blocks are held out in every entry of the dim of samples. In a source that grows every block counts, also a
+    last one that is not full yet, and its share is of the blocks rather than of the windows.
 
     Returns
     -------
@@ -87,18 +88,16 @@ def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int, *, grows: bool = F
     Raises
     ------
     SourceError
-        Where blocks are smaller than windows, or too few to hold one out.
+        Where blocks are smaller than windows, or too few to hold about the share out.
     """
-    blocks = {dim: _block_length(dim, grid, split) for dim in grid.size}
-    number = _started_blocks if grows else _rounded_blocks
-    counts = {dim: max(1, number(grid.length[dim], blocks[dim], grid.size[dim])) for dim in grid.size}
+    blocks, counts = block_lengths(grid, split), block_counts(grid, split, grows=grows)
     total = int(np.prod(list(counts.values())))
     if total < 2:
         raise SourceError(
             f"data.split: the field {_shown(grid.length)} holds one block of {_shown(blocks)}, and two are "
-            'needed to hold one out. Set a smaller data.split.block, or by = "sample".'
+            f"needed to hold one out. Set a smaller data.split.block, or {_otherwise(grid)}."
         )
-    low = {d: np.minimum(start // blocks[d], counts[d] - 1) for d, start in cuts.starts.items()}
+    low = block_numbers(cuts, grid, split, grows=grows)
     high = {d: np.minimum((start + grid.size[d] - 1) // blocks[d], counts[d] - 1) for d, start in cuts.starts.items()}
     volume = np.prod([high[d] - low[d] + 1 for d in low], axis=0)
     order = np.random.default_rng([seed, 2]).permutation(total)
@@ -113,9 +112,47 @@ def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int, *, grows: bool = F
     if not test.any() or not train.any():
         raise SourceError(
             f"data.split: with {total} blocks of {_shown(blocks)} in a field of {_shown(grid.length)} no choice leaves "
-            'both training and test windows. Set a smaller data.split.block, a smaller stride, or by = "sample".'
+            f"both training and test windows. Set a smaller data.split.block, a smaller stride, or {_otherwise(grid)}."
+        )
+    if not grows and test.sum() > train.sum() and split.test < 0.5:
+        each = "" if grid.positions is None else ", the same for each entry of data.sample_dim"
+        raise SourceError(
+            f"data.split: {total} blocks of {_shown(blocks)} in a field of {_shown(grid.length)}{each}, are too few: "
+            f"nearest to data.split.test = {split.test:g} are {int(test.sum())} test and {int(train.sum())} training "
+            f"samples. Set a smaller data.split.block, or {_otherwise(grid)}."
         )
     return train | test, test
+
+
+def _otherwise(grid: Grid) -> str:
+    """What serves where blocks do not."""
+    if grid.positions is not None:
+        return 'by = "sample", which holds out entries of data.sample_dim'
+    return "smaller windows" if grid.overlaps else 'by = "sample"'
+
+
+def block_lengths(grid: Grid, split: Split) -> dict[str, int]:
+    """Points of a block along each windowed dim.
+
+    Raises
+    ------
+    SourceError
+        Where no window fits in one.
+    """
+    return {dim: _block_length(dim, grid, split) for dim in grid.size}
+
+
+def block_counts(grid: Grid, split: Split, *, grows: bool) -> dict[str, int]:
+    """Blocks along each windowed dim."""
+    number = _started_blocks if grows else _rounded_blocks
+    blocks = block_lengths(grid, split)
+    return {dim: max(1, number(grid.length[dim], blocks[dim], grid.size[dim])) for dim in grid.size}
+
+
+def block_numbers(cuts: Cuts, grid: Grid, split: Split, *, grows: bool) -> dict[str, Ints]:
+    """The block ``(n,)`` along each windowed dim in which samples begin."""
+    blocks, counts = block_lengths(grid, split), block_counts(grid, split, grows=grows)
+    return {dim: np.minimum(start // blocks[dim], counts[dim] - 1) for dim, start in cuts.starts.items()}
 
 
 def _blocks_needed(sides: Any, total: int, share: float) -> int:

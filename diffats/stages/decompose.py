@@ -535,9 +535,10 @@ def say_uneven(work: Workspace) -> None:
     samples, template = work.samples, work.samples.template()
     dim = work.recipe.data.sample_dim
     twice = spacing.repeated(samples.dataset[dim].values) if dim in samples.dataset.indexes else 0
-    if twice:
+    if twice and samples.data.split.group != dim:
         text = 'coordinate "%s" repeats %d of %d values: equal samples may be on both sides of the split'
-        log.warning(text, dim, twice, samples.dataset.sizes[dim])
+        fix = 'data.split.group = "%s" keeps them together'
+        log.warning(f"{text}; {fix}", dim, twice, samples.dataset.sizes[dim], dim)
     for dim, size in work.recipe.data.windows.size.items():
         starts = samples.starts[dim]
         broken = (

@@ -32,6 +32,8 @@ def evaluation_fingerprint(work: Workspace, generated: Version) -> str:
     """Identity of the figures."""
     config: dict[str, Any] = {"evaluate": {k: v for k, v in work.portable["evaluate"].items() if k != "metric"}}
     config |= {} if compares_sets(work) else {"as_sets": False}
+    group = work.recipe.data.split.group
+    config |= {} if group is None else {"group": group}
     return fingerprint("evaluation", config, generated.fingerprint, generated.digest)
 
 

@@ -16,7 +16,7 @@ from diffats.errors import InputError
 from diffats.primitives import orthonormality_defect
 from diffats.stages import decompose, fit_normalisation, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
-from diffats.store import STATUS, Version
+from diffats.store import SOURCE_TEXT, STATUS, Version
 
 SHARD_BYTES = 2**28
 log = logging.getLogger("diffats.generate")
@@ -103,7 +103,16 @@ def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset
     data["of_sample"] = ("sample", decompose.lazy_zeros((count,), np.int64), source)
     dataset = xr.Dataset(data, attrs=dict(model.template.attrs))
     coords: dict[Any, Any] = {**model.template.coords, "sample": np.arange(count), **model.condition_variables(rows)}
-    return dataset.assign_coords(coords)
+    return dataset.assign_coords({**condition_origins(work, chosen), **coords})
+
+
+def condition_origins(work: Workspace, chosen: Array) -> dict[str, xr.Variable]:
+    """Where the conditions' test samples come from: their coordinates as ``of_<name>``; nothing of drawn labels."""
+    if (chosen < 0).any():
+        return {}
+    stored = fit_normalisation.require_primitives(work).dataset()
+    along = {str(name): coord.variable for name, coord in stored.coords.items() if coord.dims == ("sample",)}
+    return {f"of_{name}": variable[chosen] for name, variable in along.items() if name not in ("sample", "split")}
 
 
 def shard_size(work: Workspace, model: bundle.Bundle) -> int:
@@ -127,7 +136,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
             template(model, work, chosen),
             fingerprint=samples_fingerprint(work, model),
             shard=shard_size(work, model),
-            attrs=work.attrs(weights=train.weights_digest(model.directory)),
+            attrs=work.attrs(weights=train.weights_digest(model.directory), **source_text(model)),
             restart=hooks.restart,
         )
 
@@ -141,6 +150,12 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         progress=lambda done, failed: hooks.progress(done, count, failed),
     )
     return result(work, work.keep(version.finish()), started)
+
+
+def source_text(model: bundle.Bundle) -> dict[str, str]:
+    """What the data set calls its ``source``, whose name the group needs for the digest of what was encoded."""
+    text = model.template.attrs.get("source")
+    return {} if text is None else {SOURCE_TEXT: str(text)}
 
 
 def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: Array) -> dict[str, Array]:

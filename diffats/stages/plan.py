@@ -17,6 +17,7 @@ from diffats.medoid import LARGEST_MODE
 from diffats.primitives import Layout
 from diffats.requirements import require
 from diffats.schedule import usable_levels
+from diffats.sources import sides
 from diffats.spectrum import flops
 from diffats.stages import align, fit_normalisation, growth, select_anchor
 from diffats.stages import decompose as decompose_stage
@@ -58,6 +59,8 @@ def plan(work: Workspace) -> dict[str, Any]:
         "train": int((~samples.is_test).sum()),
         "test": int(samples.is_test.sum()),
         "dropped": samples.dropped,
+        "split": sides.describe(samples),
+        "cautions": sides.cautions(samples),
         "sizes": dict(samples.sizes),
         "dtype": str(samples.dtype),
         "bytes_in": samples.nbytes,
@@ -67,6 +70,8 @@ def plan(work: Workspace) -> dict[str, Any]:
         "rough_seconds": rough_seconds(work),
         "exists": existing(work),
     }
+    for caution in out["cautions"]:
+        log.warning(caution.rstrip("."))
     if recipe.data.grows:
         out["new_samples"] = growth.new_samples(work, known_samples(work))
     if layout is not None:

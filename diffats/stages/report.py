@@ -19,6 +19,7 @@ import xarray as xr
 from diffats import bundle
 from diffats.errors import InputError
 from diffats.report import ReportContent, render
+from diffats.sources import sides
 from diffats.stages import align, decompose, drift, evaluate, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
 from diffats.store import STATUS, Version
@@ -141,7 +142,10 @@ def gather(
         seconds=work.seconds(),
         pictures=drawn,
         captions={"gallery": painter.description},
-        cautions=[record["verdict"].capitalize() + "."] if record and record["alias"] != "champion" else [],
+        cautions=[
+            *([record["verdict"].capitalize() + "."] if record and record["alias"] != "champion" else []),
+            *sides.cautions(work.samples),
+        ],
     )
 
 
@@ -162,7 +166,7 @@ def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[s
         "source": str(work.portable["data"]["source"]),
         "credit": str(template.attrs.get("references", template.attrs.get("institution", ""))),
         "licence": str(template.attrs.get("license", "")),
-        "split": f"by {data.split.by}",
+        "split": f"by {data.split.by}, {sides.held_out_text(sides.held_out(samples))}",
         "conditions": ", ".join(conditions) or "none",
         "variables": {str(name): str(v.attrs.get("units", "")) for name, v in template.data_vars.items()},
         "sizes": dict(samples.sizes),

@@ -275,10 +275,21 @@ class Workspace:
         encoding it: another one must not change them.
         """
         config = {key: value for key, value in self.portable["data"].items() if key not in _NOT_CONTENT}
-        options = {"data": config, "seed": self.recipe.seed}
+        if self.recipe.data.split.by != "sample":  # then groups move no sample
+            config["split"] = {key: value for key, value in config["split"].items() if key != "group"}
+        options = {"data": config, "seed": self.recipe.seed, **self._new_split()}
         if self.recipe.data.grows:
             return fingerprint("scaling", {**options, "encoding": self.encoding}, "grows")
         return fingerprint("scaling", options, self.source_digest)
+
+    def _new_split(self) -> dict[str, str]:
+        """What tells stores apart whose options are the same and whose split is not: earlier releases held out any
+        windows of a run, and windows that overlap others."""
+        split = self.recipe.data.split
+        if split.by != "sample" or not self.recipe.data.windows.size:
+            return {}
+        held = sources.open_samples(self.data, self.recipe.seed).holds_out  # the boundary of others plays no part
+        return {} if held == "samples" else {"holds_out": held}
 
     @cached_property
     def shard(self) -> int:

@@ -4,7 +4,7 @@
 """
 
 from diffats.store.lock import is_being_written, writer_lock
-from diffats.store.opening import open_version
+from diffats.store.opening import SOURCE_TEXT, open_version
 from diffats.store.schema import ALL_ZERO, NON_FINITE, NOT_CONVERGED, OK, PENDING, STATUS, status_attrs
 from diffats.store.store import Store
 from diffats.store.verify import Problem
@@ -17,6 +17,7 @@ __all__ = [
     "OK",
     "PENDING",
     "Problem",
+    "SOURCE_TEXT",
     "STATUS",
     "Store",
     "Version",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import xarray as xr
 
 from diffats.errors import StoreNotFoundError
 from diffats.store.store import Store
 from diffats.store.version import Version
 
+#: Attribute of a group for what the source calls its ``source``, where the group has no template to say it.
+SOURCE_TEXT = "source_text"
 _GENERATED = "samples"  # a group, and the repository that holds it
 
 
@@ -19,14 +23,27 @@ def open_version(location: str, group: str, version: str | None = None) -> xr.Da
         if newest is None:
             groups = ", ".join(dict.fromkeys(entry["group"] for entry in store.versions())) or "none"
             raise StoreNotFoundError(f"store {store.location} has no finished group {group}. Its groups: {groups}.")
-        return newest.dataset()
+        return described(newest)
     found = store.resolve(version, group)
     if not found:
         known = ", ".join(entry["snapshot"] for entry in store.versions() if entry["group"] == group) or "none"
         raise StoreNotFoundError(
             f'store {store.location} has no version "{version}" of group {group}. Its versions: {known}.'
         )
-    return Version(store, group, found[-1]["snapshot"]).dataset()
+    return described(Version(store, group, found[-1]["snapshot"]))
+
+
+def described(version: Version) -> xr.Dataset:
+    """A version's content, with the source's own description of itself where it has one.
+
+    In a store, ``source`` is the digest of what was encoded; here that is ``source_digest``.
+    """
+    ds = version.dataset()
+    if "source" in ds.attrs:
+        ds.attrs["source_digest"] = ds.attrs.pop("source")
+    template = json.loads(ds.attrs["template"])["attrs"] if "template" in ds.attrs else {}
+    text = template.get("source", ds.attrs.pop(SOURCE_TEXT, None))
+    return ds if text is None else ds.assign_attrs(source=text)
 
 
 def _find(location: str, group: str) -> Store:
