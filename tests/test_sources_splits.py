@@ -16,7 +16,7 @@ from diffats.config import Data, Split
 from diffats.errors import SourceError
 from diffats.sources import Samples, open_samples
 from diffats.sources.cuts import Grid
-from diffats.sources.splits import by_block, by_marks
+from diffats.sources.splits import by_block, by_marks, by_sample
 
 
 def opened(dataset: xr.Dataset, seed: int = 0, **options: Any) -> Samples:
@@ -59,6 +59,136 @@ def test_blocks_never_leave_overlap(
     assert not (is_test & ~keep).any()
     again = by_block(cuts, grid, Split(test=share, by="block", block=block), seed)
     np.testing.assert_array_equal(again[1], is_test)
+
+
+def points_of(grid: Grid, starts: dict[str, np.ndarray], position: np.ndarray | None, chosen: np.ndarray) -> np.ndarray:
+    """Which points of which run some samples cover."""
+    covered = np.zeros((grid.positions or 1, *grid.length.values()), dtype=bool)
+    for i in chosen:
+        where = tuple(slice(int(starts[d][i]), int(starts[d][i]) + grid.size[d]) for d in grid.size)
+        covered[(0 if position is None else int(position[i]), *where)] = True
+    return covered
+
+
+layout = st.tuples(
+    st.lists(axis, min_size=1, max_size=2), st.sampled_from([None, 2, 7]), st.floats(0.05, 0.5), st.integers(0, 99)
+)
+
+
+def grid_of(axes: list[tuple[int, int, int, int]], positions: int | None) -> tuple[Grid, dict[str, int]]:
+    dims = ["y", "x"][: len(axes)]
+    size, stride, block, length = ({d: a[i] for d, a in zip(dims, axes, strict=True)} for i in range(4))
+    return Grid(positions, length, size, stride), {d: max(size[d], block[d]) for d in dims}
+
+
+@settings(max_examples=80, deadline=None)
+@given(layout, st.booleans())
+def test_by_sample_no_point_of_a_run_is_on_both_sides(
+    case: tuple[list[tuple[int, int, int, int]], int | None, float, int], grows: bool
+) -> None:
+    axes, positions, share, seed = case
+    grid, block = grid_of(axes, positions)
+    cuts = grid.cuts()
+    try:
+        keep, is_test = by_sample(cuts, grid, Split(test=share, block=block), seed, grows=grows)
+    except SourceError:  # too few blocks
+        assert positions is None
+        assert grid.overlaps
+        assume(False)
+    test, train = (
+        points_of(grid, dict(cuts.starts), cuts.position, np.flatnonzero(keep & side)) for side in (is_test, ~is_test)
+    )
+    assert not (test & train).any()
+    if positions is not None:
+        assert keep.all()
+        runs = is_test.reshape(positions, -1)
+        assert (runs == runs[:, :1]).all()
+        if not grows:
+            assert abs(runs[:, 0].sum() - max(1, share * positions)) <= 0.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 12), min_size=3, max_size=60),
+    st.integers(1, 4),
+    st.floats(0.05, 0.9),
+    st.integers(0, 99),
+    st.booleans(),
+)
+def test_groups_stay_together_and_are_about_the_share(
+    labels: list[int], windows: int, share: float, seed: int, grows: bool
+) -> None:
+    numbers = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    grid = Grid(len(labels), {"t": 4 * windows}, {"t": 4}, {"t": 4})
+    keep, is_test = by_sample(grid.cuts(), grid, Split(test=share, group="g"), seed, grows=grows, groups=numbers)
+    assert keep.all()
+    side = is_test.reshape(len(labels), windows)[:, 0]
+    for number in np.unique(numbers):
+        assert len(set(side[numbers == number])) == 1
+    if not grows and numbers.max() > 0:
+        assert side.any()
+        assert not side.all() or round(share * len(labels)) == len(labels)
+        assert abs(side.sum() - share * len(labels)) <= np.bincount(numbers).max()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=6, max_size=60), st.integers(1, 5), st.integers(0, 99))
+def test_runs_that_come_later_move_no_sample(labels: list[int], first: int, seed: int) -> None:
+    """Whether new runs are of known groups or of new ones; numbers follow the order of appearance."""
+    known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    numbers, sides = np.array([known[label] for label in labels]), []
+    for groups in (None, numbers):
+        for n in (len(labels) - first, len(labels)):
+            grid = Grid(n, {"t": 9}, {"t": 4}, {"t": 2})
+            of = None if groups is None else groups[:n]
+            sides.append(by_sample(grid.cuts(), grid, Split(test=0.3), seed, grows=True, groups=of)[1])
+    for short, long in (sides[:2], sides[2:]):
+        np.testing.assert_array_equal(long[: len(short)], short)
+
+
+def test_single_samples_are_chosen_as_they_always_were() -> None:
+    for n, share, seed in ((50, 0.1, 0), (7, 0.25, 3)):
+        expected = np.zeros(n, bool)
+        expected[np.random.default_rng([seed, 1]).permutation(n)[: max(1, round(n * share))]] = True
+        grids = Grid(n, {}, {}, {}), Grid(None, {"t": 3 * n}, {"t": 3}, {"t": 3})
+        for grid in (*grids, Grid(n, {"t": 5}, {"t": 4}, {"t": 2})):
+            keep, is_test = by_sample(grid.cuts(), grid, Split(test=share), seed)
+            assert keep.all()
+            np.testing.assert_array_equal(is_test, expected)
+
+
+def test_blocks_in_runs_are_of_about_the_share_or_refused() -> None:
+    """What was once 480 test samples and 240 training samples."""
+    data = ramp(run=120, t=25, x=2)
+    options: dict[str, Any] = {"modes": ["t", "x"], "sample_dim": "run"}
+    windows = {"size": {"t": 4}, "stride": {"t": 2}}
+    with pytest.raises(SourceError, match=r'blocks of t=11 .* the same for each entry .* Set .* or by = "sample"'):
+        opened(data, **options, windows=windows, split={"by": "block", "block": {"t": 11}}, seed=1)
+    finer = opened(data, **options, windows=windows, split={"by": "block", "block": {"t": 4}})
+    assert 0.05 < finer.is_test.mean() < 0.3
+    whole = opened(data, **options, windows=windows)
+    assert (whole.holds_out, int(whole.is_test.sum()), whole.n, whole.dropped) == ("runs", 132, 1320, 0)
+    with pytest.raises(SourceError, match='whole entries of "run": set by = "block"'):
+        opened(data.isel(run=slice(1)), **options, windows=windows)
+
+
+def test_groups_of_a_source() -> None:
+    data = ramp(run=30, y=2, x=3).assign_coords(
+        flow=("run", np.repeat(np.array(list("cabdefghij"), dtype=object), 3)), clip=("run", np.tile([0, 1, 2], 10))
+    )
+    options: dict[str, Any] = {"modes": ["y", "x"], "sample_dim": "run"}
+    samples = opened(data, **options, split={"group": "flow", "test": 0.2})
+    assert (samples.is_test.sum(), samples.holds_out) == (6, "runs")
+    assert samples.is_test.reshape(10, 3).all(axis=1).sum() == 2
+    np.testing.assert_array_equal(samples.groups(np.arange(30)), np.repeat(np.arange(10), 3))
+    last = {"by": "coordinate", "coordinate": "flow", "values": ["j"], "group": "flow"}
+    assert opened(data, **options, split=last).groups([0, 29, 27]).tolist() == [0, 1, 1]
+    with pytest.raises(SourceError, match='"clip" puts 10 groups of "flow" on both sides'):
+        opened(data, **options, split={"by": "coordinate", "coordinate": "clip", "values": [2], "group": "flow"})
+    with pytest.raises(SourceError, match=r'data.split.group "y" has dims \(y\), expected data.sample_dim "run"'):
+        opened(data.assign_coords(y=[1, 2]), **options, split={"group": "y"})
+    with pytest.raises(SourceError, match='data.split.group names "flou"'):
+        opened(data, **options, split={"group": "flou"})
 
 
 @settings(max_examples=30, deadline=None)
