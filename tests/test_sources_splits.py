@@ -11,12 +11,14 @@ import pytest
 import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_runs import small_recipe
 
-from diffats.config import Data, Split
-from diffats.errors import SourceError
+from diffats.config import Data, Split, names_later, portable
+from diffats.errors import RecipeError, SourceError
 from diffats.sources import Samples, open_samples
 from diffats.sources.cuts import Grid
 from diffats.sources.splits import by_block, by_marks, by_sample
+from diffats.stages import Workspace, workspace
 
 
 def opened(dataset: xr.Dataset, seed: int = 0, **options: Any) -> Samples:
@@ -187,7 +189,7 @@ def test_groups_of_a_source() -> None:
         opened(data, **options, split={"by": "coordinate", "coordinate": "clip", "values": [2], "group": "flow"})
     with pytest.raises(SourceError, match=r'data.split.group "y" has dims \(y\), expected data.sample_dim "run"'):
         opened(data.assign_coords(y=[1, 2]), **options, split={"group": "y"})
-    with pytest.raises(SourceError, match='data.split.group names "flou"'):
+    with pytest.raises(SourceError, match=r'data\.split\.group names "flou"'):
         opened(data, **options, split={"group": "flou"})
 
 
@@ -380,3 +382,59 @@ def test_windows_that_begin_in_one_cell_are_one_group() -> None:
     np.testing.assert_array_equal(cuts.groups(), [0, 0, 0, 0, 1])
     alone = Grid(5, {}, {}, {}).cuts()
     np.testing.assert_array_equal(alone.groups(), range(5))
+
+
+# --- identities: what is stored under another split is not taken for this one ------------------------------------
+
+
+def identities(folder: Path, name: str, **data: Any) -> tuple[str, str]:
+    """The scaling's identity now, and as earlier releases made it."""
+    given = {"source": str(folder / name), "modes": ["t", "x"], **data}
+    work = Workspace(small_recipe(folder / "root", given, decompose={"ranks": {"t": 2, "x": 2}}))
+    options = {key: value for key, value in work.portable["data"].items() if key not in workspace._NOT_CONTENT}
+    options["split"] = {key: value for key, value in options["split"].items() if key != "group"}
+    before = workspace.fingerprint("scaling", {"data": options, "seed": 0}, work.source_digest)
+    return work.scaling_fingerprint, before
+
+
+def test_only_splits_that_have_changed_are_new(tmp_path: Path) -> None:
+    ramp(run=9, t=40, x=3).assign_coords(g=("run", np.arange(9) // 3)).to_netcdf(tmp_path / "runs.nc")
+    ramp(t=90, x=3).to_netcdf(tmp_path / "series.nc")
+    apart, over = {"size": {"t": 5}}, {"size": {"t": 5}, "stride": {"t": 2}}
+    by_group = {"by": "coordinate", "coordinate": "g"}
+    same: list[dict[str, Any]] = [
+        {"name": "runs.nc", "sample_dim": "run"},
+        {"name": "runs.nc", "sample_dim": "run", "windows": {"size": {"t": 30}}},  # one window of each run
+        {"name": "runs.nc", "sample_dim": "run", "windows": over, "split": {"by": "block"}},
+        {"name": "runs.nc", "sample_dim": "run", "windows": over, "split": by_group},
+        {"name": "runs.nc", "sample_dim": "run", "windows": over, "split": {**by_group, "group": "g"}},
+        {"name": "series.nc", "windows": apart},
+        {"name": "series.nc", "windows": over, "split": {"by": "block"}},
+        {"name": "series.nc", "windows": over, "split": {"by": "coordinate", "coordinate": "t"}},
+    ]
+    for data in same:
+        now, before = identities(tmp_path, **data)
+        assert now == before, data
+    new: list[dict[str, Any]] = [
+        {"name": "runs.nc", "sample_dim": "run", "windows": apart},
+        {"name": "runs.nc", "sample_dim": "run", "split": {"group": "g"}},
+        {"name": "series.nc", "windows": over},
+    ]
+    for data in new:
+        now, before = identities(tmp_path, **data)
+        assert now != before, data
+
+
+def test_a_recipe_without_groups_is_stored_as_before() -> None:
+    data = {"source": "a.nc", "modes": ["t", "x"], "sample_dim": "run"}
+    plain, grouped = (
+        portable(small_recipe(Path("root"), {**data, "split": split}, decompose={"ranks": {"t": 2, "x": 2}}))
+        for split in ({}, {"group": "flow"})
+    )
+    assert "group" not in plain["data"]["split"]
+    assert (grouped["data"]["split"]["group"], names_later(grouped)) == ("flow", True)
+    with pytest.raises(RecipeError, match=r"keeps entries of data\.sample_dim together, and there is none"):
+        small_recipe(
+            Path("root"),
+            {"source": "a.nc", "modes": ["t"], "windows": {"size": {"t": 3}}, "split": {"group": "flow"}},
+        )

@@ -100,7 +100,8 @@ def split_lines(split: dict[str, Any]) -> list[str]:
 def _gap(gap: dict[str, Any]) -> str:
     from diffats.stages.plan import duration
 
-    points, distance, unit = f"{gap['points']} points between training and test samples", gap["distance"], gap["unit"]
+    count, distance, unit = gap["points"], gap["distance"], gap["unit"]
+    points = f"{count} point{'' if count == 1 else 's'} between training and test samples"
     if distance is None:
         return points
     apart = duration(distance) if unit == "s" else f"{distance:g} {unit}".removesuffix(" 1").strip()
