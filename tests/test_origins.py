@@ -137,6 +137,12 @@ def test_text_is_ordinary_and_source_is_what_the_source_says(tmp_path: Path) -> 
     assert stored.isel(sample=stored["run"] == "bc").sizes["sample"] == 7
     stored.load().drop_attrs().to_netcdf(tmp_path / "again.nc")
     assert "source" not in diffats.open_version(recipe.location, "anchor").attrs
+    Store.open(Workspace(recipe).store_location).export(tmp_path / "all.zarr")
+    with xr.open_datatree(tmp_path / "all.zarr", engine="zarr") as tree:
+        exported = tree["primitives"].to_dataset().load()
+    assert exported.attrs["source"] == "a model of waves"
+    for name in ("run", "time_start", "time_origin", "split"):
+        assert exported[name].values.tolist() == stored[name].values.tolist()
 
 
 # --- stores of a release that knew less ----------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_blocks_in_runs_are_of_about_the_share_or_refused() -> None:
     assert 0.05 < finer.is_test.mean() < 0.3
     whole = opened(data, **options, windows=windows)
     assert (whole.holds_out, int(whole.is_test.sum()), whole.n, whole.dropped) == ("runs", 132, 1320, 0)
-    with pytest.raises(SourceError, match='whole entries of "run": set by = "block"'):
+    with pytest.raises(SourceError, match='Whole entries of "run" are held out: change'):
         opened(data.isel(run=slice(1)), **options, windows=windows)
 
 

@@ -13,6 +13,7 @@ from mlflow.data.dataset_source_registry import register_dataset_source
 
 from diffats.errors import InputError
 from diffats.store import Store, Version
+from diffats.store.opening import described
 
 DIGEST_LENGTH = 12  # MLflow shows the digest beside the name and keeps at most 36; the source holds it whole
 
@@ -80,7 +81,7 @@ class StoreSource(DatasetSource):
                 f"{self.location} is raw data without a snapshot. Open it with its recipe: "
                 'diffats.sources.open_samples(load_recipe("RECIPE.toml").data).'
             )
-        return Version(Store.open(self.location), self.group or "", self.snapshot).dataset()
+        return described(Version(Store.open(self.location), self.group or "", self.snapshot))
 
     def to_dict(self) -> dict[str, Any]:
         """The source as plain data."""

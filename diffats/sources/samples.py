@@ -216,14 +216,17 @@ class Samples:
         if train < 2 or test < 1:
             raise SourceError(
                 f'data.split by "{data.split.by}" leaves {train} training and {test} test samples of {cuts.n} '
-                f"({int((~keep).sum())} dropped), and at least 2 and 1 are needed. "
-                + (
-                    f'It holds out whole entries of "{data.sample_dim}": set by = "block" to split within them.'
-                    if self.holds_out == "runs"
-                    else "Change data.split, or cut more windows."
-                )
+                f"({int((~keep).sum())} dropped), and at least 2 and 1 are needed. " + self._more_test_samples()
             )
         return cuts.take(keep), is_test[keep], int((~keep).sum())
+
+    def _more_test_samples(self) -> str:
+        """What to do where one side is empty."""
+        if self.holds_out != "runs":
+            return "Change data.split, or cut more windows."
+        share = f", one of {1 / self.data.split.test:.3g} as they come" if self.data.grows else ""
+        what = f'Whole entries of "{self.data.sample_dim}" are held out{share}'
+        return f'{what}: change data.split.test, or set by = "block" to split within them.'
 
     def _split(self, cuts: Cuts, grid: Grid) -> tuple[Array, Array]:
         split, grows = self.data.split, self.data.grows

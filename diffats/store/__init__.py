@@ -4,8 +4,8 @@
 """
 
 from diffats.store.lock import is_being_written, writer_lock
-from diffats.store.opening import SOURCE_TEXT, open_version
-from diffats.store.schema import ALL_ZERO, NON_FINITE, NOT_CONVERGED, OK, PENDING, STATUS, status_attrs
+from diffats.store.opening import open_version
+from diffats.store.schema import ALL_ZERO, NON_FINITE, NOT_CONVERGED, OK, PENDING, SOURCE_TEXT, STATUS, status_attrs
 from diffats.store.store import Store
 from diffats.store.verify import Problem
 from diffats.store.version import Version

@@ -15,7 +15,7 @@ from zarr.errors import ZarrUserWarning
 from zarr.storage import LocalStore
 
 from diffats.errors import InputError
-from diffats.store.schema import DIGESTS
+from diffats.store.schema import DIGESTS, public_attrs
 
 
 def export_groups(
@@ -48,6 +48,8 @@ def export_groups(
     prefix = f"{under}/" if under else ""
     for group, session in sources.items():
         sync(_copy(session, group, tree, prefix))
+        copied = zarr.open_group(tree, path=prefix + group, mode="r+", zarr_format=3)
+        copied.attrs.put(public_attrs(dict(copied.attrs)))
     with warnings.catch_warnings():
         # Zarr warns that version 3 does not specify it; without it xarray warns that opening is slow.
         warnings.simplefilter("ignore", ZarrUserWarning)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import xarray as xr
 
 from diffats.errors import StoreNotFoundError
+from diffats.store.schema import public_attrs
 from diffats.store.store import Store
 from diffats.store.version import Version
 
-#: Attribute of a group for what the source calls its ``source``, where the group has no template to say it.
-SOURCE_TEXT = "source_text"
 _GENERATED = "samples"  # a group, and the repository that holds it
 
 
@@ -34,16 +31,10 @@ def open_version(location: str, group: str, version: str | None = None) -> xr.Da
 
 
 def described(version: Version) -> xr.Dataset:
-    """A version's content, with the source's own description of itself where it has one.
-
-    In a store, ``source`` is the digest of what was encoded; here that is ``source_digest``.
-    """
+    """A version's content, with the attributes that a reader expects."""
     ds = version.dataset()
-    if "source" in ds.attrs:
-        ds.attrs["source_digest"] = ds.attrs.pop("source")
-    template = json.loads(ds.attrs["template"])["attrs"] if "template" in ds.attrs else {}
-    text = template.get("source", ds.attrs.pop(SOURCE_TEXT, None))
-    return ds if text is None else ds.assign_attrs(source=text)
+    ds.attrs = public_attrs(ds.attrs)
+    return ds
 
 
 def _find(location: str, group: str) -> Store:

@@ -27,6 +27,7 @@ PENDING, OK, NON_FINITE, ALL_ZERO, NOT_CONVERGED = STATUS.values()
 SAMPLE = "sample"
 DIGESTS = "shard_digest"
 RECORD = "diffats"  # the group attribute that holds a `Record`
+SOURCE_TEXT = "source_text"  # that for what the data set calls its source, where the group has no template to say it
 _DIGEST_BYTES = 32
 _LARGEST_CHUNK = 2**31 - 1  # Zstandard's limit in numcodecs
 _ENCODING = {"_FillValue", "missing_value", "scale_factor", "add_offset", "dtype", "coordinates"}
@@ -120,6 +121,21 @@ def plain(attrs: Mapping[str, Any] | None) -> dict[str, Any]:
     if RECORD in tree:
         raise StoreError(f'the attribute "{RECORD}" is the store\'s own. Use another name.')
     return tree
+
+
+def public_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's attributes outside its store, where ``source`` is what the data set says of itself.
+
+    In a store ``source`` is the digest of what was encoded, here ``source_digest``.
+
+    >>> public_attrs({"source": "60a779", "source_text": "a spectrometer"})
+    {'source_digest': '60a779', 'source': 'a spectrometer'}
+    """
+    out = {"source_digest" if key == "source" else key: value for key, value in attrs.items() if key != SOURCE_TEXT}
+    text = attrs.get(SOURCE_TEXT)
+    if "template" in attrs:
+        text = json.loads(attrs["template"])["attrs"].get("source")
+    return out if text is None else {**out, "source": text}
 
 
 def sharded_template(template: xr.Dataset, shard: int, where: str) -> xr.Dataset:
