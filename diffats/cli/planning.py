@@ -85,7 +85,8 @@ def split_lines(split: dict[str, Any]) -> list[str]:
 
     >>> held = {"kind": "stretches", "along": ["time"], "count": 1, "first": ["2001-12-01 .. 2001-12-31"]}
     >>> gaps = {"time": {"points": 3, "distance": 4 * 86400.0, "unit": "s"}}
-    >>> print("\n".join(split_lines({"held_out": held, "gaps": gaps, "test_groups": 7})))
+    >>> for line in split_lines({"held_out": held, "gaps": gaps, "test_groups": 7}):
+    ...     print(line)
     held out     1 stretch of time: 2001-12-01 .. 2001-12-31; 7 groups that do not depend on each other
     gap          time: 3 points between training and test samples (4.0 days)
     """
