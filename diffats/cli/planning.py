@@ -99,8 +99,6 @@ def split_lines(split: dict[str, Any]) -> list[str]:
 
 
 def _gap(gap: dict[str, Any]) -> str:
-    from diffats.stages.plan import duration
-
     count, distance, unit = gap["points"], gap["distance"], gap["unit"]
     points = f"{count} point{'' if count == 1 else 's'} between training and test samples"
     if distance is None:
