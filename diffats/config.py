@@ -377,6 +377,9 @@ class Train(Section):
     calibrate: bool = Field(
         True, description="after training, combine each number of the network's guess with the noisy one as fits best"
     )
+    keep: Literal["last", "best"] = Field(
+        "last", description="whose weights: the last step's, or of the lowest loss on a tenth of the training samples"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: what is faster here for this network; bfloat16 only where the device has it"
     )
@@ -830,6 +833,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
 _LATER = (
     ("normalise", "coordinates", "stream"),
     ("train", "calibrate", False),
+    ("train", "keep", "last"),
     ("diffusion", "log_snr_shift", 0.0),
 )
 
@@ -863,7 +867,7 @@ def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as it was stored, with what was done where it does not name a later option.
 
     >>> completed({"train": {"steps": 9}})
-    {'train': {'calibrate': False, 'steps': 9}, 'normalise': {'coordinates': 'stream'}, 'diffusion': \
+    {'train': {'keep': 'last', 'calibrate': False, 'steps': 9}, 'normalise': {'coordinates': 'stream'}, 'diffusion': \
 {'log_snr_shift': 0.0}}
     """
     out = dict(tree)

@@ -35,6 +35,9 @@ class PrimitiveSet:
         Samples read at once; the chunk along ``sample`` where left out.
     shifts
         Shifts the samples of a training step at random; each is as the store has it where left out.
+    validation
+        Share of the training samples that are not trained on but scored, in the place of the test samples: those in the
+        middle, in a row, so that samples that overlap are mostly on one side.
     cache_bytes
         Memory for shards that were read. It never changes the order of the batches.
 
@@ -53,6 +56,7 @@ class PrimitiveSet:
         *,
         shard: int | None = None,
         shifts: Shifts | None = None,
+        validation: float = 0.0,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.dataset, self.layout, self.normalisation, self.conditions = dataset, layout, normalisation, conditions
@@ -69,6 +73,12 @@ class PrimitiveSet:
         is_test = _is_test(dataset["split"])
         self.train: np.ndarray = np.flatnonzero(self._usable & ~is_test)
         self.test: np.ndarray = np.flatnonzero(self._usable & is_test)
+        self.scored = self.test
+        if validation:
+            count = max(1, round(validation * len(self.train)))
+            first = (len(self.train) - count) // 2
+            self.scored = self.train[first : first + count]
+            self.train = np.delete(self.train, slice(first, first + count))
         if len(self.train) < 2:
             raise InputError(f"only {len(self.train)} usable training samples of {self.n}; at least 2 are needed.")
         self.shifts = shifts

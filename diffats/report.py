@@ -26,6 +26,7 @@ COPY_CAUTION = 0.5
 SPREAD_CAUTION = 0.8
 LOW_SHARE_CAUTION = 0.05
 OVERFIT_CAUTION = 1.25
+STOPPED_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class ReportContent:
         For each growth of the data: ``first`` and ``stop`` (sample numbers), ``samples`` (count), ``reference`` (text:
         what they are compared with), ``statistics`` {name: as of `drift.compare`}, ``alarms`` (names).
     training
-        ``steps``, ``parameters``, ``heldout_loss``, ``best_heldout_loss``, ``device``, and further numbers by label.
+        ``steps``, ``parameters``, ``heldout_loss``, ``best_heldout_loss``, ``best_step``, ``device``, and further
+        numbers by label.
     generation
         ``count``, ``sampler``, ``steps``, ``guidance``, ``seed``, ``orthonormality_defect`` {factor: median}.
     metrics
@@ -467,10 +469,23 @@ def _model_cautions(content: ReportContent) -> list[str]:
     spread = content.metrics.get("spread_ratio", {}).get("value")
     if spread is not None and spread < SPREAD_CAUTION:
         found.append(f"Generated samples vary less than real ones (spread {number(spread)} of theirs).")
-    last, best = content.training.get("heldout_loss"), content.training.get("best_heldout_loss")
-    if last is not None and best and last > OVERFIT_CAUTION * best:
-        found.append(f"The held-out loss rose from {number(best)} to {number(last)} by the end: the model overfits.")
-    return found
+    return found + _training_cautions(content.training)
+
+
+def _training_cautions(training: Numbers) -> list[str]:
+    """Whether the held-out loss stopped falling before the end."""
+    last, best, step, steps = (training.get(k) for k in ("heldout_loss", "best_heldout_loss", "best_step", "steps"))
+    if last is None or not best:
+        return []
+    at = "" if step is None else f" at step {number(step)}"
+    help_ = 'Fewer train.steps help, or train.keep = "best".'
+    if last > OVERFIT_CAUTION * best:
+        return [
+            f"The held-out loss rose from {number(best)}{at} to {number(last)} by the end: the model overfits. {help_}"
+        ]
+    if step is not None and steps and step < STOPPED_SHARE * steps:
+        return [f"The held-out loss has not fallen since step {number(step)} of {number(steps)}. {help_}"]
+    return []
 
 
 # --- parts of the page --------------------------------------------------------------------------------------------
@@ -578,7 +593,8 @@ def _facts(content: ReportContent) -> dict[str, dict[str, str]]:
         "alignment": _alignment_facts(content),
         "drift": _drift_facts(content.drift),
         "training": _plain(
-            content.training, {"heldout_loss": "held-out loss", "best_heldout_loss": "best held-out loss"}
+            content.training,
+            {"heldout_loss": "held-out loss", "best_heldout_loss": "best held-out loss", "best_step": "at step"},
         ),
         "generated": _generation_facts(content.generation),
     }

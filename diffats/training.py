@@ -76,6 +76,15 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The averaged weights with the lowest held-out loss so far."""
+
+    step: int
+    loss: float
+    weights: Tensors
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The state of a training after ``step`` steps."""
 
@@ -397,6 +406,7 @@ class _Training:
         self._build()
         self.step, self.seconds = 0, 0.0
         self.heldout_loss = math.nan
+        self.best: Best | None = None
         self.pace: Pace | None = None
         self._kept_pace: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
@@ -438,6 +448,9 @@ class _Training:
         _load_optimizers(self.denoiser, self._inner_optimizers, checkpoint.tensors["optimizer"])
         self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
         self._kept_pace = checkpoint.state.get("pace")
+        if "best" in checkpoint.tensors:
+            step, loss = checkpoint.state["best"]
+            self.best = Best(step, loss, checkpoint.tensors["best"])
         if checkpoint.state["heldout_loss"] is not None:
             self.heldout_loss = float(checkpoint.state["heldout_loss"])
         self.history = [row for row in read_history(self.directory) if row["step"] <= self.step]
@@ -585,6 +598,9 @@ class _Training:
         loss = float(self.accelerator.reduce(self._sums, reduction="mean")[0]) / (self.step - start)
         rate = (self.step - start) * self.train.batch / (time.perf_counter() - since)
         self.heldout_loss = self._evaluate()
+        if self.train.keep == "best" and self.heldout_loss < (math.inf if self.best is None else self.best.loss):
+            copied = {name: x.detach().to("cpu", copy=True) for name, x in self.ema.module.state_dict().items()}
+            self.best = Best(self.step, self.heldout_loss, copied)
         row = {"loss": loss, "lr": learning_rate(self.step - 1, self.train), "rate": rate}
         if math.isfinite(self.heldout_loss):
             row["heldout_loss"] = self.heldout_loss
@@ -598,13 +614,14 @@ class _Training:
     @torch.no_grad()
     def _evaluate(self) -> float:
         """The loss of the averaged weights on held-out samples, always with the same noise."""
-        if not len(self.data.test) or not self.accelerator.is_main_process:
+        scored = self.data.scored
+        if not len(scored) or not self.accelerator.is_main_process:
             return math.nan
         if self._heldout is None:
-            spread = np.linspace(0, len(self.data.test) - 1, HELDOUT_SAMPLES).round().astype(int)
+            spread = np.linspace(0, len(scored) - 1, HELDOUT_SAMPLES).round().astype(int)
             generator = random_source(self.recipe.seed, _HELDOUT)
             draw = self.diffusion.draw(HELDOUT_SAMPLES, self.data.numbers, generator=generator)
-            self._heldout = self._tensors(*self.data.read(self.data.test[spread]), draw)
+            self._heldout = self._tensors(*self.data.read(scored[spread]), draw)
         z, cond, draw = self._heldout
         with _autocast(self._precision, self.device):
             return float(self.diffusion.loss(self.ema.module, z, cond, self.element_weights, draw))
@@ -618,7 +635,15 @@ class _Training:
             }
             heldout = self.heldout_loss if math.isfinite(self.heldout_loss) else None
             pace = None if self.pace is None else self.pace.to_dict()
-            state = {"seconds": seconds, "heldout_loss": heldout, "settings": self.settings, "pace": pace}
+            state: dict[str, Any] = {
+                "seconds": seconds,
+                "heldout_loss": heldout,
+                "settings": self.settings,
+                "pace": pace,
+            }
+            if self.best is not None:
+                tensors["best"] = self.best.weights
+                state["best"] = [self.best.step, self.best.loss]
             write_checkpoint(self.directory, Checkpoint(self.step, tensors, state))
         self.accelerator.wait_for_everyone()
 
@@ -669,7 +694,11 @@ class _Training:
         """Write the averaged weights and say what was done."""
         weights = self.directory / WEIGHTS
         if self.accelerator.is_main_process:
-            tensors, metadata = self.ema.module.state_dict(), {"step": str(self.step)}
+            if self.best is not None:
+                self.ema.module.load_state_dict(self.best.weights)
+                logger.info("train: the weights of step %d have the lowest held-out loss and are kept", self.best.step)
+            step = self.step if self.best is None else self.best.step
+            tensors, metadata = self.ema.module.state_dict(), {"step": str(step)}
             replace_file(weights, lambda path: calibration.save_tensors(path, tensors, metadata))
         self.accelerator.wait_for_everyone()
         calibrated = self._calibrate(weights) if self.train.calibrate else None
@@ -720,7 +749,7 @@ def train(
     Parameters
     ----------
     data
-        The primitives; their held-out part is scored, never trained on.
+        The primitives; their held-out part (``scored``) is scored, never trained on.
     recipe
         Its ``model``, ``diffusion``, ``train``, ``seed`` and condition dropout are used.
     directory

@@ -261,3 +261,17 @@ def test_times_and_numbers_read_well():
 
 def test_colour_and_contrast_are_fixed_to_light():
     assert 'name="color-scheme" content="light"' in render(ReportContent("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("last", "step", "words"),
+    [
+        (0.51, 900, "has not fallen since step 900 of 2"),
+        (0.9, 900, "rose from 0.5 at step 900 to 0.9 by the end"),
+        (0.51, 1900, ""),
+    ],
+)
+def test_a_held_out_loss_that_stopped_falling_is_told(last, step, words):
+    facts = {"steps": 2000, "heldout_loss": last, "best_heldout_loss": 0.5, "best_step": step}
+    found = " ".join(cautions(content(training=facts)))
+    assert words in found if words else "held-out" not in found

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_primitives import LAYOUT, tiny_recipe, tiny_set
 
@@ -447,3 +448,30 @@ def test_state_is_plain_json(unbroken: TrainResult) -> None:
     assert state["step"] == 12
     assert set(state["files"]) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
     assert str(Path.cwd()) not in json.dumps(state)
+
+
+def test_the_best_of_a_training_is_kept_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out losses that rise after the second report: its weights are kept, also where a stop fell after it."""
+    losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5}
+    monkeypatch.setattr(training._Training, "_evaluate", lambda self: losses[self.step])
+    asked = steps(8, keep="best")
+    whole = run(tmp_path / "whole", asked)
+    run_until(tmp_path / "cut", 6, asked)
+    assert_same_bits(run(tmp_path / "cut", asked).weights, whole.weights)
+    with safe_open(whole.weights, "pt") as file:
+        assert file.metadata()["step"] == "4"
+    losses[8] = 0.5
+    run(tmp_path / "last", asked)
+    averaged = tmp_path / "last" / "checkpoint-8" / "ema.safetensors"
+    assert_same_bits(tmp_path / "last" / "weights.safetensors", averaged)
+    assert_same_bits(run(tmp_path / "plain", steps(8)).weights, averaged)
+
+
+def test_validation_samples_are_not_trained_on() -> None:
+    whole = tiny_set(24)
+    part = PrimitiveSet(whole.dataset, whole.layout, whole.normalisation, whole.conditions, validation=0.25)
+    assert sorted([*part.train, *part.scored]) == whole.train.tolist()
+    assert len(part.scored) == round(0.25 * len(whole.train))
+    assert (whole.scored == whole.test).all()
+    orders = np.concatenate([part.batch(0, step, 4) for step in range(20)])
+    assert set(orders) == set(part.train)

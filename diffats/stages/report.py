@@ -206,10 +206,13 @@ def error_facts(tucker: Version) -> dict[str, Any]:
 
 def training_facts(work: Workspace, model: bundle.Bundle, history: list[dict[str, float]]) -> dict[str, Any]:
     """Steps, size and held-out loss."""
-    heldout = [row["heldout_loss"] for row in history if row.get("heldout_loss") is not None]
+    scored = [(row["heldout_loss"], int(row["step"])) for row in history if row.get("heldout_loss") is not None]
     parameters = sum(parameter.numel() for parameter in model.denoiser.parameters())
     facts: dict[str, Any] = {"steps": work.recipe.train.steps, "parameters": int(parameters)}
-    return facts | ({"heldout_loss": heldout[-1], "best_heldout_loss": min(heldout)} if heldout else {})
+    if not scored:
+        return facts
+    best, step = min(scored)
+    return facts | {"heldout_loss": scored[-1][0], "best_heldout_loss": best, "best_step": step}
 
 
 def defect_facts(generated: xr.Dataset) -> dict[str, float]:

@@ -23,6 +23,7 @@ from diffats.store import Version
 
 Array = npt.NDArray[Any]
 log = logging.getLogger("diffats.train")
+VALIDATION = 0.1  # of the training samples, scored for keep = "best"
 EXAMPLES = 256
 EXAMPLE_BYTES = 16 * 2**20
 
@@ -137,6 +138,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         statistics,
         conditions,
         shifts=fit_normalisation.random_shifts(work, layout, primitives),
+        validation=VALIDATION if work.recipe.train.keep == "best" else 0.0,
     )
     directory = training_directory(work, identity)
     if hooks.restart and processes.is_main():
