@@ -425,7 +425,9 @@ def test_the_model_holds_no_pickle_and_pins_its_requirements(tracker: Tracker, r
     requirements = (folder / "requirements.txt").read_text().split()
     assert all("==" in line and "+" not in line for line in requirements)
     assert {line.partition("==")[0] for line in requirements} >= {"diffats", "torch", "mlflow"}
-    assert {p.name for p in Model.load(folder).signature.params} == {"seed", "steps", "guidance", "output"}
+    assert {p.name for p in Model.load(folder).signature.params} == {
+        *("seed", "steps", "guidance", "impose", "max_extrapolation", "output")
+    }
 
 
 def test_a_missing_bundle_is_refused(tracker: Tracker, tmp_path: Path) -> None:
