@@ -584,6 +584,11 @@ def test_one_value_serves_all_rows() -> None:
     assert count == 2
     assert columns["label"].tolist() == ["Corn", "Corn"]
     assert columns["initial"].shape == (2, 3)
+    state = xr.DataArray(np.zeros((2, 3)), dims=("x", "y"))
+    count, columns = requested({"initial": state, "nu": [1.0, 2.0], "count": [2, 1]})
+    assert (count, columns["nu"].tolist()) == (3, [1.0, 1.0, 2.0])
+    assert columns["initial"] is state
+    assert requested({"initial": state}) == (1, {"initial": state})
     assert requested(np.array([4.0])) == (4, {})
     assert as_arrays(xr.Dataset(coords={"x": [1, 2]}))["x"].tolist() == [1, 2]
 

@@ -253,7 +253,7 @@ class _Fit:
 
     @property
     def range(self) -> tuple[float, float] | None:
-        """The lowest and the highest value, or deviation of a field."""
+        """The lowest and the highest value; of fields 0 and the largest deviation, since none is too near the mean."""
         if self.is_scalar:
             return (float(self.lowest), float(self.highest)) if self.highest >= self.lowest else None
         if self.origin is None:
@@ -263,7 +263,7 @@ class _Fit:
         shift = mean - self.origin
         about = (squares - 2 * shift * total + count * shift**2) / std**2
         found = np.sqrt(np.maximum(about.sum(axis=1), 0.0) / math.prod(self.shape))
-        return float(found.min()), float(found.max())
+        return 0.0, float(found.max())
 
 
 def _condition(raw: Mapping[str, NumpyArray], name: str, shape: tuple[int, ...]) -> NumpyArray:

@@ -131,10 +131,12 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     model = train.ask_for_bundle(work)
     count = work.recipe.generate.count
     version = None if hooks.restart else samples_version(work, model)
-    if version is not None and version.complete:
-        return result(work, version, started, skipped=True)
+    there = version is not None and version.complete
     chosen = condition_sources(work, count)
-    check_ranges(work, model, chosen)
+    if not there or work.recipe.generate.max_extrapolation is not None:
+        check_ranges(work, model, chosen)
+    if version is not None and there:
+        return result(work, version, started, skipped=True)
     if version is None:
         version = work.generated.begin(
             "samples",
