@@ -11,21 +11,22 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import cftime
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from diffats import sources
+from diffats import grids, sources
 from diffats.config import Recipe, completed, names_later, parse_recipe
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
+from diffats.given import Expected, as_array, check_range, known_points
+from diffats.imposing import Imposing
 from diffats.primitives import (
     ConditionLayout,
     FieldScaling,
@@ -66,6 +67,8 @@ def save(
     provenance: Mapping[str, Any],
     calibration: Path | None = None,
     condition_dims: Mapping[str, list[str]] | None = None,
+    condition_units: Mapping[str, str] | None = None,
+    measure_imposing: Callable[[Bundle], Imposing | None] | None = None,
 ) -> Path:
     """Write a bundle; it appears at ``destination`` whole or not at all.
 
@@ -79,6 +82,10 @@ def save(
         That of the calibrated output, where there is one.
     condition_dims
         Dims of the conditions that are fields, without that of samples.
+    condition_units
+        Their units, where they are known.
+    measure_imposing
+        Finds with the finished model how its samples are to be corrected by a given initial slice.
     """
     partial = destination.with_name(destination.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -104,8 +111,11 @@ def save(
         "template": template,
         "label_names": label_names,
         "condition_dims": dict(condition_dims or {}),
+        "condition_units": dict(condition_units or {}),
         "provenance": dict(provenance),
     }
+    imposing = None if measure_imposing is None else measure_imposing(Bundle(partial, description, arrays))
+    description |= {} if imposing is None else {"imposing": imposing.to_dict()}
     (partial / "bundle.json").write_text(signed(description), encoding="utf-8")
     for path in (*partial.iterdir(), partial):
         sync_to_disk(path)  # before its name says that it is whole
@@ -269,11 +279,21 @@ def _misfits(model: Bundle) -> Iterator[str]:
             yield from _differing(f"{name} of fields", np.broadcast_shapes(value.shape, full), full)
     yield from _coordinate_misfits(model)
     yield from _differing("calibrated", model.is_calibrated, model.recipe.train.calibrate)
+    yield from _imposing_misfits(model)
     finite = all(
         bool(np.isfinite(x).all())
         for x in (scaling.mean, scaling.scale, *model.anchors.values(), *normal.to_arrays().values())
     )
     yield from _differing("all numbers finite", finite, True)
+
+
+def _imposing_misfits(model: Bundle) -> Iterator[str]:
+    known = model.imposing
+    if known is not None:
+        shapes = [(rows, tuple(model.layout.sizes.values())[known.axis - 1]) for rows in (1, len(model.template))]
+        yield from _differing("shape of shares", known.shares.shape in shapes, True)
+        yield from _differing("off", known.off is None or _is_real(known.off), True)
+        yield from _differing("shares from 0 to 1", bool(((known.shares >= 0) & (known.shares <= 1)).all()), True)
 
 
 def _coordinate_misfits(model: Bundle) -> Iterator[str]:
@@ -331,12 +351,25 @@ class Bundle:
         self.template: xr.Dataset = sources.template_from_json(description["template"])
         self.label_names: list[str] = description["label_names"]
         self.condition_dims: dict[str, list[str]] = description["condition_dims"]
+        self.condition_units: dict[str, str] = description.get("condition_units", {})
         self.provenance: dict[str, Any] = description["provenance"]
         self.scaling = FieldScaling.from_arrays(_part(arrays, "scaling"))
         self.anchors = _part(arrays, "anchors")
         self.normalisation = Normalisation.from_arrays(_part(arrays, "normalisation"))
         self.examples = _part(arrays, "examples")
         self.is_calibrated = CALIBRATION in description.get("files", ())
+        self._measured_imposing: dict[str, Any] | None = description.get("imposing")
+
+    @cached_property
+    def imposing(self) -> Imposing | None:
+        """How a given initial slice is imposed; the slice alone where no shares of others were measured."""
+        initial = self.recipe.data.condition.initial
+        if initial is None:
+            return None
+        axis, sizes = 1 + self.layout.modes.index(initial.dim), tuple(self.layout.sizes.values())
+        if self._measured_imposing is None:
+            return Imposing.alone(axis, initial.index, sizes)
+        return Imposing.from_dict(self._measured_imposing, axis, initial.index, sizes)
 
     @cached_property
     def denoiser(self) -> Any:
@@ -414,6 +447,8 @@ class Bundle:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        impose: bool | None = None,
+        max_extrapolation: float | None = None,
     ) -> xr.Dataset:
         """Generate fields.
 
@@ -425,21 +460,41 @@ class Bundle:
             Sample ``i`` depends on ``seed`` and ``i`` only.
         conditions
             By name ("label", a scalar's or field's name, "initial"), one value for all or one per sample. A label is
-            its name, or its number in ``label_names`` where names are no numbers. Fields have the recipe's dims, in
-            tensor order unless named (``xr.DataArray``). Left out: drawn from the training conditions, all of a
+            its name, or its number in ``label_names`` where names are no numbers. Fields are xarray objects on the
+            model's grid, with dims in any order, points in any order and the model's units, and one dim more where each
+            sample has its own (the initial state an ``xr.Dataset`` where it has several variables; a time dim of length
+            one may stay), or NumPy arrays in tensor order. Left out: drawn from the training conditions, all of a
             sample from the same one.
-        steps, guidance, sampler
-            As in the recipe where left out.
+        steps, guidance, sampler, impose
+            As in the recipe where left out. With ``impose``, the initial slice of each sample becomes the given one,
+            exactly, and what was changed there is added to the other slices, too, times the share of it that told their
+            errors best on training samples; the attribute ``initial_slice`` says how much that is.
+        max_extrapolation
+            How far a condition may lie outside of its range in training, in widths of this range: 0 refuses whatever is
+            outside. As in the recipe where left out, and where that says nothing there is only a warning. A field's
+            place in the range is its root-mean-square deviation from the training mean.
 
         Returns
         -------
         xr.Dataset
             The recipe's variables over ``sample`` and its modes, in physical units, and the conditions.
+
+        Raises
+        ------
+        InputError
+            Where a number or a condition cannot be used; the message says what was expected.
         """
         _check_request(n, seed, steps, guidance)
+        if max_extrapolation is not None and not (_is_real(max_extrapolation) and max_extrapolation >= 0):
+            raise InputError(
+                f"max_extrapolation {_brief(max_extrapolation)} is no number of 0 or more. 0.1 is a tenth."
+            )
         raw = self.condition_rows(n, seed, conditions)
+        self.check_range(self.conditions.places(raw), max_extrapolation)
         streams = self.generate(np.arange(n), seed, raw, steps=steps, guidance=guidance, sampler=sampler)
-        fields = sources.decoded_dataset(self.fields(streams), self.template)
+        imposed = self.to_impose(raw, impose)
+        fields = sources.decoded_dataset(self.fields(streams, imposed), self.template)
+        fields.attrs |= {} if imposed is None else {"initial_slice": self.imposing_described}
         return fields.assign(self.condition_variables(raw))
 
     def generate(
@@ -479,9 +534,42 @@ class Bundle:
         )
         return {k: np.asarray(v) for k, v in self.normalisation.undo(self.layout.unflatten(z)).items()}
 
-    def fields(self, streams: Mapping[str, Array]) -> Array:
-        """Fields ``(k, *sizes)`` in physical units of streams; masked points are NaN."""
-        return np.asarray(self.scaling.undo(decode(dict(streams), self.layout)))
+    def fields(self, streams: Mapping[str, Array], initial: Array | None = None) -> Array:
+        """Fields ``(k, *sizes)`` in physical units of streams; masked points are NaN.
+
+        ``initial`` are slices that are imposed on them, from ``to_impose``; none where left out.
+        """
+        fields = np.asarray(self.scaling.undo(decode(dict(streams), self.layout)))
+        return fields if initial is None or self.imposing is None else self.imposing.impose(fields, initial)
+
+    def to_impose(self, raw: Mapping[str, Array], impose: bool | None = None) -> Array | None:
+        """The given initial slices ``(k, ...)`` of raw conditions where they are to be imposed, else None."""
+        wanted = self.recipe.imposes if impose is None else bool(impose)
+        return raw.get("initial") if wanted else None
+
+    @property
+    def imposing_described(self) -> str:
+        """What imposing the initial slice does, in words; empty where there is none."""
+        initial = self.recipe.data.condition.initial
+        return "" if initial is None or self.imposing is None else self.imposing.described(initial.dim)
+
+    def check_range(self, places: Mapping[str, Array], max_extrapolation: float | None = None) -> None:
+        """Warn of conditions outside of the range of training, and refuse those too far outside.
+
+        Parameters
+        ----------
+        places
+            Of conditions, from ``conditions.places``.
+        max_extrapolation
+            In widths of the range; the recipe's where left out.
+
+        Raises
+        ------
+        InputError
+            Where one is further outside.
+        """
+        limit = self.recipe.generate.max_extrapolation if max_extrapolation is None else max_extrapolation
+        check_range(self.conditions, places, limit)
 
     def condition_rows(self, n: int, seed: int, conditions: Mapping[str, Any] | None) -> dict[str, Array]:
         """Raw conditions of ``n`` samples, one row each: as given, or drawn from the training conditions."""
@@ -506,11 +594,10 @@ class Bundle:
 
     def _given(self, name: str, given: Any, n: int) -> Array:
         examples, public = self.examples[name], public_name(name)
-        if isinstance(given, xr.DataArray):
-            dims = self.condition_dims.get(name, [])
-            given = given.transpose(..., *dims, missing_dims="ignore")
+        if isinstance(given, xr.DataArray | xr.Dataset) and self.condition_dims.get(name):
+            given = as_array(given, self._expected(name), n)
         try:
-            value: Array = self._codes(given) if name == "label" else np.asarray(given, dtype=examples.dtype)
+            value: Array = self._codes(given) if name == "label" else np.asarray(given, examples.dtype, "C")
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -520,10 +607,18 @@ class Bundle:
             value = np.broadcast_to(value, shape)
         if value.shape != shape:
             raise InputError(f'condition "{public}" has shape {value.shape}, expected {shape} or {shape[1:]}.')
-        # Points that are missing in the training conditions, such as land, may be missing here.
-        if value.dtype.kind == "f" and not np.isfinite(np.where(np.isnan(examples[0]), 0, value)).all():
-            raise InputError(f'condition "{public}" holds NaN or infinite values. Give finite numbers.')
-        return value
+        return known_points(public, value, examples) if value.dtype.kind == "f" else value
+
+    def _expected(self, name: str) -> Expected:
+        """What a condition must be like that comes as an xarray object."""
+        dims, shape = self.condition_dims[name], self.examples[name].shape[1:]
+        sizes = {dim: size for dim, size in zip(dims, shape, strict=True) if dim != "component"}
+        windowed, initial = frozenset(self.recipe.data.windows.size), self.recipe.data.condition.initial
+        if name != "initial" or initial is None:
+            units: dict[str, object] = {public_name(name): self.condition_units.get(name)}
+            return Expected(public_name(name), sizes, units, self.template, windowed)
+        units = {str(variable): each.attrs.get("units") for variable, each in self.template.data_vars.items()}
+        return Expected("initial", sizes, units, self.template, windowed, gone=initial.dim)
 
     def _codes(self, given: Any) -> Array:
         """Class numbers of labels given by name or number."""
@@ -565,12 +660,16 @@ class Bundle:
         for name in names:
             if name not in ds:
                 raise InputError(f'dataset has no variable "{name}". Expected {", ".join(names)}.')
-            units, expected = ds[name].attrs.get("units"), self.template[name].attrs.get("units")
-            if None not in (units, expected) and units != expected:
-                raise InputError(f'variable "{name}" is in "{units}", the model is of "{expected}". Convert it first.')
+            grids.check_units(ds[name], self.template[name].attrs.get("units"), what=f'variable "{name}"')
             array = self._samples_first(ds[name])
             for mode in self.recipe.data.modes:
-                array = self._on_grid(array, mode)
+                array = grids.in_order(
+                    array,
+                    mode,
+                    self.template,
+                    offsets=mode in self.recipe.data.windows.size,
+                    what=f'variable "{name}"',
+                )
             coords = {str(n): c.variable for n, c in array.coords.items() if c.dims == ("sample",)}
             arrays.append(array.values)
         if len({array.shape for array in arrays}) > 1:
@@ -579,23 +678,6 @@ class Bundle:
         if x.shape[1:] != tuple(self.layout.sizes.values()):
             raise InputError(f"samples have sizes {x.shape[1:]}, the model was made for {dict(self.layout.sizes)}.")
         return np.asarray(x, dtype=np.result_type(x.dtype, np.float32)), coords
-
-    def _on_grid(self, array: xr.DataArray, mode: str) -> xr.DataArray:
-        """A variable with the points of a mode in the model's order; along a window only the steps must agree."""
-        if mode not in self.template.coords or mode not in array.coords:
-            return array
-        ours, theirs = self.template.coords[mode], array.coords[mode]
-        if ours.shape != theirs.shape:
-            return array  # refused with all sizes
-        windowed = mode in self.recipe.data.windows.size
-        order = matching_order(ours.values, theirs.values, offsets=windowed)
-        if order is None:
-            what = "steps" if windowed else "values"
-            raise InputError(
-                f'coordinate "{mode}" of variable "{array.name}" has other {what} than the model\'s: '
-                f"{_few(theirs.values)}, expected {_few(ours.values)}. Interpolate or select these points first."
-            )
-        return array.isel({mode: order})
 
     def _samples_first(self, array: xr.DataArray) -> xr.DataArray:
         """A variable over ``sample`` and the modes; other dims of size one are left out."""
@@ -617,50 +699,6 @@ class Bundle:
         return array.transpose("sample", *modes)
 
 
-def matching_order(ours: Array, theirs: Array, *, offsets: bool) -> Array | None:
-    """Where in ``theirs`` each point of ``ours`` is; None where the points are others.
-
-    Parameters
-    ----------
-    offsets
-        Whether only distances from the first point must agree.
-
-    >>> matching_order(np.array([60.0, 0.0, -60.0]), np.array([-60.0, 0.0, 60.0]), offsets=False).tolist()
-    [2, 1, 0]
-    >>> matching_order(np.array([0.0, 5.0]), np.array([90.0, 95.0]), offsets=True).tolist()
-    [0, 1]
-    >>> matching_order(np.array([0.0, 5.0]), np.array([0.0, 6.0]), offsets=True) is None
-    True
-    """
-    a, b = _as_numbers(ours), _as_numbers(theirs)
-    if a is None or b is None:
-        equal = sorted(map(str, ours)) == sorted(map(str, theirs))
-        return np.array([list(map(str, theirs)).index(str(point)) for point in ours]) if equal else None
-    ranked = np.argsort(b, kind="stable")[np.argsort(np.argsort(a, kind="stable"), kind="stable")]
-    if offsets:
-        a, b = a - a[0], b - b[ranked[0]]
-    near = 1e-5 * max(float(np.abs(a).max()), 1e-30)
-    return ranked if np.allclose(a, b[ranked], rtol=1e-5, atol=near) else None
-
-
-def _as_numbers(values: Array) -> Array | None:
-    """Coordinate values as float64, times in seconds; None for text."""
-    if values.dtype.kind in "fiub":
-        return values.astype(np.float64)
-    if values.dtype.kind == "m":
-        return np.asarray(values / np.timedelta64(1, "s"))
-    if values.dtype.kind == "M":
-        return values.astype("M8[ns]").astype(np.int64) / 1e9
-    if values.dtype.kind == "O" and hasattr(values[0], "calendar"):
-        return np.asarray(cftime.date2num(values, "seconds since 0001-01-01", values[0].calendar), dtype=np.float64)
-    return None
-
-
-def _few(values: Array) -> str:
-    """The first and the last of some values."""
-    return f"{values[0]} .. {values[-1]}"
-
-
 def finite_rows(streams: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
     """Which samples ``(k,)`` are finite in every stream."""
     rows = [np.isfinite(value).all(axis=tuple(range(1, value.ndim))) for value in streams.values()]
@@ -674,8 +712,7 @@ def _check_request(n: object, seed: object, steps: object, guidance: Any) -> Non
         raise InputError(f"seed {_brief(seed)} is no whole number from 0 to {MAX_SEED - 1}. Use another one.")
     if steps is not None and not _is_whole(steps):
         raise InputError(f"steps {_brief(steps)} is no whole number. Use 1 or more.")
-    number = isinstance(guidance, int | float | np.integer | np.floating)
-    if guidance is not None and not (number and 0 <= guidance <= MAX_GUIDANCE):
+    if guidance is not None and not (_is_real(guidance) and 0 <= guidance <= MAX_GUIDANCE):
         raise InputError(f"guidance {_brief(guidance)} is no number from 0 to {MAX_GUIDANCE}. 1 is none.")
 
 
@@ -685,6 +722,10 @@ def _brief(value: object) -> str:
 
 def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating)
 
 
 def _is_number(text: str) -> bool:

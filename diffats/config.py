@@ -399,6 +399,12 @@ class Generate(Section):
     sampler: Sampler = "dpm++"
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
     batch: Count = Field(64, ge=1, description="samples per network call")
+    impose: bool = Field(
+        True, description="a given initial slice replaces the generated one, and corrects the others by their share"
+    )
+    max_extrapolation: float | None = Field(
+        None, ge=0, description="refuse conditions further outside of training's range, in its widths; else warn only"
+    )
 
 
 class Evaluate(Section):
@@ -624,6 +630,11 @@ class Recipe(Section):
         return bool(self.data.condition.initial or self.data.condition.fields)
 
     @property
+    def imposes(self) -> bool:
+        """Whether generated samples get the initial slice that is given."""
+        return self.generate.impose and self.data.condition.initial is not None
+
+    @property
     def deciding_metric(self) -> Metric:
         """What decides between candidate and champion, and what reports begin with."""
         if self.evaluate.metric != "auto":
@@ -810,7 +821,9 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     later are left out where they change nothing, so that a recipe without them stays what it was; the metric is the one
     that decides.
     """
-    tree = as_before(described(recipe))
+    tree = described(recipe)
+    tree["generate"] = {**tree["generate"], "impose": recipe.imposes}
+    tree = as_before(tree)
     tree["evaluate"] = {**tree["evaluate"], "metric": recipe.deciding_metric}
     return tree
 
@@ -835,6 +848,8 @@ _LATER = (
     ("train", "calibrate", False),
     ("train", "keep", "last"),
     ("diffusion", "log_snr_shift", 0.0),
+    ("generate", "impose", False),
+    ("generate", "max_extrapolation", None),
 )
 
 
@@ -852,8 +867,9 @@ def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
     """
     out = dict(tree)
     for section, key, value in _LATER:
-        if out.get(section, {}).get(key) == value:
-            out[section] = {} if section == "normalise" else _without(out[section], key)
+        part = out.get(section, {})
+        if key in part and part[key] == value:
+            out[section] = {} if section == "normalise" else _without(part, key)
     if "group" in (split := out.get("data", {}).get("split", {})) and split["group"] is None:
         out["data"] = {**out["data"], "split": _without(split, "group")}
     return {section: part for section, part in out.items() if section != "normalise" or part}
@@ -866,9 +882,8 @@ def _without(section: Mapping[str, Any], key: str) -> dict[str, Any]:
 def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as it was stored, with what was done where it does not name a later option.
 
-    >>> completed({"train": {"steps": 9}})
-    {'train': {'keep': 'last', 'calibrate': False, 'steps': 9}, 'normalise': {'coordinates': 'stream'}, 'diffusion': \
-{'log_snr_shift': 0.0}}
+    >>> completed({"train": {"steps": 9}})["train"]
+    {'keep': 'last', 'calibrate': False, 'steps': 9}
     """
     out = dict(tree)
     for section, key, value in _LATER:

@@ -353,7 +353,7 @@ def _settings(data: PrimitiveSet, recipe: config.Recipe) -> dict[str, Any]:
         "train": {key: value for key, value in chosen["train"].items() if key not in config.NOT_LEARNED},
         "dropout": recipe.data.condition.dropout,
         "layout": data.layout.to_dict(),
-        "conditions": data.conditions.to_dict(),
+        "conditions": {key: value for key, value in data.conditions.to_dict().items() if key != "ranges"},
         "normalisation": digest.hexdigest(),
         "samples": len(data.train),
     }

@@ -425,7 +425,9 @@ def test_the_model_holds_no_pickle_and_pins_its_requirements(tracker: Tracker, r
     requirements = (folder / "requirements.txt").read_text().split()
     assert all("==" in line and "+" not in line for line in requirements)
     assert {line.partition("==")[0] for line in requirements} >= {"diffats", "torch", "mlflow"}
-    assert {p.name for p in Model.load(folder).signature.params} == {"seed", "steps", "guidance", "output"}
+    assert {p.name for p in Model.load(folder).signature.params} == {
+        *("seed", "steps", "guidance", "impose", "max_extrapolation", "output")
+    }
 
 
 def test_a_missing_bundle_is_refused(tracker: Tracker, tmp_path: Path) -> None:
@@ -582,6 +584,11 @@ def test_one_value_serves_all_rows() -> None:
     assert count == 2
     assert columns["label"].tolist() == ["Corn", "Corn"]
     assert columns["initial"].shape == (2, 3)
+    state = xr.DataArray(np.zeros((2, 3)), dims=("x", "y"))
+    count, columns = requested({"initial": state, "nu": [1.0, 2.0], "count": [2, 1]})
+    assert (count, columns["nu"].tolist()) == (3, [1.0, 1.0, 2.0])
+    assert columns["initial"] is state
+    assert requested({"initial": state}) == (1, {"initial": state})
     assert requested(np.array([4.0])) == (4, {})
     assert as_arrays(xr.Dataset(coords={"x": [1, 2]}))["x"].tolist() == [1, 2]
 

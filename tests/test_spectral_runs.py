@@ -133,7 +133,7 @@ def test_other_powers_and_floors_are_other_versions(spectral: Recipe) -> None:
 
 def test_a_model_of_before_there_was_a_choice_is_what_it_was(tmp_path: Path) -> None:
     data = trajectories(tmp_path / "waves.zarr", 30, 6, 8)
-    plain = {"normalise": {"coordinates": "stream"}, "train": {"calibrate": False}}
+    plain = {"normalise": {"coordinates": "stream"}, "train": {"calibrate": False}, "generate": {"impose": False}}
     recipe = small_recipe(tmp_path / "root", data, decompose={"ranks": {"t": 3, "x": 3}}, **plain)
     run(recipe, MODEL)
     model = bundle.load(recipe.root, device="cpu")
@@ -142,8 +142,10 @@ def test_a_model_of_before_there_was_a_choice_is_what_it_was(tmp_path: Path) -> 
     assert "normalise" not in description["recipe"]  # as earlier releases wrote it, and read it
     assert "calibrate" not in description["recipe"]["train"]
     assert "log_snr_shift" not in description["recipe"]["diffusion"]
+    assert not {"impose", "max_extrapolation"} & description["recipe"]["generate"].keys()
     assert model.recipe.normalise.coordinates == "stream"
     assert not model.recipe.train.calibrate
+    assert not model.recipe.imposes
 
 
 def test_a_calibration_that_was_laid_beside_a_model_is_not_used(spectral: Recipe, tmp_path: Path) -> None:

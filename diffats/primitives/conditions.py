@@ -32,6 +32,8 @@ class ConditionLayout:
     stats
         By ``"initial"``, ``"field_<name>"``, ``"scalar_<name>"``: mean and standard deviation, each a number, or a
         list along the leading ``"component"`` dim of the initial slice.
+    ranges
+        By the same names: the lowest and the highest of training, of their ``places``; empty where they were not kept.
     """
 
     initial: tuple[int, ...] | None = None
@@ -43,6 +45,7 @@ class ConditionLayout:
     n_labels: int = 0
     label_names: tuple[str, ...] = ()
     stats: Mapping[str, list[Any]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def any(self) -> bool:
@@ -89,6 +92,7 @@ class ConditionLayout:
             n_labels=len(names),
             label_names=names,
             stats={name: fit.stats for name, fit in fits.items()},
+            ranges={name: fit.range for name, fit in fits.items() if fit.range is not None},
         )
 
     def normalise(self, raw: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
@@ -108,6 +112,44 @@ class ConditionLayout:
             normal["label"] = self._labels(_condition(raw, "label", ()))
         return normal
 
+    def places(self, raw: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
+        """The number ``(k,)`` of each raw condition that is held against its range, by name; labels have none.
+
+        Of a scalar its value; of fields their deviation from the training mean: the root mean square over points, in
+        training deviations. Missing points count as the mean.
+        """
+        return {
+            name: np.asarray(values, np.float64) if name.startswith("scalar_") else self._deviation(name, values)
+            for name, values in raw.items()
+            if name in self.ranges
+        }
+
+    def _deviation(self, name: str, values: NumpyArray) -> NumpyArray:
+        normal = np.nan_to_num(self._normal(name, values.astype(np.float64)))
+        return np.asarray(np.sqrt(np.mean(normal**2, axis=tuple(range(1, normal.ndim)))))
+
+    def beyond(self, places: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
+        """By how much ``places`` leave the range of training, as a share of its width; 0 inside.
+
+        Of a scalar whose logarithm is taken, the width is that of the logarithms. Where training has but one value,
+        every other one is infinitely far.
+
+        >>> known = ConditionLayout.fit({"scalar_re": np.array([30.0, 80.0, 130.0])})
+        >>> known.beyond(known.places({"scalar_re": np.array([30.0, 100.0, 180.0, 20.0])}))["scalar_re"].tolist()
+        [0.0, 0.0, 0.5, 0.1]
+        """
+        logs = {f"scalar_{name}" for name, log in zip(self.scalars, self.scalar_log, strict=True) if log}
+        out = {}
+        for name, values in places.items():
+            low, high = self.ranges[name]
+            if name in logs:  # what is not positive has no logarithm, and is refused where the network's input is made
+                low, high, values = math.log(low), math.log(high), np.log(np.where(values > 0, values, low))
+            rounding = 1e-6 * max(abs(low), abs(high), high - low)  # conditions come back from text and float32
+            excess = np.maximum(np.maximum(low - values, values - high), 0.0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                out[name] = np.where(excess > rounding, excess / (high - low), 0.0)
+        return out
+
     def _standard(self, name: str, values: NumpyArray, log: bool) -> NumpyArray:
         values = values.astype(np.float64)
         if name.startswith("scalar_"):
@@ -115,10 +157,14 @@ class ConditionLayout:
                 expected = "positive (its logarithm is taken)" if log else "finite"
                 raise InputError(f'condition "{name.removeprefix("scalar_")}" must be {expected}, got {values}.')
             values = np.log(values) if log else values
+        return np.nan_to_num(self._normal(name, values), nan=0.0).astype(np.float32)
+
+    def _normal(self, name: str, values: NumpyArray) -> NumpyArray:
+        """Centred and scaled values."""
         mean, std = self.stats.get(name, (0.0, 1.0))
         after = (1,) * (values.ndim - 2)
         mean, std = (np.reshape(s, (-1, *after)) if np.ndim(s) else s for s in (mean, std))
-        return np.nan_to_num((values - mean) / std, nan=0.0).astype(np.float32)
+        return np.asarray((values - mean) / std)
 
     def _labels(self, values: NumpyArray) -> NumpyArray:
         labels = values.astype(np.int64)
@@ -128,8 +174,9 @@ class ConditionLayout:
         return labels
 
     def to_dict(self) -> dict[str, Any]:
-        """The layout as JSON data."""
-        return cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
+        """The layout as JSON data; ranges only where they are known, so that earlier layouts stay what they were."""
+        tree = cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
+        return tree if self.ranges else {key: value for key, value in tree.items() if key != "ranges"}
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> ConditionLayout:
@@ -145,23 +192,32 @@ class ConditionLayout:
             n_labels=int(tree["n_labels"]),
             label_names=tuple(tree["label_names"]),
             stats=dict(tree["stats"]),
+            ranges={name: (low, high) for name, (low, high) in tree.get("ranges", {}).items()},
         )
 
 
 class _Fit:
-    """Streaming mean and deviation of one condition over samples and points."""
+    """Streaming mean, deviation and range of one condition over samples and points."""
 
     def __init__(self, name: str, by_component: bool) -> None:
         self.name, self.by_component = name, by_component
         self.shape: tuple[int, ...] = ()
         self.plain, self.logged = Moments(), Moments()
         self.lowest, self.highest = math.inf, -math.inf
+        self.origin: NumpyArray | None = None
+        self.sums: list[NumpyArray] = []
+
+    @property
+    def is_scalar(self) -> bool:
+        return self.name.startswith("scalar_")
 
     def add(self, values: NumpyArray) -> None:
         self.shape = values.shape[1:]
         wide = values.astype(np.float64)
-        if self.name.startswith("scalar_"):
+        if self.is_scalar:
             self._add_scalar(wide)
+        elif len(wide):
+            self._add_field(wide.reshape(len(wide), wide.shape[1] if self.by_component else 1, -1))
         flat = np.moveaxis(wide, 1, -1).reshape(-1, wide.shape[1]) if self.by_component else wide.reshape(-1, 1)
         self.plain.add(flat[np.isfinite(flat).all(axis=1)])
 
@@ -170,6 +226,15 @@ class _Fit:
             raise InputError(f'condition "{self.name.removeprefix("scalar_")}" has values that are not finite.')
         self.lowest, self.highest = min(self.lowest, values.min()), max(self.highest, values.max())
         self.logged.add(np.log(values[values > 0])[:, None])
+
+    def _add_field(self, values: NumpyArray) -> None:
+        """Counts, sums and sums of squares ``(3, k, components)``, about a value near the mean, which keeps digits."""
+        known = np.isfinite(values)
+        if self.origin is None:
+            points = np.maximum(known.sum(axis=(0, 2)), 1)
+            self.origin = np.where(known, values, 0.0).sum(axis=(0, 2)) / points
+        near = np.where(known, values - self.origin[:, None], 0.0)
+        self.sums.append(np.stack([known.sum(axis=2), near.sum(axis=2), (near**2).sum(axis=2)]))
 
     @property
     def log(self) -> bool:
@@ -185,6 +250,20 @@ class _Fit:
         if self.by_component:
             return [moments.mean.tolist(), std.tolist()]
         return [float(moments.mean[0]), float(std[0])]
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The lowest and the highest value; of fields 0 and the largest deviation, since none is too near the mean."""
+        if self.is_scalar:
+            return (float(self.lowest), float(self.highest)) if self.highest >= self.lowest else None
+        if self.origin is None:
+            return None
+        mean, std = (np.atleast_1d(part) for part in self.stats)
+        count, total, squares = np.concatenate(self.sums, axis=1)
+        shift = mean - self.origin
+        about = (squares - 2 * shift * total + count * shift**2) / std**2
+        found = np.sqrt(np.maximum(about.sum(axis=1), 0.0) / math.prod(self.shape))
+        return 0.0, float(found.max())
 
 
 def _condition(raw: Mapping[str, NumpyArray], name: str, shape: tuple[int, ...]) -> NumpyArray:

@@ -40,6 +40,8 @@ SIGNATURE = ModelSignature(
             ParamSpec("seed", DataType.long, 0),
             ParamSpec("steps", DataType.long, None),
             ParamSpec("guidance", DataType.double, None),
+            ParamSpec("impose", DataType.boolean, None),
+            ParamSpec("max_extrapolation", DataType.double, None),
             ParamSpec("output", DataType.string, "xarray"),
         ]
     )

@@ -19,6 +19,7 @@ from diffats import bundle
 from diffats.errors import InputError
 
 Columns = dict[str, npt.NDArray[Any]]
+Conditions = dict[str, Any]  # columns, and xarray objects
 ITEM_BYTES = 8  # of a number of a decoded field, at most
 
 
@@ -52,11 +53,12 @@ class GenerativeModel(PythonModel):
         model_input
             A count; or a table (data frame or mapping of columns) with a row per sample: a column per condition
             ("label" by name or code, scalars and fields by name, "initial"; a mapping may hold arrays whose first axis
-            is the row) and, if a row stands for several samples, a column "count". Conditions without a column are
-            drawn from the training data.
+            is the row, and xarray objects, which are no columns but as `Bundle.sample` takes them) and, if a row stands
+            for several samples, a column "count". Conditions without a column are drawn from the training data.
         params
-            "seed": sample ``i`` depends on it and ``i`` only; "steps", "guidance": as in the recipe where left out;
-            "output": "xarray", or "arrays" for a server that answers in JSON.
+            "seed": sample ``i`` depends on it and ``i`` only; "steps", "guidance", "impose", "max_extrapolation": as in
+            the recipe where left out, see `Bundle.sample`; "output": "xarray", or "arrays" for a server that answers in
+            JSON. A condition outside of the range of training is logged as a warning.
 
         Returns
         -------
@@ -74,9 +76,10 @@ class GenerativeModel(PythonModel):
         output = settings.pop("output", "xarray")
         if output not in ("xarray", "arrays"):
             raise InputError(f'output "{output}" is unknown. Use "xarray" or "arrays".')
-        unknown = settings.keys() - {"seed", "steps", "guidance"}
+        unknown = settings.keys() - {"seed", "steps", "guidance", "impose", "max_extrapolation"}
         if unknown:
-            raise InputError(f'parameter "{min(unknown)}" is unknown. Use seed, steps, guidance or output.')
+            known = "seed, steps, guidance, impose, max_extrapolation or output"
+            raise InputError(f'parameter "{min(unknown)}" is unknown. Use {known}.')
         count, conditions = requested(model_input, self.max_count)
         size = count * self.bundle.layout.raw_numbers * ITEM_BYTES
         if size > self.max_bytes:
@@ -88,7 +91,7 @@ class GenerativeModel(PythonModel):
         return fields if output == "xarray" else as_arrays(fields)
 
 
-def requested(model_input: object, limit: int = 1024) -> tuple[int, Columns]:
+def requested(model_input: object, limit: int = 1024) -> tuple[int, Conditions]:
     """How many samples, at most ``limit``, and the conditions of each, in what a caller passed.
 
     >>> requested(3)
@@ -97,7 +100,10 @@ def requested(model_input: object, limit: int = 1024) -> tuple[int, Columns]:
     (3, {'label': array(['Corn', 'Corn', 'Woods'], dtype=object)})
     """
     if isinstance(model_input, pd.DataFrame | Mapping):
-        return _from_table({str(name): _column(str(name), model_input[name]) for name in model_input}, limit)
+        fields = {str(n): x for n in model_input if isinstance(x := model_input[n], xr.DataArray | xr.Dataset)}
+        plain = {str(n): _column(str(n), model_input[n]) for n in model_input if str(n) not in fields}
+        count, columns = _from_table(plain or ({"count": np.ones(1, int)} if fields else {}), limit)
+        return count, columns | fields
     values = _column("count", model_input)
     if values.size != 1:
         raise InputError(

@@ -584,6 +584,12 @@ def condition_dims(work: Workspace) -> dict[str, list[str]]:
     return out
 
 
+def condition_units(work: Workspace) -> dict[str, str]:
+    """Units of the conditions that are other fields, where the source has them."""
+    units = {name: work.samples.dataset[name].attrs.get("units") for name in work.recipe.data.condition.fields}
+    return {f"field_{name}": str(unit) for name, unit in units.items() if unit is not None}
+
+
 def lazy_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
     """Zeros of any size that take no memory."""
     return np.broadcast_to(np.zeros((), dtype), shape)
@@ -644,6 +650,7 @@ def begin(work: Workspace, cluster: Cluster, scaling: str, shard: int, hooks: Ho
         template=sources.template_to_json(samples.template()),
         label_names=list(samples.label_names),
         condition_dims=condition_dims(work),
+        condition_units=condition_units(work),
         n_dropped=samples.dropped,
         scaling=scaling,
         **growth.files_attr(samples),
@@ -660,6 +667,7 @@ def grow(work: Workspace, previous: Version, cluster: Cluster, identity: str) ->
     growth.check_appended(work, previous, filled, cluster)
     kept = {key: previous.attrs[key] for key in ("layout", "template", "label_names", "condition_dims", "scaling")}
     kept |= growth.grown_attrs(previous) | growth.files_attr(work.samples)
+    kept |= {"condition_units": previous.attrs.get("condition_units", {})}
     attrs = work.attrs(**kept, n_dropped=work.samples.dropped)
     log.info("%d of %d samples are new", growth.new_samples(work, previous), work.samples.n)
     return work.store.grow(previous, filled, fingerprint=identity, attrs=attrs)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from diffats import bundle, evaluation
 from diffats.config import METRICS
 from diffats.errors import InputError
+from diffats.imposing import Imposing
 from diffats.simulate import residuals
 from diffats.stages import decompose, fit_normalisation, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
@@ -174,7 +175,8 @@ def compared(
     ensembles = forecasts(work, model) if forecast else {}
     if ensembles:
         cases = generate.truth_indices(work, len(ensembles["truth"]), "test")
-        ensembles["truth_reconstruction"] = model.fields(stored_streams(work, model, cases))
+        reconstruction = model.fields(stored_streams(work, model, cases))
+        ensembles["truth_reconstruction"] = with_initial_slice(work, reconstruction, ensembles["truth"])
     return replace(
         plain,
         gaussian=model.fields(unnormalised(model, z_gaussian)),
@@ -272,7 +274,7 @@ def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
     repeated = {name: np.repeat(value, members, axis=0) for name, value in raw.items()}
     numbers = np.arange(len(indices) * members)
     # Another seed than the stored samples', so that the ensemble does not repeat their noise.
-    fields = model.fields(model.generate(numbers, work.recipe.seed + 1, repeated))
+    fields = model.fields(model.generate(numbers, work.recipe.seed + 1, repeated), model.to_impose(repeated))
     truth = work.samples.read(indices)
     out: dict[str, Any] = {"case_groups": work.samples.groups(indices)}
     out |= {"ensemble": fields.reshape(len(indices), members, *fields.shape[1:]), "truth": truth}
@@ -281,6 +283,16 @@ def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
         axis = 1 + work.recipe.tensor_modes.index(initial.dim)
         out["persistence"] = np.broadcast_to(truth.take([initial.index], axis=axis), truth.shape)
     return out | equation(work, raw)
+
+
+def with_initial_slice(work: Workspace, reconstruction: Array, truth: Array) -> Array:
+    """Decoded test samples with what no forecast has to guess: the given slice, where that is imposed on them."""
+    initial = work.recipe.data.condition.initial
+    if initial is None or not work.recipe.imposes:
+        return reconstruction
+    axis = 1 + work.recipe.tensor_modes.index(initial.dim)
+    alone = Imposing.alone(axis, initial.index, truth.shape[1:])
+    return alone.impose(reconstruction, truth.take(alone.index, axis=axis))
 
 
 def equation(work: Workspace, raw: dict[str, Array]) -> dict[str, Any]:

@@ -40,7 +40,10 @@ def samples_fingerprint(work: Workspace, model: bundle.Bundle) -> str:
     The bundle is in it by name, which is the training's identity: equal weights with another scaling, mask or unit give
     other fields.
     """
-    config = {"generate": work.portable["generate"], "seed": work.recipe.seed, "fields": conditioned_on_fields(work)}
+    options = {key: value for key, value in work.portable["generate"].items() if key != "max_extrapolation"}
+    config = {"generate": options, "seed": work.recipe.seed, "fields": conditioned_on_fields(work)}
+    if work.recipe.imposes and model.imposing is not None:
+        config["shares"] = model.imposing.shares.tolist()
     return fingerprint("samples", config, model.directory.name, train.weights_digest(model.directory))
 
 
@@ -101,7 +104,8 @@ def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset
     data["status"] = ("sample", decompose.lazy_zeros((count,), np.int8))
     source = {"long_name": "test sample of the condition; -1: a training sample's label"}
     data["of_sample"] = ("sample", decompose.lazy_zeros((count,), np.int64), source)
-    dataset = xr.Dataset(data, attrs=dict(model.template.attrs))
+    imposed = {"initial_slice": model.imposing_described} if work.recipe.imposes else {}
+    dataset = xr.Dataset(data, attrs=dict(model.template.attrs) | imposed)
     coords: dict[Any, Any] = {**model.template.coords, "sample": np.arange(count), **model.condition_variables(rows)}
     return dataset.assign_coords({**condition_origins(work, chosen), **coords})
 
@@ -127,9 +131,12 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     model = train.ask_for_bundle(work)
     count = work.recipe.generate.count
     version = None if hooks.restart else samples_version(work, model)
-    if version is not None and version.complete:
-        return result(work, version, started, skipped=True)
+    there = version is not None and version.complete
     chosen = condition_sources(work, count)
+    if not there or work.recipe.generate.max_extrapolation is not None:
+        check_ranges(work, model, chosen)
+    if version is not None and there:
+        return result(work, version, started, skipped=True)
     if version is None:
         version = work.generated.begin(
             "samples",
@@ -158,12 +165,24 @@ def source_text(model: bundle.Bundle) -> dict[str, str]:
     return {} if text is None else {SOURCE_TEXT: str(text)}
 
 
+def check_ranges(work: Workspace, model: bundle.Bundle, chosen: Array) -> None:
+    """Warn of test conditions outside of the range of training, once, and refuse those too far outside."""
+    if not conditioned_on_fields(work):
+        return
+    stored = fit_normalisation.require_primitives(work).dataset()
+    unique, size, parts = np.unique(chosen), shard_size(work, model), []
+    for start in range(0, len(unique), size):
+        raw = fit_normalisation.raw_conditions(stored, unique[start : start + size])
+        parts.append(model.conditions.places(raw))
+    model.check_range({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
 def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: Array) -> dict[str, Array]:
     """Fields, conditions that are fields, defects and status of one batch of generated samples."""
     raw = sample_conditions(work, model, indices, chosen)
     streams = model.generate(indices, work.recipe.seed, raw)
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and marked below
-        fields = model.fields(streams).astype(np.float32)
+        fields = model.fields(streams, model.to_impose(raw)).astype(np.float32)
     decoded = sources.decoded_dataset(fields, model.template)
     out: dict[str, Array] = {str(n): decoded[n].values for n in model.template.data_vars}
     out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items() if value.ndim > 1}

@@ -201,8 +201,9 @@ def current_metric(work: Workspace, model: bundle.Bundle, name: str, *, candidat
     for indices in np.array_split(numbers, -(-count // generate.shard_size(work, model))):
         raw = generate.sample_conditions(work, candidate, indices, chosen)
         streams = model.generate(indices, work.recipe.seed, raw)
-        good = bundle.finite_rows(streams)
-        parts.append(model.fields({key: value[good] for key, value in streams.items()}))
+        good, imposed = bundle.finite_rows(streams), model.to_impose(raw)
+        finite = {key: value[good] for key, value in streams.items()}
+        parts.append(model.fields(finite, None if imposed is None else imposed[good]))
         kept.append(indices[good])
         if sum(map(len, parts)) >= evaluate.sample_limit(work, model):
             break

@@ -132,6 +132,7 @@ def gather(
             "sampler": settings.sampler,
             "steps": settings.steps,
             "guidance": settings.guidance,
+            "initial_slice": model.imposing_described if work.recipe.imposes else "",
             "seed": work.recipe.seed,
             "orthonormality_defect": defect_facts(generated.dataset()),
         },

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from diffats import bundle, processes
 from diffats.config import NOT_LEARNED
 from diffats.errors import IntegrityError, StoreNotFoundError
+from diffats.imposing import Imposing
 from diffats.progress import waiting
 from diffats.stages import align, decompose, drift, fit_normalisation, select_anchor
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
@@ -26,6 +27,7 @@ log = logging.getLogger("diffats.train")
 VALIDATION = 0.1  # of the training samples, scored for keep = "best"
 EXAMPLES = 256
 EXAMPLE_BYTES = 16 * 2**20
+IMPOSED_SAMPLES, IMPOSED_BYTES = 64, 2**28
 
 
 def require_normalisation(work: Workspace) -> tuple[Version, Version]:
@@ -190,9 +192,11 @@ def save_bundle(
         template=primitives.attrs["template"],
         label_names=list(primitives.attrs["label_names"]),
         condition_dims=primitives.attrs["condition_dims"],
+        condition_units=primitives.attrs.get("condition_units", {}),
         examples=condition_examples(work, primitives),
         weights=weights,
         calibration=calibration,
+        measure_imposing=lambda model: measured_imposing(work, primitives, model),
         provenance={
             "data_fingerprint": tucker.fingerprint,
             "primitives_snapshot": primitives.snapshot,
@@ -202,6 +206,29 @@ def save_bundle(
             "recipe_fingerprint": recipe_fingerprint(work),
         },
     )
+
+
+def measured_imposing(work: Workspace, primitives: Version, model: bundle.Bundle) -> Imposing | None:
+    """How far a given initial slice tells the errors of the others, from some training samples generated again."""
+    initial = work.recipe.data.condition.initial
+    if initial is None:
+        return None
+    model.device = work.recipe.compute.device
+    dataset = primitives.dataset()
+    train = fit_normalisation.good_samples(dataset, "train")
+    count = max(2, min(IMPOSED_SAMPLES, IMPOSED_BYTES // (4 * model.layout.raw_numbers)))
+    chosen = np.sort(np.random.default_rng(work.recipe.seed).permutation(train)[:count])
+    streams = model.generate(
+        np.arange(len(chosen)), work.recipe.seed, fit_normalisation.raw_conditions(dataset, chosen)
+    )
+    good = bundle.finite_rows(streams)
+    if not good.any():
+        return None
+    generated = model.fields({name: values[good] for name, values in streams.items()})
+    modes = work.recipe.tensor_modes
+    axis = 1 + modes.index(initial.dim)
+    truth = work.samples.read(chosen[good])
+    return Imposing.fit(generated, truth, axis, initial.index, component="component" in modes)
 
 
 def condition_examples(work: Workspace, primitives: Version) -> dict[str, Array]:
