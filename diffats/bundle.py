@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from diffats import sources
-from diffats.config import Recipe, completed, names_later, parse_recipe
+from diffats.config import Recipe, completed, names_later, parse_recipe, prepares_fields
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.primitives import (
     ConditionLayout,
@@ -32,16 +33,18 @@ from diffats.primitives import (
     Layout,
     Normalisation,
     Stream,
+    Values,
     basis_shapes,
     decode,
     encode,
+    nearest_possible,
     turned_axes,
 )
 from diffats.requirements import require
 from diffats.storage import sync_to_disk
 
-PLAIN_FORMAT = 4
-FORMAT = 5  # where the recipe names options that earlier releases do not know
+# 5 and 6 are of recipes that name options which earlier releases do not know: 6 of how numbers are prepared.
+PLAIN_FORMAT, LATER_FORMAT, FORMAT = 4, 5, 6
 MAX_SAMPLES, MAX_SEED, MAX_GUIDANCE = 100_000, 2**63, 1e3
 MAX_SIZE = 2**31  # points along a mode
 MAX_DESCRIPTION = 2**26  # bytes of bundle.json, most of which are coordinates
@@ -95,7 +98,7 @@ def save(
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{partial / ARRAYS} cannot be written ({error})") from error
     description = {
-        "format": FORMAT if names_later(recipe) else PLAIN_FORMAT,
+        "format": format_of(recipe),
         "release": importlib.metadata.version("diffats"),
         "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
         "recipe": dict(recipe),
@@ -112,6 +115,13 @@ def save(
     shutil.rmtree(destination, ignore_errors=True)
     os.replace(partial, destination)
     return destination
+
+
+def format_of(recipe: Mapping[str, Any]) -> int:
+    """The number of the oldest format that says all of a portable recipe."""
+    if prepares_fields(recipe):
+        return FORMAT
+    return LATER_FORMAT if names_later(recipe) else PLAIN_FORMAT
 
 
 def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str) -> None:
@@ -139,7 +149,7 @@ def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str)
     except _DAMAGE as error:
         raise IntegrityError(f"{directory}: damaged bundle ({error}).") from error
     provenance = {**description["provenance"], "recipe_fingerprint": recipe_fingerprint}
-    wanted = {**description, "recipe": dict(recipe), "provenance": provenance}
+    wanted = {**description, "format": format_of(recipe), "recipe": dict(recipe), "provenance": provenance}
     if wanted != description:
         _replace_text(directory / "bundle.json", signed(wanted))
     latest_file = directory.parent / LATEST
@@ -226,10 +236,10 @@ def _read_description(directory: Path) -> dict[str, Any]:
     if file.stat().st_size > MAX_DESCRIPTION:
         raise IntegrityError(f"{file}: {file.stat().st_size} bytes, at most {MAX_DESCRIPTION} are read.")
     description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if description.get("format") not in (PLAIN_FORMAT, FORMAT):
+    if description.get("format") not in (PLAIN_FORMAT, LATER_FORMAT, FORMAT):
         raise IntegrityError(
-            f"{directory}: bundle of format {description.get('format')}, this version reads {FORMAT} and "
-            f"{PLAIN_FORMAT}. "
+            f"{directory}: bundle of format {description.get('format')}, this version reads {PLAIN_FORMAT} to "
+            f"{FORMAT}. "
             f"Load it with the version that wrote it (diffats {description.get('release', 'of another number')})."
         )
     digest = description.pop("digest", None)
@@ -255,6 +265,8 @@ def _misfits(model: Bundle) -> Iterator[str]:
     yield from _differing("modes", list(layout.modes), list(model.recipe.tensor_modes))
     yield from _differing("kind", layout.kind, model.recipe.primitive.kind)
     yield from _differing("variables", fields, dict.fromkeys(fields, one) or "one at least")
+    whole = [values.whole.kind for values in model.values if values.whole is not None]
+    yield from _differing("types of whole numbers", [kind for kind in whole if kind not in "iub"], [])
     yield from _differing("components", layout.sizes.get("component", 1) if several else 1, len(fields))
     yield from _differing("anchors", _shapes(model.anchors), layout.anchor_shapes)
     yield from _differing("means", _shapes(normal.mean), streams)
@@ -480,8 +492,17 @@ class Bundle:
         return {k: np.asarray(v) for k, v in self.normalisation.undo(self.layout.unflatten(z)).items()}
 
     def fields(self, streams: Mapping[str, Array]) -> Array:
-        """Fields ``(k, *sizes)`` in physical units of streams; masked points are NaN."""
-        return np.asarray(self.scaling.undo(decode(dict(streams), self.layout)))
+        """Fields ``(k, *sizes)`` in physical units of streams, within what values can be; masked points are NaN."""
+        return nearest_possible(np.asarray(self.scaling.undo(decode(dict(streams), self.layout))), self.values)
+
+    @property
+    def values(self) -> list[Values]:
+        """Which values each variable can have: within the recipe's bounds, whole numbers where the source's are."""
+        bounds = self.recipe.data.bounds
+        return [
+            Values(*bounds.get(str(name), (-math.inf, math.inf)), variable.encoding.get("dtype"))
+            for name, variable in self.template.data_vars.items()
+        ]
 
     def condition_rows(self, n: int, seed: int, conditions: Mapping[str, Any] | None) -> dict[str, Array]:
         """Raw conditions of ``n`` samples, one row each: as given, or drawn from the training conditions."""

@@ -16,7 +16,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticSerializationError
 
 from diffats.errors import RecipeError, redact
@@ -74,6 +83,12 @@ def check_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+# JSON has no infinity: stores and workers get "inf".
+Bound = Annotated[
+    float,
+    Field(allow_inf_nan=True),
+    PlainSerializer(lambda bound: str(bound) if math.isinf(bound) else bound, when_used="json"),
+]
 
 
 _HTTP_LOGIN = """FSSPEC_HTTP='{"headers": {"Authorization": "Basic ..."}}' for https://"""
@@ -176,6 +191,9 @@ class Data(Section):
     )
     center: Literal["none", "variable", "point"] = Field("variable", description="subtract the training mean of")
     scale: Literal["none", "variable"] = Field("variable", description="divide by the training standard deviation of")
+    bounds: dict[Name, tuple[Bound, Bound]] = Field(
+        default_factory=dict, description="least and largest value by variable (inf: none), kept in what is generated"
+    )
     missing: Literal["fail", "mask"] = Field("fail", description='"mask": a mask equal in all samples is handled')
     max_failed: float = Field(0.01, ge=0, le=1, description="share of bad samples (at least one) that is tolerated")
     grows: bool = Field(False, description="new samples come at the end: only they are encoded, as the first ones were")
@@ -198,6 +216,16 @@ class Data(Section):
             if isinstance(value, str):
                 _no_login(value)
         return options
+
+    @field_validator("bounds")
+    @classmethod
+    def _in_order(cls, bounds: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (low, high) in bounds.items():
+            if not low < high:
+                raise ValueError(
+                    f'bounds [{low:g}, {high:g}] of "{name}" hold no number. Write [LOW, HIGH], inf for none.'
+                )
+        return bounds
 
     @model_validator(mode="after")
     def _consistent(self) -> Data:
@@ -797,16 +825,23 @@ def described(recipe: Recipe) -> dict[str, Any]:
 
 
 # Options that came later, each with the value that stands for what was done before.
-_LATER = (
+_PREPARING: tuple[tuple[str, str, Any], ...] = (("data", "bounds", {}),)
+_LATER: tuple[tuple[str, str, Any], ...] = (
     ("normalise", "coordinates", "stream"),
     ("train", "calibrate", False),
     ("diffusion", "log_snr_shift", 0.0),
+    *_PREPARING,
 )
 
 
 def names_later(tree: Mapping[str, Any]) -> bool:
     """Whether a portable recipe names an option that earlier releases do not know."""
     return any(key in tree.get(section, {}) for section, key, _ in _LATER)
+
+
+def prepares_fields(tree: Mapping[str, Any]) -> bool:
+    """Whether it names those of them that say how numbers are prepared, which came last."""
+    return any(key in tree.get(section, {}) for section, key, _ in _PREPARING)
 
 
 def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -827,7 +862,7 @@ def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> completed({"train": {"steps": 9}})
     {'train': {'calibrate': False, 'steps': 9}, 'normalise': {'coordinates': 'stream'}, 'diffusion': \
-{'log_snr_shift': 0.0}}
+{'log_snr_shift': 0.0}, 'data': {'bounds': {}}}
     """
     out = dict(tree)
     for section, key, value in _LATER:

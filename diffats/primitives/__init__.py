@@ -22,6 +22,7 @@ from diffats.primitives.coordinates import Coordinates, Products, Turn, basis_sh
 from diffats.primitives.layout import PATCH, Layout, Stream
 from diffats.primitives.moments import Moments
 from diffats.primitives.normalisation import FieldScaling, Normalisation
+from diffats.primitives.preparing import Values, nearest_possible
 from diffats.primitives.shifts import Shifts
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Shifts",
     "Stream",
     "Turn",
+    "Values",
     "align",
     "basis_shapes",
     "decode",
@@ -44,6 +46,7 @@ __all__ = [
     "encode",
     "field_sensitivity",
     "find_ranks",
+    "nearest_possible",
     "orthonormality_defect",
     "reconstruction_errors",
     "relative_error",

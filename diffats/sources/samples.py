@@ -143,6 +143,9 @@ class Samples:
         for key, name in wanted:
             if name not in self.dataset.variables:
                 raise unknown_name(key, name, self.dataset.variables, where="the source")
+        for name in data.bounds:
+            if name not in self.variables:
+                raise unknown_name("data.bounds", name, self.variables, where="a sample")
         for mode in data.modes:
             if mode in _reserved(self.variables, data.modes):
                 raise SourceError(

@@ -95,7 +95,8 @@ def generated_fields(work: Workspace, model: bundle.Bundle, generated: Version) 
     dataset = generated.dataset()
     good = np.flatnonzero(dataset["status"].values == STATUS["ok"])[: sample_limit(work, model)]
     names = [str(name) for name in model.template.data_vars]
-    arrays = [dataset[name].isel(sample=good).values for name in names]
+    real = np.result_type(np.float32, *(dataset[name].dtype for name in names))  # differences of whole numbers overflow
+    arrays = [dataset[name].isel(sample=good).values.astype(real, copy=False) for name in names]
     return np.stack(arrays, axis=1) if "component" in work.recipe.tensor_modes else arrays[0]
 
 

@@ -41,6 +41,7 @@ def samples_fingerprint(work: Workspace, model: bundle.Bundle) -> str:
     other fields.
     """
     config = {"generate": work.portable["generate"], "seed": work.recipe.seed, "fields": conditioned_on_fields(work)}
+    config |= {key: work.portable["data"][key] for key in ("bounds",) if key in work.portable["data"]}
     return fingerprint("samples", config, model.directory.name, train.weights_digest(model.directory))
 
 
@@ -85,7 +86,7 @@ def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset
     """The whole group of samples as metadata and zeros that take no memory."""
     count = len(chosen)
     data: dict[str, Any] = {
-        str(name): (("sample", *v.dims), decompose.lazy_zeros((count, *v.shape), np.float32), v.attrs)
+        str(name): (("sample", *v.dims), decompose.lazy_zeros((count, *v.shape), stored_type(v.variable)), v.attrs)
         for name, v in model.template.data_vars.items()
     }
     for stream in model.layout.streams:
@@ -104,6 +105,12 @@ def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset
     dataset = xr.Dataset(data, attrs=dict(model.template.attrs))
     coords: dict[Any, Any] = {**model.template.coords, "sample": np.arange(count), **model.condition_variables(rows)}
     return dataset.assign_coords(coords)
+
+
+def stored_type(variable: xr.Variable) -> np.dtype[Any]:
+    """In which type generated values of a template's variable are stored."""
+    whole: np.dtype[Any] | None = variable.encoding.get("dtype")
+    return np.dtype(np.float32) if whole is None else whole
 
 
 def shard_size(work: Workspace, model: bundle.Bundle) -> int:
@@ -147,10 +154,14 @@ def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: 
     """Fields, conditions that are fields, defects and status of one batch of generated samples."""
     raw = sample_conditions(work, model, indices, chosen)
     streams = model.generate(indices, work.recipe.seed, raw)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and marked below
-        fields = model.fields(streams).astype(np.float32)
+    fields = model.fields(streams)
     decoded = sources.decoded_dataset(fields, model.template)
-    out: dict[str, Array] = {str(n): decoded[n].values for n in model.template.data_vars}
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and marked below
+        out: dict[str, Array] = {
+            str(n): decoded[n].values.astype(stored_type(v.variable), copy=False)
+            for n, v in model.template.data_vars.items()
+        }
+        fields = fields.astype(np.float32)
     out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items() if value.ndim > 1}
     for name, defect in orthonormality_defect(streams, model.layout).items():
         out[f"defect_{name}"] = np.asarray(defect, dtype=np.float64)

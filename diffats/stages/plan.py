@@ -334,6 +334,7 @@ def pilot(work: Workspace, targets: Iterable[float] = TARGETS) -> list[dict[str,
         The errors in a row are measured, by decomposing ``samples`` of the samples as the stage would.
     """
     x = _pilot_samples(work)
+    _say_outside(work, x)
     moments = Moments()
     moments.add(x)
     scaling, training_mean = decompose_stage.fitted_scaling(work, moments)
@@ -361,6 +362,20 @@ def _pilot_samples(work: Workspace) -> Array:
             "the same points are missing in every sample."
         )
     return np.asarray(x[good])
+
+
+def _say_outside(work: Workspace, x: Array) -> None:
+    """Warn of bounds that data themselves do not keep."""
+    names = work.samples.variables
+    for name, (low, high) in work.recipe.data.bounds.items():
+        part = x[:, names.index(name)] if len(names) > 1 else x
+        outside = float(((part < low) | (part > high)).mean())
+        if outside:
+            log.warning(
+                'data.bounds [%g, %g] of "%s": %.2g %% of the pilot\'s values are outside (%g to %g). Generated ones '
+                "will not be; widen the bounds unless the data are wrong there",
+                *(low, high, name, 100 * outside, np.nanmin(part), np.nanmax(part)),
+            )
 
 
 def _pilot_layout(work: Workspace, fields: Array) -> Layout:

@@ -70,7 +70,8 @@ def find_bundle(work: Workspace) -> Path | None:
 def require_bundle(work: Workspace) -> bundle.Bundle:
     """The finished model of this recipe, or an error that names the command which makes it.
 
-    It samples as this recipe says, also where the bundle was saved with other ``generate`` options; nothing is written.
+    It samples as this recipe says, also where the bundle was saved with other ``generate`` options or bounds; nothing
+    is written.
     """
     path = find_bundle(work)
     if path is None:
@@ -79,7 +80,8 @@ def require_bundle(work: Workspace) -> bundle.Bundle:
             "Run `diffats train RECIPE.toml` first, or the whole flow."
         )
     model = bundle.load(path, device=work.recipe.compute.device)
-    model.recipe = model.recipe.model_copy(update={"generate": work.recipe.generate})
+    data = model.recipe.data.model_copy(update={"bounds": work.recipe.data.bounds})
+    model.recipe = model.recipe.model_copy(update={"generate": work.recipe.generate, "data": data})
     return model
 
 

@@ -1,0 +1,136 @@
+"""How fields are prepared: bounds, types, transforms, centres and scales by dims, climatologies."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tiny_runs import MODEL, changed, run, small_recipe, waves
+
+import diffats
+from diffats.config import parse_recipe, portable
+from diffats.errors import RecipeError, SourceError
+from diffats.primitives import Values
+from diffats.stages import Workspace, generate, train
+from diffats.stages.plan import pilot
+
+# Values that can be -------------------------------------------------------------------------------------------------
+
+REAL = hnp.arrays(np.float64, 7, elements=st.floats(-1e30, 1e30))
+
+
+@given(
+    REAL, st.floats(-100, 0), st.floats(1, 100), st.sampled_from([None, "uint8", "int16", "int64", "uint64", "bool"])
+)
+def test_the_nearest_value_is_possible_and_none_is_nearer(x, low, high, whole) -> None:
+    values = Values(low, high, None if whole is None else np.dtype(whole))
+    near = values.nearest(x)
+    assert ((near >= low) & (near <= high)).all()
+    if whole is not None:
+        candidates = np.arange(np.ceil(low), np.floor(high) + 1)
+        candidates = candidates[candidates >= 0] if whole[0] in "ub" else candidates
+        candidates = candidates[candidates <= 1] if whole == "bool" else candidates
+        nearest = np.abs(x[:, None] - candidates).min(axis=1)
+        np.testing.assert_allclose(np.abs(x - near), nearest, rtol=1e-12)
+        np.testing.assert_array_equal(values.typed(x).astype(float), near)
+    np.testing.assert_array_equal(values.nearest(near), near)
+
+
+@pytest.mark.parametrize("whole", ["uint8", "int8", "uint16", "int32", "uint32", "int64", "uint64", "bool"])
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_the_ends_of_a_type_do_not_wrap(whole: str, real: type) -> None:
+    typed = Values(whole=np.dtype(whole)).typed(np.array([-np.inf, np.inf, np.nan, -1e30, 1e30], real))
+    assert typed.dtype == whole
+    assert (typed[1], typed[2]) == (typed.max(), 0)
+    assert typed[0] == typed[3] == typed.min() <= 0
+    limit = 1 if whole == "bool" else np.iinfo(whole).max
+    assert int(typed[4]) >= limit * (1 - 1e-6)
+
+
+def pictures(folder: Path, **data: Any) -> Any:
+    """A recipe of bright little pictures of one byte a pixel."""
+    path = folder / "pictures.nc"
+    if not path.exists():
+        x = np.clip(128 + 140 * waves(24, 8, 6), 0, 255).astype("u1")
+        xr.Dataset({"light": (("n", "y", "x"), x, {"units": "1"})}).to_netcdf(path)
+    section = {"source": str(path), "modes": ["y", "x"], "sample_dim": "n", **data}
+    return small_recipe(folder / "root", section, decompose={"ranks": {"y": 3, "x": 3}})
+
+
+def test_whole_numbers_come_back_as_what_they_were(tmp_path: Path) -> None:
+    recipe = pictures(tmp_path)
+    run(recipe)
+    model, source = diffats.load(recipe.root), xr.open_dataset(tmp_path / "pictures.nc")
+    drawn = model.sample(3)
+    assert drawn["light"].dtype == np.uint8
+    assert generate.samples_version(Workspace(recipe), model).dataset()["light"].dtype == np.uint8  # type: ignore[union-attr]
+    decoded = model.decode(model.encode(source))["light"]
+    assert decoded.dtype == np.uint8
+    again = model.decode(model.encode(decoded.to_dataset()))["light"]
+    assert np.abs(decoded.values.astype(int) - source["light"].values).mean() < 40
+    assert np.abs(again.values.astype(int) - decoded.values).max() < 60
+    (tmp_path / "drawn.nc").unlink(missing_ok=True)
+    drawn.to_netcdf(tmp_path / "drawn.nc")
+    assert xr.open_dataset(tmp_path / "drawn.nc")["light"].dtype == np.uint8
+
+
+def test_bounds_are_kept_in_what_is_generated_and_change_nothing_before(tmp_path: Path) -> None:
+    plain = pictures(tmp_path)
+    run(plain, MODEL)
+    bounded = changed(plain, data={"bounds": {"light": [100, "inf"]}})
+    results = run(bounded, MODEL)
+    assert [name for name, result in results.items() if not result.skipped] == ["generate"]
+    work = Workspace(bounded)
+    stored = generate.samples_version(work, train.require_bundle(work)).dataset()["light"]  # type: ignore[union-attr]
+    before = generate.samples_version(Workspace(plain), train.require_bundle(work)).dataset()["light"]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(stored, np.maximum(before, 100))
+    assert diffats.load(plain.root).sample(4)["light"].min() >= 100
+    run(changed(plain, generate={"count": 3}), ["generate"])
+    assert diffats.load(plain.root).sample(4)["light"].min() < 100  # as the recipe that asked last says
+
+
+def test_bounds_that_the_data_do_not_keep_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = pictures(tmp_path, bounds={"light": [10, "inf"]})
+    with caplog.at_level(logging.WARNING):
+        pilot(Workspace(recipe))
+    assert "of the pilot's values are outside (0 to 255)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"bounds": {"light": [2, 1]}}, r'bounds \[2, 1\] of "light" hold no number'),
+        ({"bounds": {"light": ["nan", 1]}}, "hold no number"),
+        ({"bounds": {"light": [1]}}, r'"data.bounds.light.1"'),
+    ],
+)
+def test_wrong_options_are_told(tmp_path: Path, data: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        pictures(tmp_path, **data)
+
+
+@pytest.mark.parametrize(("data", "words"), [({"bounds": {"lihgt": [0, 1]}}, 'data.bounds.*"lihgt".*light')])
+def test_what_does_not_fit_the_source_is_told(tmp_path: Path, data: dict[str, Any], words: str) -> None:
+    with pytest.raises(SourceError, match=words):
+        Workspace(pictures(tmp_path, **data)).samples  # noqa: B018
+
+
+# Identities ---------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_without_these_options_are_stored_as_before(tmp_path: Path) -> None:
+    recipe = pictures(tmp_path)
+    stored = portable(recipe)["data"]
+    assert "bounds" not in stored
+    assert (stored["center"], stored["scale"]) == ("variable", "variable")
+    bounded = portable(changed(recipe, data={"bounds": {"light": [0, "inf"]}}))
+    assert json.loads(json.dumps(bounded, allow_nan=False))["data"]["bounds"] == {"light": [0.0, "inf"]}
+    assert parse_recipe({**bounded, "root": ""}).data.bounds == {"light": (0, np.inf)}
