@@ -170,6 +170,36 @@ class Condition(Section):
         return bool(self.initial or self.fields or self.scalars or self.labels)
 
 
+#: Of a coordinate of times, ``"time.dayofyear"`` and so on: what comes back every year or day.
+PHASES = ("dayofyear", "month", "hour")
+
+
+def is_phase(name: str) -> bool:
+    """Whether a name asks for a phase of a coordinate of times.
+
+    >>> is_phase("time.dayofyear"), is_phase("time"), is_phase("time.year")
+    (True, False, False)
+    """
+    coordinate, _, part = name.rpartition(".")
+    return bool(coordinate) and part in PHASES
+
+
+class By(Section):
+    """A number for each point along some dims, or a climatology by the phase of times."""
+
+    by: list[str] = Field(description='modes; for the centre also phases of a time, "time.dayofyear"', min_length=1)
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, by: object) -> object:
+        return [by] if isinstance(by, str) else by
+
+    @property
+    def phases(self) -> list[str]:
+        """The phases among the names, by which a climatology is."""
+        return [name for name in self.by if is_phase(name)]
+
+
 class Data(Section):
     """Where the raw fields are and what a sample is."""
 
@@ -189,8 +219,12 @@ class Data(Section):
     storage_options: dict[str, str | int | bool] = Field(
         default_factory=dict, description="passed to fsspec; credentials belong in the environment"
     )
-    center: Literal["none", "variable", "point"] = Field("variable", description="subtract the training mean of")
-    scale: Literal["none", "variable"] = Field("variable", description="divide by the training standard deviation of")
+    center: Literal["none", "variable", "point"] | By = Field(
+        "variable", description="subtract the training mean of; { by = [...] }: along modes, or a climatology"
+    )
+    scale: Literal["none", "variable"] | By = Field(
+        "variable", description="divide by the training standard deviation of; { by = [...] }: along modes"
+    )
     bounds: dict[Name, tuple[Bound, Bound]] = Field(
         default_factory=dict, description="least and largest value by variable (inf: none), kept in what is generated"
     )
@@ -236,6 +270,9 @@ class Data(Section):
             raise ValueError("nothing makes samples. Set data.sample_dim, or data.windows.size to cut windows.")
         if self.sample_dim in self.modes:
             raise ValueError(f'data.sample_dim "{self.sample_dim}" is also a mode. A dim is either samples or a mode.')
+        for key, option in (("center", self.center), ("scale", self.scale)):
+            if isinstance(option, By):
+                self._check_by(key, option)
         for dim in self.windows.size:
             if dim not in self.modes:
                 raise ValueError(f'windows cut dim "{dim}", which data.modes does not name. Add it to data.modes.')
@@ -247,6 +284,22 @@ class Data(Section):
         if self.split.by == "block" and not self.windows.size:
             raise ValueError('by = "block" holds out blocks of windowed dims. Set data.windows.size, or by = "sample".')
         return self
+
+    def _check_by(self, key: str, option: By) -> None:
+        modes = ", ".join(self.modes)
+        if len(set(option.by)) < len(option.by):
+            raise ValueError(f"data.{key}.by names a mode twice. Name each once.")
+        if option.phases and (key == "scale" or len(option.phases) < len(option.by)):
+            raise ValueError(
+                f'data.{key}.by names "{option.phases[0]}": only data.center can be by the phase of a time, and is by '
+                f"point then. Name modes ({modes}), or such phases alone in data.center.by."
+            )
+        for name in option.by:
+            if name not in self.modes and not option.phases:
+                raise ValueError(
+                    f'data.{key}.by names "{name}", which is no mode ({modes}). Name some of them; '
+                    "variables have numbers of their own anyway."
+                )
 
 
 class Simulate(Section):
@@ -560,9 +613,19 @@ class Recipe(Section):
                 raise ValueError(f'train.shift names "{mode}", which is cut into windows: their ends do not meet.')
             if initial is not None and mode == initial.dim:
                 raise ValueError(f'train.shift names "{mode}", along which data.condition.initial is taken. Remove it.')
-        if self.train.shift and (data.center == "point" or data.missing == "mask"):
-            option = 'data.center = "point"' if data.center == "point" else 'data.missing = "mask"'
-            raise ValueError(f"train.shift moves fields, and {option} belongs to fixed points. Use one of them only.")
+        fixed = {"data.center": data.center, "data.scale": data.scale}
+        tied = [
+            key
+            for key, option in fixed.items()
+            if isinstance(option, By) and (option.phases or set(option.by) & set(self.train.shift))
+        ]
+        options = [f"{key}.by" for key in tied]
+        options += ['data.center = "point"'] if data.center == "point" else []
+        options += ['data.missing = "mask"'] if data.missing == "mask" else []
+        if self.train.shift and options:
+            raise ValueError(
+                f"train.shift moves fields, and {options[0]} belongs to fixed points. Use one of them only."
+            )
 
     def _check_tgp(self) -> None:
         given = [key for key in ("patch", "rank") if getattr(self.primitive, key)]
@@ -608,6 +671,10 @@ class Recipe(Section):
     def tensor_modes(self) -> tuple[str, ...]:
         """The modes of a sample tensor: ``data.modes``, after ``"component"`` where there are several variables."""
         return (("component",) if len(self.data.variables) > 1 else ()) + tuple(self.data.modes)
+
+    def axes_of(self, option: str | By) -> str | list[int]:
+        """A choice of ``data.center`` or ``data.scale`` with the axes of a sample in place of the names of modes."""
+        return [self.tensor_modes.index(mode) for mode in option.by] if isinstance(option, By) else option
 
     @property
     def aligned_modes(self) -> tuple[str, ...]:
@@ -683,7 +750,7 @@ def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
         made = Recipe.model_validate(tree)
         made.model_dump_json()  # as workers and stores get it
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [_explain(problem) for problem in error.errors() if not _of_other_member(problem)]
         raise RecipeError(f"{where}: " + "\n  ".join(dict.fromkeys(problems))) from error
     except (PydanticSerializationError, UnicodeEncodeError) as error:  # bytes of a command line that are no text
         reason = str(error).rpartition("codec ")[2]
@@ -711,7 +778,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Any) -> str:
     """One mistake in words: the key, what is expected, what was given, the fix."""
-    path = ".".join(str(part) for part in problem["loc"] if part not in _UNION_MEMBERS)
+    path = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(_UNION_MEMBERS))
     kind, given = problem["type"], _shown(problem.get("input"), secret="storage_options" in problem["loc"])
     if kind == "extra_forbidden":
         return f'unknown key "{path}". The nearest known key is "{_nearest(path)}".'
@@ -727,6 +794,13 @@ def _explain(problem: Any) -> str:
     return f'"{path}": expected {expected}, got {given}{_described(path)}.'
 
 
+def _of_other_member(problem: Any) -> bool:
+    """Whether a mistake is that a word is no table or a table no word, where either would do."""
+    if problem["type"] == "literal_error":
+        return isinstance(problem["input"], dict) and any(str(part).startswith("literal[") for part in problem["loc"])
+    return problem["type"] in _SECTION_ERRORS and problem["loc"][-1] == By.__name__
+
+
 def _shown(value: Any, *, secret: bool = False) -> str:
     """A value as JSON, as far as there is room; only its type where it may be a credential."""
     if secret:
@@ -738,7 +812,7 @@ def _shown(value: Any, *, secret: bool = False) -> str:
 
 
 # The members of unions that pydantic adds to a place, and its names for values of a wrong type.
-_UNION_MEMBERS = ("float", "str", "int", "bool")
+_UNION_MEMBERS = ("float", "str", "int", "bool", "literal[", "By")
 _SECTION_ERRORS = ("model_type", "model_attributes_type", "dict_type")
 _WHOLE = "a whole number"
 _EXPECTED = {
@@ -841,7 +915,9 @@ def names_later(tree: Mapping[str, Any]) -> bool:
 
 def prepares_fields(tree: Mapping[str, Any]) -> bool:
     """Whether it names those of them that say how numbers are prepared, which came last."""
-    return any(key in tree.get(section, {}) for section, key, _ in _PREPARING)
+    data = tree.get("data", {})
+    named = any(key in tree.get(section, {}) for section, key, _ in _PREPARING)
+    return named or any(isinstance(data.get(key), Mapping) for key in ("center", "scale"))
 
 
 def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:

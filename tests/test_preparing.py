@@ -16,9 +16,10 @@ from hypothesis.extra import numpy as hnp
 from tiny_runs import MODEL, changed, run, small_recipe, waves
 
 import diffats
+from diffats import bundle
 from diffats.config import parse_recipe, portable
 from diffats.errors import RecipeError, SourceError
-from diffats.primitives import Values
+from diffats.primitives import FieldScaling, Moments, Values
 from diffats.stages import Workspace, generate, train
 from diffats.stages.plan import pilot
 
@@ -110,6 +111,12 @@ def test_bounds_that_the_data_do_not_keep_are_told(tmp_path: Path, caplog: pytes
         ({"bounds": {"light": [2, 1]}}, r'bounds \[2, 1\] of "light" hold no number'),
         ({"bounds": {"light": ["nan", 1]}}, "hold no number"),
         ({"bounds": {"light": [1]}}, r'"data.bounds.light.1"'),
+        ({"scale": {"by": ["level"]}}, r'data.scale.by names "level", which is no mode \(y, x\)'),
+        ({"center": {"by": ["x", "x"]}}, "names a mode twice"),
+        ({"center": {"by": []}}, '"data.center.by": expected at least one entry'),
+        ({"center": {"of": ["x"]}}, 'unknown key "data.center.of". The nearest known key is "data.center.by"'),
+        ({"scale": {"by": "time.hour"}}, "only data.center can be by the phase"),
+        ({"center": {"by": ["y", "time.hour"]}}, "only data.center can be by the phase"),
     ],
 )
 def test_wrong_options_are_told(tmp_path: Path, data: dict[str, Any], words: str) -> None:
@@ -121,6 +128,67 @@ def test_wrong_options_are_told(tmp_path: Path, data: dict[str, Any], words: str
 def test_what_does_not_fit_the_source_is_told(tmp_path: Path, data: dict[str, Any], words: str) -> None:
     with pytest.raises(SourceError, match=words):
         Workspace(pictures(tmp_path, **data)).samples  # noqa: B018
+
+
+# Centres and scales by dims -----------------------------------------------------------------------------------------
+
+KEPT = st.one_of(st.sampled_from(["none", "variable", "point"]), st.lists(st.sampled_from([1, 2]), unique=True))
+
+
+def plain_average(x: np.ndarray, kept: Any) -> np.ndarray:
+    """Over samples ``(k, variable, level, x)`` and points but those along the kept axes."""
+    axes = (0, 2, 3) if kept == "variable" else tuple(axis for axis in (0, 2, 3) if axis - 1 not in kept)
+    count = np.maximum((~np.isnan(x)).sum(axis=axes, keepdims=True), 1)
+    return (np.nansum(x, axis=axes, keepdims=True) / count)[0]
+
+
+@given(st.integers(0, 99), KEPT, KEPT.filter(lambda kept: kept != "point"), st.booleans(), st.permutations(range(4)))
+def test_centres_and_scales_are_those_of_plain_arithmetic_and_undone(seed, center, scale, masked, order) -> None:
+    rng = np.random.default_rng(seed)
+    x = 3 + rng.normal(size=(9, 2, 3, 4)) * np.array([1, 10, 100])[:, None]
+    x[:, 0, 1, 1:3] = np.nan if masked else 0
+    whole = Moments()
+    for part in order:
+        moments = Moments()
+        moments.add(np.array_split(x, 4)[part])
+        whole.merge(moments)
+    scaling = FieldScaling.fit(whole, center, scale, component=True)
+    kept = {"point": [0, 1, 2]}.get(center, center) if isinstance(center, str) else center
+    mean = np.zeros((1, 1, 1)) if kept == "none" else plain_average(x, kept)
+    about = plain_average(x, scale if scale != "none" else "variable") if kept == "none" else mean
+    spread = np.sqrt(plain_average((x - about) ** 2, scale)) if scale != "none" else np.ones((1, 1, 1))
+    scaled = np.nan_to_num((x - mean) / np.where(spread > 0, spread, 1))
+    np.testing.assert_allclose(scaling.apply(x), scaled, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(scaling.undo(scaling.apply(x)), x, rtol=1e-10, atol=1e-10)
+    again = FieldScaling.from_arrays(scaling.to_arrays())
+    np.testing.assert_array_equal(again.apply(x), scaling.apply(x))
+
+
+def ocean(folder: Path, **data: Any) -> Any:
+    """A recipe of temperature at levels that vary less the deeper they are, with land."""
+    path = folder / "ocean.nc"
+    if not path.exists():
+        x = 10 + waves(40, 3, 5, 6) * np.array([3.0, 1.0, 0.2])[:, None, None]
+        x[:, 1:, :2, :2] = np.nan
+        depth = ("level", [5.0, 100.0, 400.0], {"units": "m"})
+        xr.Dataset({"t": (("n", "level", "y", "x"), x, {"units": "K"})}, {"level": depth}).to_netcdf(path)
+    section = {"source": str(path), "modes": ["level", "y", "x"], "sample_dim": "n", "missing": "mask", **data}
+    return small_recipe(folder / "root", section, decompose={"ranks": {"y": 3, "x": 3}})
+
+
+def test_a_scale_by_level_goes_through_and_travels(tmp_path: Path) -> None:
+    recipe = ocean(tmp_path, scale={"by": "level"}, center={"by": ["level", "x"]})
+    assert all(np.isfinite(row["value"]) for row in run(recipe)["evaluate"].facts["metrics"].values())
+    model, source = diffats.load(recipe.root), xr.open_dataset(tmp_path / "ocean.nc")
+    assert model.scaling.scale.shape == (3, 1, 1)
+    assert model.scaling.mean.shape == (3, 1, 6)
+    train = ~Workspace(recipe).samples.is_test
+    scaled = model.scaling.apply(source["t"].values[train])
+    points = train.sum() * (~model.scaling.mask).sum(axis=(1, 2))
+    np.testing.assert_allclose((scaled**2).sum(axis=(0, 2, 3)) / points, 1)
+    error = np.nanmean(np.abs(model.decode(model.encode(source))["t"].values - source["t"].values), axis=(0, 2, 3))
+    assert error[2] < 0.2 * error[0]
+    assert json.loads((model.directory / "bundle.json").read_text())["format"] == bundle.FORMAT
 
 
 # Identities ---------------------------------------------------------------------------------------------------------

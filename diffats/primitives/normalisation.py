@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device, to_device
@@ -160,8 +160,8 @@ class FieldScaling:
     def fit(
         cls,
         moments: Moments,
-        center: Literal["none", "variable", "point"] = "variable",
-        scale: Literal["none", "variable"] = "variable",
+        center: str | Sequence[int] = "variable",
+        scale: str | Sequence[int] = "variable",
         *,
         component: bool = False,
     ) -> FieldScaling:
@@ -172,10 +172,11 @@ class FieldScaling:
         moments
             Over samples ``(k, *sizes)``; an element that was NaN is masked.
         center
-            ``"point"``: the mean field; ``"variable"``: one number per variable; ``"none"``: 0.
+            ``"point"``: the mean field; ``"variable"``: one number per variable; ``"none"``: 0; axes of a sample: one
+            for each point along them (and variable).
         scale
             ``"variable"``: root mean square deviation of each variable from what is subtracted (from its mean, with
-            ``center="none"``); ``"none"``: 1.
+            ``center="none"``); ``"none"``: 1; axes of a sample: one for each point along them (and variable).
         component
             Whether the first mode holds the variables.
 
@@ -187,19 +188,19 @@ class FieldScaling:
         if moments.count == 0:
             raise InputError("no good training sample to fit centring and scaling to.")
         mask = np.isnan(moments.mean)
-        axes = tuple(range(int(component), mask.ndim))
-        points = np.sum(~mask, axis=axes, keepdims=True)
-        if (points == 0).any():
+        if mask.all(axis=tuple(range(int(component), mask.ndim))).any():
             raise InputError("every value of a variable is missing in the training samples. Remove this variable.")
 
-        def over_points(values: NumpyArray) -> NumpyArray:
+        def averaged(values: NumpyArray, kept: Sequence[int] | str) -> NumpyArray:
+            """Over all points but those along the kept axes; 0 where all of them are missing."""
+            axes = tuple(axis for axis in range(int(component), mask.ndim) if isinstance(kept, str) or axis not in kept)
+            points = np.maximum(np.sum(~mask, axis=axes, keepdims=True), 1)
             return np.asarray(np.sum(np.where(mask, 0.0, values), axis=axes, keepdims=True) / points)
 
-        variable_mean = over_points(moments.mean)
-        subtracted = {"none": np.zeros_like(variable_mean), "variable": variable_mean, "point": moments.mean}[center]
-        about = variable_mean if center == "none" else subtracted
-        spread = np.sqrt(over_points(moments.variance + (moments.mean - about) ** 2))
-        divisor = divisors(spread, about) if scale == "variable" else np.ones_like(spread)
+        about = moments.mean if center == "point" else averaged(moments.mean, scale if center == "none" else center)
+        subtracted = np.zeros_like(averaged(mask, "variable")) if center == "none" else about
+        spread = np.sqrt(averaged(moments.variance + (moments.mean - about) ** 2, scale))
+        divisor = np.ones_like(spread) if scale == "none" else divisors(spread, about)
         return cls(np.where(np.isnan(subtracted), 0.0, subtracted), divisor, mask if mask.any() else None)
 
     def apply(self, x: Array) -> Array:

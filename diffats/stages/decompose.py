@@ -191,7 +191,8 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
 def fitted_scaling(work: Workspace, moments: Moments) -> tuple[FieldScaling, Array]:
     """What ``data.center`` and ``data.scale`` ask for, and the training mean with masked points filled."""
     data, component = work.recipe.data, "component" in work.recipe.tensor_modes
-    scaling = FieldScaling.fit(moments, data.center, data.scale, component=component)
+    center, scale = work.recipe.axes_of(data.center), work.recipe.axes_of(data.scale)
+    scaling = FieldScaling.fit(moments, center, scale, component=component)
     by_variable = FieldScaling.fit(moments, "variable", "variable", component=component)
     check_range(work, by_variable)
     return scaling, np.where(np.isnan(moments.mean), by_variable.mean, moments.mean)
