@@ -38,6 +38,7 @@ from diffats.primitives import (
     decode,
     encode,
     nearest_possible,
+    outside_domain,
     turned_axes,
 )
 from diffats.requirements import require
@@ -279,6 +280,9 @@ def _misfits(model: Bundle) -> Iterator[str]:
         if value is not None:
             full = tuple(sizes.values())
             yield from _differing(f"{name} of fields", np.broadcast_shapes(value.shape, full), full)
+    chosen = model.recipe.data.transform
+    wanted = tuple(chosen.get(name, "") for name in fields) if chosen else ()
+    yield from _differing("transforms", scaling.transforms, wanted)
     yield from _coordinate_misfits(model)
     yield from _differing("calibrated", model.is_calibrated, model.recipe.train.calibrate)
     finite = all(
@@ -398,6 +402,11 @@ class Bundle:
         x, coords = self._stack(ds)
         if not np.isfinite(x if self.scaling.mask is None else np.where(self.scaling.mask, 0, x)).all():
             raise InputError("fields to encode hold NaN or infinite values outside the model's mask. Fill them first.")
+        outside = outside_domain(x, self.scaling.transforms, list(self.template.data_vars))
+        if outside is not None:
+            raise InputError(
+                f"sample {outside[0]} cannot be encoded: {outside[1]} in another recipe, or mend the fields."
+            )
         streams, overlaps = encode(self.scaling.apply(x), self.anchors, self.layout, self.recipe.decompose.method)
         data: dict[str, Any] = {s.name: (("sample", *s.dims), streams[s.name]) for s in self.layout.streams}
         for mode, overlap in overlaps.items():

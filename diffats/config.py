@@ -36,6 +36,8 @@ Sampler = Literal["ddpm", "ddim", "dpm++", "unipc", "ddim-accelerated", "ddpm-ac
 Metric = Literal["energy_distance", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"]
 #: What ``diffats simulate`` makes: the modules of ``diffats.simulate`` (a test compares them).
 Problem = Literal["burgers_1d", "reaction_diffusion_1d", "burgers_2d", "karman", "moving_digits", "image_patches"]
+#: What ``data.transform`` may be: the names in ``diffats.primitives.preparing.TRANSFORMS`` (a test compares them).
+Transform = Literal["log", "log1p", "sqrt", "cbrt", "asinh"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 METRICS: tuple[str, ...] = get_args(Metric)
 
@@ -224,6 +226,9 @@ class Data(Section):
     )
     scale: Literal["none", "variable"] | By = Field(
         "variable", description="divide by the training standard deviation of; { by = [...] }: along modes"
+    )
+    transform: dict[Name, Transform] = Field(
+        default_factory=dict, description="by variable: what the model sees of it; undone in what is generated"
     )
     bounds: dict[Name, tuple[Bound, Bound]] = Field(
         default_factory=dict, description="least and largest value by variable (inf: none), kept in what is generated"
@@ -899,7 +904,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
 
 
 # Options that came later, each with the value that stands for what was done before.
-_PREPARING: tuple[tuple[str, str, Any], ...] = (("data", "bounds", {}),)
+_PREPARING: tuple[tuple[str, str, Any], ...] = (("data", "bounds", {}), ("data", "transform", {}))
 _LATER: tuple[tuple[str, str, Any], ...] = (
     ("normalise", "coordinates", "stream"),
     ("train", "calibrate", False),
@@ -938,7 +943,7 @@ def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> completed({"train": {"steps": 9}})
     {'train': {'calibrate': False, 'steps': 9}, 'normalise': {'coordinates': 'stream'}, 'diffusion': \
-{'log_snr_shift': 0.0}, 'data': {'bounds': {}}}
+{'log_snr_shift': 0.0}, 'data': {'transform': {}, 'bounds': {}}}
     """
     out = dict(tree)
     for section, key, value in _LATER:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,12 +16,14 @@ from hypothesis.extra import numpy as hnp
 from tiny_runs import MODEL, changed, run, small_recipe, waves
 
 import diffats
-from diffats import bundle
+from diffats import bundle, config
 from diffats.config import parse_recipe, portable
-from diffats.errors import RecipeError, SourceError
-from diffats.primitives import FieldScaling, Moments, Values
+from diffats.errors import InputError, RecipeError, SourceError
+from diffats.primitives import TRANSFORMS, FieldMoments, FieldScaling, Moments, Values, outside_domain, transformed
 from diffats.stages import Workspace, generate, train
 from diffats.stages.plan import pilot
+
+KEPT = st.one_of(st.sampled_from(["none", "variable", "point"]), st.lists(st.sampled_from([1, 2]), unique=True))
 
 # Values that can be -------------------------------------------------------------------------------------------------
 
@@ -112,6 +114,7 @@ def test_bounds_that_the_data_do_not_keep_are_told(tmp_path: Path, caplog: pytes
         ({"bounds": {"light": ["nan", 1]}}, "hold no number"),
         ({"bounds": {"light": [1]}}, r'"data.bounds.light.1"'),
         ({"scale": {"by": ["level"]}}, r'data.scale.by names "level", which is no mode \(y, x\)'),
+        ({"transform": {"light": "tanh"}}, '"data.transform.light": expected "log", "log1p"'),
         ({"center": {"by": ["x", "x"]}}, "names a mode twice"),
         ({"center": {"by": []}}, '"data.center.by": expected at least one entry'),
         ({"center": {"of": ["x"]}}, 'unknown key "data.center.of". The nearest known key is "data.center.by"'),
@@ -130,9 +133,124 @@ def test_what_does_not_fit_the_source_is_told(tmp_path: Path, data: dict[str, An
         Workspace(pictures(tmp_path, **data)).samples  # noqa: B018
 
 
-# Centres and scales by dims -----------------------------------------------------------------------------------------
+# Transforms ---------------------------------------------------------------------------------------------------------
 
-KEPT = st.one_of(st.sampled_from(["none", "variable", "point"]), st.lists(st.sampled_from([1, 2]), unique=True))
+PLAIN = {"log": np.log, "log1p": np.log1p, "sqrt": np.sqrt, "cbrt": np.cbrt, "asinh": np.arcsinh, "": np.positive}
+POSITIVE = ("log", "log1p", "sqrt")
+
+
+def test_the_transforms_that_recipes_accept_are_those_there_are() -> None:
+    assert (*TRANSFORMS,) == get_args(config.Transform)
+
+
+@given(
+    st.data(), st.lists(st.sampled_from([*PLAIN]), min_size=1, max_size=3), st.sampled_from([np.float32, np.float64])
+)
+def test_transforms_are_their_functions_and_undone(data: st.DataObject, names: list[str], real: type) -> None:
+    shape = (2, len(names), 3) if len(names) > 1 else (2, 3)
+    x = data.draw(hnp.arrays(real, shape, elements=st.floats(0, 1e6, width=32))) + real(1e-6)
+    for i, name in enumerate(names):
+        x[:, i] = x[:, i] * (1 if name in POSITIVE else -1) if len(names) > 1 else x[:, i]
+    out, given = transformed(x, names), x.copy()
+    for i, name in enumerate(names):
+        part = (slice(None), i) if len(names) > 1 else slice(None)
+        np.testing.assert_allclose(out[part], PLAIN[name](x[part].astype(float)), rtol=1e-5, atol=1e-6)
+    assert out.dtype == real
+    np.testing.assert_array_equal(x, given)
+    assert outside_domain(x, names, names) is None
+    back = transformed(out, names, inverse=True)
+    np.testing.assert_allclose(back, x, rtol=100 * np.finfo(real).eps * 14, atol=100 * np.finfo(real).eps)
+
+
+@pytest.mark.parametrize("name", list(TRANSFORMS))
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_what_any_number_becomes_can_be_encoded_again(name: str, real: type) -> None:
+    y = np.array([[-1e4, -800.0, -90.0, -1.0, 0.0, 1.0, 80.0]], real)
+    x = transformed(y, [name], inverse=True)
+    assert (np.diff(x[np.isfinite(x)]) >= 0).all()
+    again = transformed(x, [name])
+    assert np.isfinite(again[np.isfinite(x)]).all()
+
+
+@given(st.integers(0, 99), KEPT, KEPT.filter(lambda kept: kept != "point"), st.permutations(range(4)))
+def test_statistics_of_transformed_fields_merge_in_any_order(seed, center, scale, order) -> None:
+    x = np.random.default_rng(seed).gamma(0.5, size=(9, 2, 3, 4)) + 0.1
+    names, whole, once = ("log1p", ""), FieldMoments(("log1p", "")), FieldMoments(("log1p", ""))
+    once.add(x)
+    for part in order:
+        moments = FieldMoments(names)
+        moments.add(np.array_split(x, 4)[part])
+        whole.merge(moments)
+    scaling, expected = (FieldScaling.of_fields(m, center, scale, component=True) for m in (whole, once))
+    np.testing.assert_allclose(whole.raw.mean, x.mean(axis=0))
+    for key, value in scaling.to_arrays().items():
+        np.testing.assert_allclose(value, expected.to_arrays()[key], rtol=1e-9, atol=1e-12)
+    plain = Moments()
+    plain.add(np.stack([np.log1p(x[:, 0]), x[:, 1]], axis=1))
+    by_hand = FieldScaling.fit(plain, center, scale, component=True)
+    np.testing.assert_allclose(scaling.apply(x)[:, 1], by_hand.apply(x)[:, 1], atol=1e-9)
+    np.testing.assert_allclose(scaling.apply(x)[:, 0], by_hand.apply(np.log1p(x))[:, 0], atol=1e-9)
+    again = FieldScaling.from_arrays(scaling.to_arrays())
+    np.testing.assert_allclose(again.undo(again.apply(x)), x, rtol=1e-9)
+
+
+def weather(folder: Path, kind: str = "tgp", **data: Any) -> Any:
+    """A recipe of temperature and, much more skewed, rain."""
+    path = folder / "weather.nc"
+    if not path.exists():
+        t, rain = 280 + waves(30, 6, 8, seed=1), np.exp(2 * waves(30, 6, 8, seed=2)).astype("f4")
+        dims = ("n", "y", "x")
+        variables = {"t": (dims, t, {"units": "K"}), "rain": (dims, rain, {"units": "mm"})}
+        xr.Dataset(variables).to_netcdf(path)
+    section = {"source": str(path), "variables": ["t", "rain"], "modes": ["y", "x"], "sample_dim": "n", **data}
+    tensor = {"decompose": {"ranks": {"y": 5, "x": 6}}, "align": {"modes": ["y", "x"]}}
+    matrix = {"primitive": {"kind": "mgp", "patch": {"y": 3, "x": 4}, "rank": 4}}
+    return small_recipe(folder / "root", section, **(matrix if kind == "mgp" else tensor))
+
+
+@pytest.mark.parametrize("kind", ["tgp", "mgp"])
+def test_a_transformed_variable_is_shown_and_measured_in_physical_units(tmp_path: Path, kind: str) -> None:
+    recipe = weather(tmp_path, kind, transform={"rain": "log"}, bounds={"rain": [0, "inf"]})
+    results = run(recipe)
+    model, source = diffats.load(recipe.root), xr.open_dataset(tmp_path / "weather.nc")
+    x = np.stack([source["t"].values, source["rain"].values], axis=1)
+    back = model.decode(model.encode(source))
+    decoded = np.stack([back["t"].values, back["rain"].values], axis=1)
+    np.testing.assert_allclose(decoded[:, 1], x[:, 1], rtol=1)
+    work = Workspace(recipe)
+    stored = train.decompose.tucker_version(work).dataset()  # type: ignore[union-attr]
+    mean = x[~work.samples.is_test].mean(axis=0)
+    axes = (1, 2, 3)
+    lost = ((x - decoded) ** 2).sum(axis=axes)
+    np.testing.assert_allclose(stored["relative_error"], np.sqrt(lost / (x**2).sum(axis=axes)), rtol=2e-2, atol=1e-6)
+    np.testing.assert_allclose(
+        stored["anomaly_error"], np.sqrt(lost / ((x - mean) ** 2).sum(axis=axes)), rtol=2e-2, atol=1e-6
+    )
+    assert model.sample(4)["rain"].min() > 0
+    spread = x[~work.samples.is_test].std(axis=(0, 2, 3))
+    np.testing.assert_allclose(model.scaling.unit.ravel(), spread, rtol=1e-3)
+    assert results["evaluate"].facts["metrics"]["energy_distance"]["value"] is not None
+    page = Path(run(recipe, ["report"])["report"].location).read_text()
+    assert "rain as log" in page
+
+
+@pytest.mark.parametrize("name", ["log", "sqrt"])
+def test_numbers_outside_a_domain_are_told(tmp_path: Path, name: str) -> None:
+    recipe = weather(tmp_path, transform={"t": name})
+    wrong = xr.load_dataset(tmp_path / "weather.nc")
+    wrong["t"][7, 2, 3] = -3.5
+    wrong.to_netcdf(tmp_path / "wrong.nc")
+    bad = changed(recipe, data={"source": str(tmp_path / "wrong.nc")})
+    words = f'sample 7: data.transform cannot be done: "t" is -3.5 there, and transform "{name}" takes.*Use "asinh"'
+    for attempt in (lambda: run(bad, ["decompose"]), lambda: pilot(Workspace(bad))):
+        with pytest.raises(SourceError, match=words):
+            attempt()
+    run(recipe, MODEL)
+    with pytest.raises(InputError, match=r'sample 7 cannot be encoded: "t" is -3\.5 there'):
+        diffats.load(recipe.root).encode(wrong)
+
+
+# Centres and scales by dims -----------------------------------------------------------------------------------------
 
 
 def plain_average(x: np.ndarray, kept: Any) -> np.ndarray:
@@ -197,7 +315,7 @@ def test_a_scale_by_level_goes_through_and_travels(tmp_path: Path) -> None:
 def test_recipes_without_these_options_are_stored_as_before(tmp_path: Path) -> None:
     recipe = pictures(tmp_path)
     stored = portable(recipe)["data"]
-    assert "bounds" not in stored
+    assert not {"bounds", "transform"} & stored.keys()
     assert (stored["center"], stored["scale"]) == ("variable", "variable")
     bounded = portable(changed(recipe, data={"bounds": {"light": [0, "inf"]}}))
     assert json.loads(json.dumps(bounded, allow_nan=False))["data"]["bounds"] == {"light": [0.0, "inf"]}

@@ -22,13 +22,22 @@ from diffats.primitives.coordinates import Coordinates, Products, Turn, basis_sh
 from diffats.primitives.layout import PATCH, Layout, Stream
 from diffats.primitives.moments import Moments
 from diffats.primitives.normalisation import FieldScaling, Normalisation
-from diffats.primitives.preparing import Values, nearest_possible
+from diffats.primitives.preparing import (
+    TRANSFORMS,
+    FieldMoments,
+    Values,
+    nearest_possible,
+    outside_domain,
+    transformed,
+)
 from diffats.primitives.shifts import Shifts
 
 __all__ = [
     "PATCH",
+    "TRANSFORMS",
     "ConditionLayout",
     "Coordinates",
+    "FieldMoments",
     "FieldScaling",
     "Layout",
     "Moments",
@@ -48,7 +57,9 @@ __all__ = [
     "find_ranks",
     "nearest_possible",
     "orthonormality_defect",
+    "outside_domain",
     "reconstruction_errors",
     "relative_error",
+    "transformed",
     "turned_axes",
 ]

@@ -13,6 +13,7 @@ from diffats.errors import InputError
 from diffats.primitives.coordinates import Coordinates, Products
 from diffats.primitives.layout import Streams
 from diffats.primitives.moments import Moments
+from diffats.primitives.preparing import TRANSFORMS, FieldMoments, transformed
 from diffats.spectrum import Array, like
 
 NumpyArray = np.ndarray[Any, Any]
@@ -138,14 +139,18 @@ def _coordinates(arrays: Mapping[str, Any], name: str) -> Coordinates:
 
 @dataclass(frozen=True, eq=False)
 class FieldScaling:
-    """Physical fields to the centred and scaled fields that are decomposed, and back.
+    """Physical fields to the transformed, centred and scaled fields that are decomposed, and back.
 
     Attributes
     ----------
     mean, scale
-        Broadcastable to a sample, in physical units.
+        Broadcastable to a sample, of transformed fields.
     mask
         True where values are missing in every sample, of a sample's shape; None where none are.
+    transforms
+        For each variable a name of `TRANSFORMS`, or ``""``; empty where all stay as they are.
+    spread
+        With transforms: what the scale would be of fields that are not transformed.
 
     >>> scaling = FieldScaling(np.array([10.0, 10.0]), np.array(2.0), np.array([False, True]))
     >>> scaling.apply(np.array([[14.0, np.nan]])).tolist(), scaling.undo(np.array([[2.0, 0.0]])).tolist()
@@ -155,6 +160,29 @@ class FieldScaling:
     mean: NumpyArray
     scale: NumpyArray
     mask: NumpyArray | None = None
+    transforms: tuple[str, ...] = ()
+    spread: NumpyArray | None = None
+
+    @property
+    def unit(self) -> NumpyArray:
+        """The scale in physical units, in which differences of fields are measured."""
+        return self.scale if self.spread is None else self.spread
+
+    @classmethod
+    def of_fields(
+        cls,
+        moments: FieldMoments,
+        center: str | Sequence[int] = "variable",
+        scale: str | Sequence[int] = "variable",
+        *,
+        component: bool = False,
+    ) -> FieldScaling:
+        """From the moments of the raw training samples and, where they are transformed, of these: see `fit`."""
+        fitted = cls.fit(moments.prepared, center, scale, component=component)
+        if not moments.transforms:
+            return fitted
+        spread = cls.fit(moments.raw, center, scale, component=component).scale
+        return replace(fitted, transforms=moments.transforms, spread=spread)
 
     @classmethod
     def fit(
@@ -165,7 +193,7 @@ class FieldScaling:
         *,
         component: bool = False,
     ) -> FieldScaling:
-        """From the moments of the raw training samples.
+        """From the moments of the training samples.
 
         Parameters
         ----------
@@ -204,8 +232,8 @@ class FieldScaling:
         return cls(np.where(np.isnan(subtracted), 0.0, subtracted), divisor, mask if mask.any() else None)
 
     def apply(self, x: Array) -> Array:
-        """Centre and scale samples ``(k, *sizes)``; masked points become 0."""
-        scaled = x - like(self.mean, x)
+        """Transform, centre and scale samples ``(k, *sizes)``; masked points become 0."""
+        scaled = transformed(x, self.transforms) - like(self.mean, x)
         scaled /= like(self.scale, x)
         return self._filled(scaled, 0.0)
 
@@ -213,7 +241,7 @@ class FieldScaling:
         """The inverse of ``apply``; masked points become NaN."""
         physical = x * like(self.scale, x)
         physical += like(self.mean, x)
-        return self._filled(physical, np.nan)
+        return self._filled(transformed(physical, self.transforms, inverse=True), np.nan)
 
     def _filled(self, x: Array, value: float) -> Array:
         if self.mask is not None:
@@ -221,11 +249,22 @@ class FieldScaling:
         return x
 
     def to_arrays(self) -> dict[str, NumpyArray]:
-        """Mean, scale and, where there is one, mask."""
-        return {"mean": self.mean, "scale": self.scale} | ({} if self.mask is None else {"mask": self.mask})
+        """Mean, scale and, where there are any, mask, transforms by their place in `TRANSFORMS` (-1: none), spread."""
+        out = {"mean": self.mean, "scale": self.scale} | ({} if self.mask is None else {"mask": self.mask})
+        if self.transforms:
+            places = [list(TRANSFORMS).index(name) if name else -1 for name in self.transforms]
+            out["transforms"] = np.asarray(places, np.int64)
+        return out | ({} if self.spread is None else {"spread": self.spread})
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> FieldScaling:
         """The scaling that ``to_arrays`` described."""
         mask = np.asarray(arrays["mask"], bool) if "mask" in arrays else None
-        return cls(np.asarray(arrays["mean"], np.float64), np.asarray(arrays["scale"], np.float64), mask)
+        names = ("", *TRANSFORMS)
+        return cls(
+            np.asarray(arrays["mean"], np.float64),
+            np.asarray(arrays["scale"], np.float64),
+            mask,
+            tuple(names[int(place) + 1] for place in arrays.get("transforms", ())),
+            np.asarray(arrays["spread"], np.float64) if "spread" in arrays else None,
+        )

@@ -3,13 +3,138 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
+
+from diffats.primitives.moments import Moments
+from diffats.spectrum import Array, as_numpy, unwarned
 
 NumpyArray = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A function that is inverted after generation, and the numbers that it takes.
+
+    ``forward`` and ``inverse`` get an array and its namespace. What is generated may be at the very end of the domain,
+    where ``forward`` would be infinite, or beyond it: the nearest number that works is taken.
+    """
+
+    forward: Callable[[Array, Any], Array]
+    inverse: Callable[[Array, Any], Array]
+    least: float = -math.inf
+    open: bool = False
+
+    @property
+    def domain(self) -> str:
+        """The numbers that it takes, in words."""
+        if math.isinf(self.least):
+            return "all numbers"
+        return f"numbers above {self.least:g}" if self.open else f"numbers from {self.least:g} on"
+
+
+#: What ``data.transform`` may be. Stores hold places in this order: add new ones at its end.
+TRANSFORMS = {
+    "log": Transform(
+        lambda x, xp: xp.log(xp.maximum(x, _constant(x, xp, xp.finfo(x.dtype).smallest_normal))),
+        lambda y, xp: xp.exp(y),
+        least=0.0,
+        open=True,
+    ),
+    "log1p": Transform(
+        lambda x, xp: xp.log1p(xp.maximum(x, _constant(x, xp, xp.finfo(x.dtype).eps - 1))),
+        lambda y, xp: xp.expm1(y),
+        least=-1.0,
+        open=True,
+    ),
+    "sqrt": Transform(
+        lambda x, xp: xp.sqrt(xp.maximum(x, _constant(x, xp, 0.0))),
+        lambda y, xp: xp.maximum(y, _constant(y, xp, 0.0)) ** 2,
+        least=0.0,
+    ),
+    "cbrt": Transform(lambda x, xp: xp.sign(x) * xp.abs(x) ** (1 / 3), lambda y, xp: y**3),
+    "asinh": Transform(lambda x, xp: xp.asinh(x), lambda y, xp: xp.sinh(y)),
+}
+
+
+def _constant(x: Array, xp: Any, value: float) -> Array:
+    return xp.full_like(x[:1], float(value))
+
+
+@unwarned
+def transformed(x: Array, names: Sequence[str], *, inverse: bool = False) -> Array:
+    """Samples ``(k, *sizes)`` with their variables transformed, or transformed back; missing values stay missing.
+
+    Parameters
+    ----------
+    x
+        With several variables, these are along its second axis.
+    names
+        A name of ``TRANSFORMS`` for each variable, ``""`` for none; or nothing at all.
+
+    >>> back = transformed(transformed(np.array([[0.0, 9.0]]), ["log1p"]), ["log1p"], inverse=True)
+    >>> back.round(12).tolist()
+    [[0.0, 9.0]]
+    """
+    if not any(names):
+        return x
+    xp = array_namespace(x)
+    out = xp.asarray(x, copy=True)
+    for i, name in enumerate(names):
+        part = (slice(None), i) if len(names) > 1 else slice(None)
+        if name and len(x):
+            chosen = TRANSFORMS[name]
+            out[part] = (chosen.inverse if inverse else chosen.forward)(x[part], xp)
+    return out
+
+
+def outside_domain(x: NumpyArray, names: Sequence[str], variables: Sequence[object]) -> tuple[int, str] | None:
+    """The first sample with a value that its variable's transform does not take, and what is wrong; None without one.
+
+    >>> outside_domain(np.array([[1.0], [-2.0]]), ["log1p"], ["rain"])
+    (1, '"rain" is -2 there, and transform "log1p" takes numbers above -1. Use "asinh" or "cbrt", which take all')
+    """
+    for i, (name, variable) in enumerate(zip(names, variables, strict=False)):
+        if not name or math.isinf(TRANSFORMS[name].least):
+            continue
+        part, chosen = x[:, i] if len(names) > 1 else x, TRANSFORMS[name]
+        wrong = (part <= chosen.least) if chosen.open else (part < chosen.least)
+        if wrong.any():
+            rows = wrong.reshape(len(x), -1)
+            row = int(rows.any(axis=1).argmax())
+            value = part[row].reshape(-1)[rows[row]].min()
+            others = '"asinh" or "cbrt", which take all'
+            return row, f'"{variable}" is {value:g} there, and transform "{name}" takes {chosen.domain}. Use {others}'
+    return None
+
+
+class FieldMoments:
+    """Moments of fields as they are, and as they are transformed, in one pass whose parts merge in any order."""
+
+    def __init__(self, transforms: Sequence[str] = ()) -> None:
+        self.transforms = tuple(transforms)
+        self.raw = Moments()
+        self._transformed = Moments()
+
+    def add(self, x: Array) -> None:
+        """Add samples ``(k, *sizes)``, in physical units."""
+        self.raw.add(x)
+        if self.transforms:
+            self._transformed.add(transformed(as_numpy(x), self.transforms))
+
+    def merge(self, other: FieldMoments) -> None:
+        """Add what others have seen."""
+        self.raw.merge(other.raw)
+        self._transformed.merge(other._transformed)
+
+    @property
+    def prepared(self) -> Moments:
+        """Of the fields that are centred and scaled."""
+        return self._transformed if self.transforms else self.raw
 
 
 @dataclass(frozen=True)

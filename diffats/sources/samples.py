@@ -143,9 +143,10 @@ class Samples:
         for key, name in wanted:
             if name not in self.dataset.variables:
                 raise unknown_name(key, name, self.dataset.variables, where="the source")
-        for name in data.bounds:
-            if name not in self.variables:
-                raise unknown_name("data.bounds", name, self.variables, where="a sample")
+        for key, names in (("data.bounds", data.bounds), ("data.transform", data.transform)):
+            for name in names:
+                if name not in self.variables:
+                    raise unknown_name(key, name, self.variables, where="a sample")
         for mode in data.modes:
             if mode in _reserved(self.variables, data.modes):
                 raise SourceError(
@@ -263,6 +264,12 @@ class Samples:
             # along a windowed dim the end of the axis is held out, whatever order its coordinate has
             return name, (values if self.data.split.values else np.arange(len(values))), True
         return str(dims[0]), values, name == dims[0]
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """For each variable the name of its transform, or ``""``; empty where none has one."""
+        chosen = self.data.transform
+        return tuple(chosen.get(name, "") for name in self.variables) if chosen else ()
 
     # -- reading -------------------------------------------------------------------------------------------------
 

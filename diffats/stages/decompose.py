@@ -24,11 +24,12 @@ from diffats.compute import Cluster, open_cluster
 from diffats.config import Data
 from diffats.errors import DiffatsError, InputError, NonFiniteError, SourceError, TooManyFailedError
 from diffats.primitives import (
+    FieldMoments,
     FieldScaling,
     Layout,
-    Moments,
     decompose,
     find_ranks,
+    outside_domain,
     reconstruction_errors,
 )
 from diffats.requirements import missing
@@ -131,10 +132,10 @@ def run_moments(
     boundary: int | None = None,
     pass_name: str = "",
     shared: Array | None = None,
-) -> tuple[Moments, Counter[str]]:
+) -> tuple[FieldMoments, Counter[str]]:
     """Moments of the good training samples of a run of shards, and how much is missing beside the mask ``shared``."""
     mask = shared
-    moments, counts = Moments(), Counter[str]()
+    moments, counts = FieldMoments(sources.open_samples(data, seed, boundary, fresh=False).transforms), Counter[str]()
     for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
         with steady(data, pass_name):
             samples = sources.open_samples(data, seed, boundary, fresh=False)
@@ -143,6 +144,8 @@ def run_moments(
             x = samples.read(indices)
             status, _ = checked(samples, indices, x, mask)
         good = status == STATUS["ok"]
+        if samples.transforms:
+            check_domain(samples, indices[good], x[good])
         counts.update(values=x.size)
         if mask is None and good.all():
             moments.add(x)
@@ -154,10 +157,20 @@ def run_moments(
     return moments, counts
 
 
+def check_domain(samples: sources.Samples, indices: Array, x: Array) -> None:
+    """Refuse good samples ``x`` with values that their variable's transform does not take."""
+    found = outside_domain(x, samples.transforms, samples.variables)
+    if found is not None:
+        raise SourceError(
+            f"{samples.data.source}, sample {indices[found[0]]}: data.transform cannot be done: {found[1]}, "
+            "or mend the source."
+        )
+
+
 def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> tuple[FieldScaling, Array]:
     """Scaling and training mean, in one pass over the raw data."""
     samples = work.samples
-    moments, counts = Moments(), Counter[str]()
+    moments, counts = FieldMoments(samples.transforms), Counter[str]()
     function = partial(
         run_moments,
         data=work.data,
@@ -168,7 +181,8 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
     )
     one = samples.bytes_per_sample
     # Of each number, its mean and its sum of squares come back, in float64.
-    runs = shard_runs(samples.n, shard, sample_bytes=one, result_bytes=16 * one // samples.dtype.itemsize)
+    returned = 16 * one // samples.dtype.itemsize * (2 if samples.transforms else 1)
+    runs = shard_runs(samples.n, shard, sample_bytes=one, result_bytes=returned)
     for (_, stop), (part, counted) in cluster.map(function, runs, ordered=True, shared=find_mask(work)):
         moments.merge(part)
         counts.update(counted)
@@ -180,7 +194,7 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
             'samples not at the same points as in the others, which data.missing = "mask" expects. Fill them first, or '
             "cut windows without them."
         )
-    if moments.count == 0:
+    if moments.raw.count == 0:
         raise SourceError(
             f"{work.recipe.data.source}: no training sample is usable ({share:.1%} of the values are missing, infinite "
             'or excessive, the others zero). Set data.missing = "mask" if the same points are missing in every sample.'
@@ -188,14 +202,15 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
     return fitted_scaling(work, moments)
 
 
-def fitted_scaling(work: Workspace, moments: Moments) -> tuple[FieldScaling, Array]:
+def fitted_scaling(work: Workspace, moments: FieldMoments) -> tuple[FieldScaling, Array]:
     """What ``data.center`` and ``data.scale`` ask for, and the training mean with masked points filled."""
     data, component = work.recipe.data, "component" in work.recipe.tensor_modes
     center, scale = work.recipe.axes_of(data.center), work.recipe.axes_of(data.scale)
-    scaling = FieldScaling.fit(moments, center, scale, component=component)
-    by_variable = FieldScaling.fit(moments, "variable", "variable", component=component)
+    scaling = FieldScaling.of_fields(moments, center, scale, component=component)
+    by_variable = FieldScaling.fit(moments.raw, "variable", "variable", component=component)
     check_range(work, by_variable)
-    return scaling, np.where(np.isnan(moments.mean), by_variable.mean, moments.mean)
+    mean = moments.raw.mean
+    return scaling, np.where(np.isnan(mean), by_variable.mean, mean)
 
 
 def check_range(work: Workspace, by_variable: FieldScaling) -> None:
@@ -241,6 +256,8 @@ def outdated(work: Workspace, scaling: Version) -> bool:
 
 def _dims(name: str, array: Array, modes: Sequence[str]) -> tuple[str, ...]:
     # A mean of one number has axes of length 1 where the field has its sizes.
+    if name == "transforms":
+        return ("variable",)
     whole = name in ("mask", "training_mean")
     return tuple(mode if whole or n > 1 else f"{mode}_one" for mode, n in zip(modes, array.shape, strict=True))
 
@@ -258,7 +275,7 @@ def read_scaling(location: str, snapshot: str) -> tuple[FieldScaling, Array]:
 def scaling_in(dtype: np.dtype[Any], location: str, snapshot: str) -> tuple[FieldScaling, Array]:
     """``read_scaling`` in the dtype of the samples, so that no shard converts whole fields."""
     fields, training_mean = read_scaling(location, snapshot)
-    converted = FieldScaling(fields.mean.astype(dtype), fields.scale.astype(dtype), fields.mask)
+    converted = replace(fields, mean=fields.mean.astype(dtype), scale=fields.scale.astype(dtype))
     return converted, training_mean.astype(dtype)
 
 
@@ -328,6 +345,8 @@ def decompose_shard(
         x = samples.read(indices)
         status, conditions = checked(samples, indices, x, fields.mask)
     good = np.flatnonzero(status == STATUS["ok"])
+    if samples.transforms:
+        check_domain(samples, indices[good], x[good])
     forms, converged = converged_forms(
         x if len(good) == len(x) else x[good],
         lambda some: _forms(some, fields, training_mean, layout, method, device),
@@ -440,9 +459,11 @@ def _forms(
     fields = scaling.apply(raw)
     streams, tucker = decompose(fields, layout, method)
     out = {name: as_numpy(value).astype(x.dtype, copy=False) for name, value in streams.items()}
-    fields -= layout.restore(tucker.to_tensor())  # in place: they have served
+    restored = layout.restore(tucker.to_tensor())
+    fields -= restored  # in place: they have served
     norms = tucker.norm2.reshape(len(x), -1).sum(-1)
-    errors = reconstruction_errors(raw, fields, norms, scaling, training_mean)
+    decoded = scaling.undo(restored) if scaling.transforms else None
+    errors = reconstruction_errors(raw, fields, norms, scaling, training_mean, decoded)
     out |= {name: as_numpy(values) for name, values in zip(ERRORS, errors, strict=True)}
     decomposed = [axis for axis, rank in enumerate(layout.working_ranks) if rank is not None]
     batch = tuple(range(1, 1 + len(layout.labelled)))  # the labelled modes of a matrix primitive

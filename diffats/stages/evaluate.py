@@ -150,7 +150,7 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array) -> evaluat
         test=work.samples.read(compared_samples),
         generated=generated[:k],
         mean=training_mean,
-        scale=np.asarray(scaling.scale),
+        scale=scaling.unit,
         n_train=len(fit_normalisation.good_samples(primitives, "train")),
         seed=work.recipe.seed,
         as_sets=compares_sets(work),

@@ -19,7 +19,15 @@ import numpy.typing as npt
 from diffats.compute import open_cluster
 from diffats.errors import InputError, RootMismatchError
 from diffats.medoid import LARGEST_MODE
-from diffats.primitives import ConditionLayout, FieldScaling, Layout, Moments, decompose, find_ranks, relative_error
+from diffats.primitives import (
+    ConditionLayout,
+    FieldMoments,
+    FieldScaling,
+    Layout,
+    decompose,
+    find_ranks,
+    relative_error,
+)
 from diffats.requirements import require
 from diffats.schedule import usable_levels
 from diffats.spectrum import flops, leading, transpose
@@ -335,14 +343,14 @@ def pilot(work: Workspace, targets: Iterable[float] = TARGETS) -> list[dict[str,
     """
     x = _pilot_samples(work)
     _say_outside(work, x)
-    moments = Moments()
+    moments = FieldMoments(work.samples.transforms)
     moments.add(x)
     scaling, training_mean = decompose_stage.fitted_scaling(work, moments)
     fields = np.asarray(scaling.apply(x), dtype=x.dtype)
     layout = _pilot_layout(work, fields)
     few = _pilot_choice(len(x), layout)
     rows = [_row("recipe", layout, x[few], scaling, training_mean)]
-    anomalies = fields - np.asarray(scaling.apply(training_mean[None]))
+    anomalies = fields - fields.mean(axis=0)
     for target, ranks in smallest_ranks(fields[few], anomalies[few], layout, targets):
         smaller = dataclasses.replace(layout, ranks=ranks)
         if smaller.numbers < layout.raw_numbers:
@@ -361,6 +369,7 @@ def _pilot_samples(work: Workspace) -> Array:
             'of the values are missing or infinite), 2 are needed. Mend the source, or set data.missing = "mask" if '
             "the same points are missing in every sample."
         )
+    decompose_stage.check_domain(work.samples, decompose_stage.pilot_indices(work)[good], x[good])
     return np.asarray(x[good])
 
 

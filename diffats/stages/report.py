@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from diffats import bundle
+from diffats.config import By, Data
 from diffats.errors import InputError
 from diffats.report import ReportContent, render
 from diffats.stages import align, decompose, drift, evaluate, register, select_anchor, train
@@ -164,6 +165,7 @@ def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[s
         "licence": str(template.attrs.get("license", "")),
         "split": f"by {data.split.by}",
         "conditions": ", ".join(conditions) or "none",
+        "prepared": preparation(data, template),
         "variables": {str(name): str(v.attrs.get("units", "")) for name, v in template.data_vars.items()},
         "sizes": dict(samples.sizes),
         "samples": len(status),
@@ -173,6 +175,16 @@ def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[s
         "dropped": samples.dropped,
     }
     return {name: value for name, value in facts.items() if value != ""}
+
+
+def preparation(data: Data, template: xr.Dataset) -> str:
+    """What is done to numbers beside the usual centring and scaling, and undone in what is generated; often nothing."""
+    words = [f"{name} as {transform}" for name, transform in data.transform.items()]
+    for option, done in ((data.center, "centred by"), (data.scale, "scaled by")):
+        words += [f"{done} {' and '.join(option.by)}"] if isinstance(option, By) else []
+    words += [f"{name} kept within {low:g} to {high:g}" for name, (low, high) in data.bounds.items()]
+    types = {str(n): v.encoding["dtype"] for n, v in template.data_vars.items() if "dtype" in v.encoding}
+    return "; ".join([*words, *(f"{name} rounded to {dtype}" for name, dtype in types.items())])
 
 
 def compression_facts(work: Workspace, tucker: Version) -> dict[str, Any]:
