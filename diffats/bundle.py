@@ -99,7 +99,7 @@ def save(
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{partial / ARRAYS} cannot be written ({error})") from error
     description = {
-        "format": format_of(recipe),
+        "format": format_of(recipe, conditions.to_dict()),
         "release": importlib.metadata.version("diffats"),
         "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
         "recipe": dict(recipe),
@@ -118,9 +118,9 @@ def save(
     return destination
 
 
-def format_of(recipe: Mapping[str, Any]) -> int:
-    """The number of the oldest format that says all of a portable recipe."""
-    if prepares_fields(recipe):
+def format_of(recipe: Mapping[str, Any], conditions: Mapping[str, Any]) -> int:
+    """The number of the oldest format that says all of a portable recipe and of a layout of conditions."""
+    if prepares_fields(recipe) or "cycles" in conditions:
         return FORMAT
     return LATER_FORMAT if names_later(recipe) else PLAIN_FORMAT
 
@@ -150,7 +150,8 @@ def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str)
     except _DAMAGE as error:
         raise IntegrityError(f"{directory}: damaged bundle ({error}).") from error
     provenance = {**description["provenance"], "recipe_fingerprint": recipe_fingerprint}
-    wanted = {**description, "format": format_of(recipe), "recipe": dict(recipe), "provenance": provenance}
+    wanted = {**description, "recipe": dict(recipe), "provenance": provenance}
+    wanted["format"] = format_of(recipe, description["conditions"])
     if wanted != description:
         _replace_text(directory / "bundle.json", signed(wanted))
     latest_file = directory.parent / LATEST
@@ -446,7 +447,8 @@ class Bundle:
             Sample ``i`` depends on ``seed`` and ``i`` only.
         conditions
             By name ("label", a scalar's or field's name, "initial"), one value for all or one per sample. A label is
-            its name, or its number in ``label_names`` where names are no numbers. Fields have the recipe's dims, in
+            its name, or its number in ``label_names`` where names are no numbers. A phase of a time
+            ("time.dayofyear") is a number, a date, or a text such as "2001-07-19". Fields have the recipe's dims, in
             tensor order unless named (``xr.DataArray``). Left out: drawn from the training conditions, all of a
             sample from the same one.
         steps, guidance, sampler
@@ -540,6 +542,8 @@ class Bundle:
             dims = self.condition_dims.get(name, [])
             given = given.transpose(..., *dims, missing_dims="ignore")
         try:
+            if public in self.conditions.cycles:
+                given = sources.counted(given, public, self.conditions.cycles[public])
             value: Array = self._codes(given) if name == "label" else np.asarray(given, dtype=examples.dtype)
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):

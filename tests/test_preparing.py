@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
+import cftime
 import numpy as np
 import pytest
 import xarray as xr
@@ -20,7 +22,8 @@ from diffats import bundle, config
 from diffats.config import parse_recipe, portable
 from diffats.errors import InputError, RecipeError, SourceError
 from diffats.primitives import TRANSFORMS, FieldMoments, FieldScaling, Moments, Values, outside_domain, transformed
-from diffats.stages import Workspace, generate, train
+from diffats.sources.clock import Clock, counted
+from diffats.stages import Workspace, generate, plan, train
 from diffats.stages.plan import pilot
 
 KEPT = st.one_of(st.sampled_from(["none", "variable", "point"]), st.lists(st.sampled_from([1, 2]), unique=True))
@@ -136,6 +139,7 @@ def test_what_does_not_fit_the_source_is_told(tmp_path: Path, data: dict[str, An
 # Transforms ---------------------------------------------------------------------------------------------------------
 
 PLAIN = {"log": np.log, "log1p": np.log1p, "sqrt": np.sqrt, "cbrt": np.cbrt, "asinh": np.arcsinh, "": np.positive}
+RANKS = {"time": 3, "x": 3}
 POSITIVE = ("log", "log1p", "sqrt")
 
 
@@ -307,6 +311,106 @@ def test_a_scale_by_level_goes_through_and_travels(tmp_path: Path) -> None:
     error = np.nanmean(np.abs(model.decode(model.encode(source))["t"].values - source["t"].values), axis=(0, 2, 3))
     assert error[2] < 0.2 * error[0]
     assert json.loads((model.directory / "bundle.json").read_text())["format"] == bundle.FORMAT
+
+
+# Phases of times ----------------------------------------------------------------------------------------------------
+
+
+@given(st.dates(date(1800, 1, 1), date(2200, 1, 1)), st.integers(0, 23))
+def test_phases_are_those_of_the_calendar(day: date, hour: int) -> None:
+    time = np.array([f"{day}T{hour:02}"], "M8[h]")
+    start = np.datetime64(f"{day.year}-01-01", "h")
+    year = np.datetime64(f"{day.year + 1}-01-01", "h") - start
+    assert Clock("t.dayofyear").phases(time)[0] == (time[0] - start) / year
+    assert Clock("t.hour").phases(time)[0] == hour / 24
+    assert Clock("t.month").phases(time)[0] == (day.month - 1) / 12
+    same = cftime.DatetimeProlepticGregorian(day.year, day.month, day.day, hour)
+    for part in config.PHASES:
+        clock = Clock(f"t.{part}")
+        np.testing.assert_allclose(clock.phases(np.array([same], object)), clock.phases(time), atol=1e-12)
+        assert counted(np.asarray(time), clock.name, clock.cycle) == clock.count(time)
+
+
+@pytest.mark.parametrize("calendar", ["360_day", "noleap", "all_leap", "standard", "julian"])
+def test_days_are_counted_as_in_their_calendar(calendar: str) -> None:
+    times = xr.date_range("2001-01-01", periods=360, freq="D", calendar=calendar, use_cftime=True)
+    clock = Clock("time.dayofyear", calendar)
+    np.testing.assert_allclose(clock.count(times.values), times.dayofyear, atol=1e-9)
+    assert 0 <= clock.phases(times.values).min() <= clock.phases(times.values).max() < 1
+
+
+def seasons(folder: Path, calendar: str = "noleap", years: int = 6, **data: Any) -> Any:
+    """A recipe of windows of a series with a strong year, as monthly steps of a fifth of a month each."""
+    path = folder / "seasons.nc"
+    if not path.exists():
+        start = {"calendar": calendar, "use_cftime": calendar != "standard"}
+        time = xr.date_range("2001-01-01", periods=72 * years, freq="5D", **start)
+        phase = Clock("time.dayofyear").phases(time.values)
+        year = 280 + 9 * np.cos(2 * np.pi * (phase - 0.05))[:, None, None] * np.linspace(-1, 1, 5)[:, None]
+        field = year + waves(1, len(time), 5, 6)[0]
+        dims = ("time", "y", "x")
+        ds = xr.Dataset({"t": (dims, field.astype("f4"), {"units": "K"})}, {"time": time})
+        ds.to_netcdf(path)
+    section = {"source": str(path), "modes": ["time", "y", "x"], "windows": {"size": {"time": 6}}, **data}
+    ranks = {"time": 4, "y": 4, "x": 4}
+    return small_recipe(folder / "root", section, decompose={"ranks": ranks})
+
+
+def test_time_is_a_condition_that_comes_back(tmp_path: Path) -> None:
+    recipe = seasons(tmp_path, condition={"scalars": ["time.dayofyear", "time.hour"]})
+    run(recipe)
+    model = diffats.load(recipe.root)
+    work = Workspace(recipe)
+    starts = work.samples.sample_coords(np.arange(work.samples.n))["time_origin"]
+    stored = train.align.primitives_version(work).dataset()  # type: ignore[union-attr]
+    first = stored["condition_scalar_time.dayofyear"].values
+    np.testing.assert_allclose(first, [time.dayofyr for time in starts.values], atol=1e-9)
+    assert model.conditions.cycles == {"time.dayofyear": (1, 365), "time.hour": (0, 24)}
+    normal = model.conditions.normalise({f"scalar_{n}": np.array([1.0, 366.0]) for n in model.conditions.cycles})
+    np.testing.assert_allclose(normal["scalar_time.dayofyear"][0], normal["scalar_time.dayofyear"][1], atol=1e-6)
+    drawn = [
+        model.sample(2, conditions={"time.dayofyear": given})
+        for given in (
+            200,
+            "2001-07-19",
+            np.datetime64("2003-07-19"),
+            cftime.DatetimeNoLeap(2001, 7, 19),
+            date(2001, 7, 19),
+        )
+    ]
+    for other in drawn[1:]:
+        np.testing.assert_allclose(other["condition_time.dayofyear"], 200)
+        np.testing.assert_allclose(other["t"], drawn[0]["t"], rtol=1e-6)
+    assert not np.allclose(drawn[0]["t"], model.sample(2, conditions={"time.dayofyear": 20})["t"])
+    drawn[0].to_netcdf(tmp_path / "drawn.nc")
+    assert json.loads((model.directory / "bundle.json").read_text())["format"] == bundle.FORMAT
+    with pytest.raises(InputError, match=r"time\.dayofyear.*no number"):
+        model.sample(1, conditions={"time.dayofyear": "in summer"})
+    assert "time.dayofyear" in json.dumps(plan.times(work, {"time": 4, "y": 4, "x": 4}) and recipe.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("scalars", "words"),
+    [
+        (["tim.hour"], 'data.condition.scalars names "tim".*Did you mean "time"'),
+        (["y.hour"], '"y" is float64 and holds no times'),
+    ],
+)
+def test_times_that_are_none_are_told(tmp_path: Path, scalars: list[str], words: str) -> None:
+    recipe = seasons(tmp_path, condition={"scalars": scalars})
+    source = xr.load_dataset(tmp_path / "seasons.nc", decode_times=xr.coders.CFDatetimeCoder(use_cftime=True))
+    source.assign_coords(y=np.arange(5.0)).to_netcdf(tmp_path / "other.nc")
+    with pytest.raises(SourceError, match=words):
+        Workspace(changed(recipe, data={"source": str(tmp_path / "other.nc")})).samples  # noqa: B018
+
+
+def test_a_time_that_all_samples_share_is_no_condition(tmp_path: Path) -> None:
+    time = xr.date_range("2001-01-01", periods=6, freq="MS")
+    xr.Dataset({"u": (("n", "time", "x"), waves(20, 6, 8))}, {"time": time}).to_netcdf(tmp_path / "u.nc")
+    data = {"source": str(tmp_path / "u.nc"), "modes": ["time", "x"], "sample_dim": "n"}
+    recipe = small_recipe(tmp_path / "r", data | {"condition": {"scalars": ["time.month"]}}, decompose={"ranks": RANKS})
+    with pytest.raises(SourceError, match=r'"time\.month" is the same for all samples'):
+        Workspace(recipe).samples  # noqa: B018
 
 
 # Identities ---------------------------------------------------------------------------------------------------------

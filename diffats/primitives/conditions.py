@@ -29,6 +29,9 @@ class ConditionLayout:
         Names, and whether the logarithm is taken (positive, and spanning a factor above 100).
     n_labels, label_names
         Classes.
+    cycles
+        Of scalars that come back, such as the day of the year: the first number, and how many there are until it begins
+        anew. The network gets sine and cosine.
     stats
         By ``"initial"``, ``"field_<name>"``, ``"scalar_<name>"``: mean and standard deviation, each a number, or a
         list along the leading ``"component"`` dim of the initial slice.
@@ -43,6 +46,7 @@ class ConditionLayout:
     n_labels: int = 0
     label_names: tuple[str, ...] = ()
     stats: Mapping[str, list[Any]] = field(default_factory=dict)
+    cycles: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def any(self) -> bool:
@@ -57,6 +61,7 @@ class ConditionLayout:
         initial_dims: tuple[str, ...] = (),
         field_dims: Mapping[str, tuple[str, ...]] | None = None,
         label_names: Iterable[str] = (),
+        cycles: Mapping[str, tuple[float, float]] | None = None,
     ) -> ConditionLayout:
         """From the raw conditions of the training split.
 
@@ -71,6 +76,7 @@ class ConditionLayout:
         InputError
             Where a scalar is not finite.
         """
+        cycles = cycles or {}
         fits: dict[str, _Fit] = {}
         for part in [raw] if isinstance(raw, Mapping) else raw:
             for name, values in part.items():
@@ -85,14 +91,17 @@ class ConditionLayout:
             fields={n.removeprefix("field_"): fit.shape for n, fit in fits.items() if n.startswith("field_")},
             field_dims={name: tuple(dims) for name, dims in (field_dims or {}).items()},
             scalars=scalars,
-            scalar_log=tuple(fits[f"scalar_{name}"].log for name in scalars),
+            scalar_log=tuple(name not in cycles and fits[f"scalar_{name}"].log for name in scalars),
             n_labels=len(names),
             label_names=names,
-            stats={name: fit.stats for name, fit in fits.items()},
+            stats={name: fit.stats for name, fit in fits.items() if name.removeprefix("scalar_") not in cycles},
+            cycles={name: (float(first), float(length)) for name, (first, length) in cycles.items()},
         )
 
     def normalise(self, raw: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
         """Raw conditions as network input: standardised float32, labels int64; missing values become the mean.
+
+        Scalars that come back become ``(k, 2)``.
 
         Raises
         ------
@@ -114,6 +123,10 @@ class ConditionLayout:
             if not np.isfinite(values).all() or (log and (values <= 0).any()):
                 expected = "positive (its logarithm is taken)" if log else "finite"
                 raise InputError(f'condition "{name.removeprefix("scalar_")}" must be {expected}, got {values}.')
+            cycle = self.cycles.get(name.removeprefix("scalar_"))
+            if cycle is not None:
+                angle = 2 * np.pi * (values - cycle[0]) / cycle[1]
+                return np.stack([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32)
             values = np.log(values) if log else values
         mean, std = self.stats.get(name, (0.0, 1.0))
         after = (1,) * (values.ndim - 2)
@@ -129,7 +142,10 @@ class ConditionLayout:
 
     def to_dict(self) -> dict[str, Any]:
         """The layout as JSON data."""
-        return cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
+        tree = asdict(self)
+        if not self.cycles:  # as earlier releases wrote it
+            del tree["cycles"]
+        return cast(dict[str, Any], json.loads(json.dumps(tree)))
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> ConditionLayout:
@@ -145,6 +161,7 @@ class ConditionLayout:
             n_labels=int(tree["n_labels"]),
             label_names=tuple(tree["label_names"]),
             stats=dict(tree["stats"]),
+            cycles={name: (float(first), float(length)) for name, (first, length) in tree.get("cycles", {}).items()},
         )
 
 

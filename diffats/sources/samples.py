@@ -15,6 +15,7 @@ import xarray as xr
 from diffats.config import Data
 from diffats.errors import SourceError
 from diffats.sources import opening, parts, splits
+from diffats.sources.clock import Clock, find_clock, wanted_clock
 from diffats.sources.conditions import Labels, check_conditions, find_labels, read_labels, read_scalar
 from diffats.sources.cuts import Cuts, Grid
 from diffats.sources.naming import unknown_name
@@ -138,7 +139,7 @@ class Samples:
     def _check_names(self) -> None:
         data, condition = self.data, self.data.condition
         wanted = [("data.condition.fields", name) for name in condition.fields]
-        wanted += [("data.condition.scalars", name) for name in condition.scalars]
+        wanted += [("data.condition.scalars", name) for name in condition.scalars if name not in self.clocks]
         wanted += [("data.condition.labels", condition.labels)] if condition.labels else []
         for key, name in wanted:
             if name not in self.dataset.variables:
@@ -196,7 +197,14 @@ class Samples:
                 f'data.condition.initial.index {initial.index} is outside dim "{initial.dim}" of size '
                 f"{self.sizes[initial.dim]}. Use 0 to {self.sizes[initial.dim] - 1}."
             )
-        check_conditions(self.dataset, self.data, tuple(self._windows))
+        check_conditions(self.dataset, self.data, tuple(self._windows), tuple(self.clocks))
+        for name in self.data.condition.scalars:
+            dims = set(self._phases[name].dims) if name in self.clocks else {self.data.sample_dim}
+            if not dims & {self.data.sample_dim, *self._windows}:
+                raise SourceError(
+                    f'data.condition.scalars: "{name}" is the same for all samples. Leave it out, or name a time that '
+                    "differs between them."
+                )
 
     def _cut(self, lengths: dict[str, int]) -> tuple[Cuts, Array, int]:
         data = self.data
@@ -265,6 +273,43 @@ class Samples:
             return name, (values if self.data.split.values else np.arange(len(values))), True
         return str(dims[0]), values, name == dims[0]
 
+    @cached_property
+    def clocks(self) -> dict[str, Clock]:
+        """The phases of times that the recipe names, by name."""
+        names = [("data.condition.scalars", name) for name in self.data.condition.scalars]
+        return {n: find_clock(key, n, self.dataset) for key, n in names if wanted_clock(n, self.dataset)}
+
+    @cached_property
+    def _phases(self) -> dict[str, xr.DataArray]:
+        """Of all points of their coordinates."""
+        out = {}
+        for name, clock in self.clocks.items():
+            times = self.dataset[clock.coordinate]
+            known = [str(dim) for dim in times.dims if dim == self.data.sample_dim or dim in self.data.modes]
+            within = [dim for dim in known if dim != self.data.sample_dim]
+            if len(known) < times.ndim or len(within) > 1:
+                raise SourceError(
+                    f'"{name}" is of a time with dims ({", ".join(map(str, times.dims))}), expected the dim of '
+                    "samples, one mode, or both. Name another time."
+                )
+            phases = xr.DataArray(clock.phases(values_of(times)), dims=times.dims)
+            out[name] = phases.transpose(*(dim for dim in known if dim not in within), *within)
+        return out
+
+    def phases(self, name: str, indices: Sequence[int] | Array) -> Array:
+        """The share of the year or day that is over, ``(k, points)``: of each point of the time's mode, or of one."""
+        cuts, phases = self._places(indices), self._phases[name]
+        values = phases.values if self.data.sample_dim in phases.dims else phases.values[None]
+        values = values if phases.ndim > (self.data.sample_dim in phases.dims) else values[:, None]
+        rows = np.zeros(cuts.n, np.int64)
+        if self.data.sample_dim in phases.dims:
+            assert cuts.position is not None
+            rows = cuts.position
+        mode = str(phases.dims[-1]) if phases.ndim else ""
+        size = self._windows.get(mode, int(values.shape[1]))
+        start = cuts.starts[mode] if mode in self._windows else np.zeros(cuts.n, np.int64)
+        return np.asarray(values[rows[:, None], start[:, None] + np.arange(size)])
+
     @property
     def transforms(self) -> tuple[str, ...]:
         """For each variable the name of its transform, or ``""``; empty where none has one."""
@@ -295,7 +340,8 @@ class Samples:
         -------
         dict
             ``"initial"`` (k, modes but the initial one's), ``"field_<name>"`` (k, ...), ``"scalar_<name>"`` (k,)
-            float64, ``"label"`` (k,) int64; those that the recipe names.
+            float64 (a phase of a time as users count it, at the sample's first point), ``"label"`` (k,) int64;
+            those that the recipe names.
         """
         condition, sample_dim, cuts = self.data.condition, self.data.sample_dim, self._places(indices)
         raw: dict[str, Array] = {}
@@ -307,7 +353,11 @@ class Samples:
             dtype = _store_dtype([field])
             raw[f"field_{name}"] = read_windows(field, cuts, sample_dim=sample_dim, dims=dims, dtype=dtype)
         for name in condition.scalars:
-            raw[f"scalar_{name}"] = read_scalar(self.dataset[name], cuts, sample_dim)
+            if name in self.clocks:
+                first, length = self.clocks[name].cycle
+                raw[f"scalar_{name}"] = first + length * self.phases(name, indices)[:, 0]
+            else:
+                raw[f"scalar_{name}"] = read_scalar(self.dataset[name], cuts, sample_dim)
         if condition.labels:
             raw["label"] = read_labels(self.dataset[condition.labels], self._labels, cuts, sample_dim)
         return raw
@@ -346,7 +396,8 @@ class Samples:
             First sample of each run and the one after its last.
         """
         condition, dim = self.data.condition, self.growing_dim
-        used = [*self.variables, *condition.fields, *condition.scalars, *filter(None, [condition.labels])]
+        used = [*self.variables, *condition.fields, *filter(None, [condition.labels])]
+        used += [self.clocks[name].coordinate if name in self.clocks else name for name in condition.scalars]
         first = self.position if dim == self.data.sample_dim else self.starts[dim]
         assert first is not None
         length = self._windows.get(dim, 1)

@@ -99,6 +99,7 @@ def begin(work: Workspace, tucker: Version, anchor: Version, layout: Layout, hoo
     """A version to be filled: new, or grown from the one of the Tucker forms that these have grown from."""
     identity = primitives_fingerprint(anchor, tucker)
     attrs = {key: tucker.attrs[key] for key in ("template", "label_names", "condition_dims")}
+    attrs |= {"cycles": tucker.attrs["cycles"]} if "cycles" in tucker.attrs else {}
     attrs |= {"layout": layout.to_dict(), "tucker": tucker.snapshot, "anchor": anchor.snapshot}
     previous, filled = None, template(tucker, layout)
     if work.recipe.data.grows:

@@ -666,11 +666,18 @@ def begin(work: Workspace, cluster: Cluster, scaling: str, shard: int, hooks: Ho
         condition_dims=condition_dims(work),
         n_dropped=samples.dropped,
         scaling=scaling,
+        **cycles_attr(samples),
         **growth.files_attr(samples),
     )
     filled, grows = template(work, layout, shard), samples.data.grows
     options: dict[str, Any] = {"fingerprint": identity, "shard": shard, "attrs": attrs, "grows": grows}
     return work.store.begin("tucker", filled, **options, restart=hooks.restart)
+
+
+def cycles_attr(samples: sources.Samples) -> dict[str, Any]:
+    """What a version says about scalars that come back; nothing without any."""
+    cycles = {name: clock.cycle for name, clock in samples.clocks.items() if name in samples.data.condition.scalars}
+    return {"cycles": cycles} if cycles else {}
 
 
 def grow(work: Workspace, previous: Version, cluster: Cluster, identity: str) -> Version:
@@ -679,6 +686,7 @@ def grow(work: Workspace, previous: Version, cluster: Cluster, identity: str) ->
     filled = template(work, layout_of(previous), previous.record.shard)
     growth.check_appended(work, previous, filled, cluster)
     kept = {key: previous.attrs[key] for key in ("layout", "template", "label_names", "condition_dims", "scaling")}
+    kept |= {key: previous.attrs[key] for key in ("cycles",) if key in previous.attrs}
     kept |= growth.grown_attrs(previous) | growth.files_attr(work.samples)
     attrs = work.attrs(**kept, n_dropped=work.samples.dropped)
     log.info("%d of %d samples are new", growth.new_samples(work, previous), work.samples.n)
