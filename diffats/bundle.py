@@ -28,6 +28,7 @@ from diffats import sources
 from diffats.config import Recipe, completed, names_later, parse_recipe, prepares_fields
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.primitives import (
+    HARMONICS,
     ConditionLayout,
     FieldScaling,
     Layout,
@@ -284,6 +285,7 @@ def _misfits(model: Bundle) -> Iterator[str]:
     chosen = model.recipe.data.transform
     wanted = tuple(chosen.get(name, "") for name in fields) if chosen else ()
     yield from _differing("transforms", scaling.transforms, wanted)
+    yield from _climatology_misfits(model)
     yield from _coordinate_misfits(model)
     yield from _differing("calibrated", model.is_calibrated, model.recipe.train.calibrate)
     finite = all(
@@ -291,6 +293,19 @@ def _misfits(model: Bundle) -> Iterator[str]:
         for x in (scaling.mean, scaling.scale, *model.anchors.values(), *normal.to_arrays().values())
     )
     yield from _differing("all numbers finite", finite, True)
+
+
+def _climatology_misfits(model: Bundle) -> Iterator[str]:
+    known, names = model.scaling.climatology, model.recipe.data.climatology
+    yield from _differing("climatology", known is not None, bool(names))
+    if known is not None:
+        sizes = tuple(1 if axis == known.axis else n for axis, n in enumerate(model.layout.sizes.values()))
+        got = known.coefficients.shape
+        yield from _differing("harmonics", got, (2 * HARMONICS * len(names), *sizes))
+        yield from _differing("cycles", [name for name in names if name not in model.conditions.cycles], [])
+        yield from _differing(
+            "all numbers of the climatology finite", bool(np.isfinite(known.coefficients).all()), True
+        )
 
 
 def _coordinate_misfits(model: Bundle) -> Iterator[str]:
@@ -326,6 +341,8 @@ def _given(model: Bundle) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {} if conditions.initial is None else {"initial": conditions.initial}
     shapes |= {f"field_{name}": shape for name, shape in conditions.fields.items()}
     shapes |= {f"scalar_{name}": () for name in conditions.scalars}
+    points = 1 if model.time_mode is None else model.layout.sizes[model.time_mode]
+    shapes |= {f"phase_{name}": (points,) for name in model.recipe.data.climatology}
     return shapes | ({"label": ()} if conditions.n_labels else {})
 
 
@@ -378,7 +395,7 @@ class Bundle:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{mode}={n}" for mode, n in self.layout.sizes.items())
-        conditions = ", ".join(public_name(name) for name in self.examples) or "none"
+        conditions = ", ".join(dict.fromkeys(map(public_name, self.examples))) or "none"
         return f"<diffats model {self.recipe.name!r}: samples ({sizes}), conditions: {conditions}, {self.directory}>"
 
     def encode(self, ds: xr.Dataset) -> xr.Dataset:
@@ -408,13 +425,15 @@ class Bundle:
             raise InputError(
                 f"sample {outside[0]} cannot be encoded: {outside[1]} in another recipe, or mend the fields."
             )
-        streams, overlaps = encode(self.scaling.apply(x), self.anchors, self.layout, self.recipe.decompose.method)
+        times = self._times(ds, len(x))
+        scaled = self.scaling.apply(x, self.phases(times))
+        streams, overlaps = encode(scaled, self.anchors, self.layout, self.recipe.decompose.method)
         data: dict[str, Any] = {s.name: (("sample", *s.dims), streams[s.name]) for s in self.layout.streams}
         for mode, overlap in overlaps.items():
             data[f"overlap_{mode}"] = ("sample", overlap.min(axis=tuple(range(1, overlap.ndim))))
         dims = {dim for stream in self.layout.streams for dim in stream.dims}
         known = {str(k): c.variable for k, c in self.template.coords.items() if k in dims and c.dims == (k,)}
-        return xr.Dataset(data, coords=known | coords)
+        return xr.Dataset(data, coords=known | coords | self.condition_variables(times))
 
     def decode(self, primitives: xr.Dataset) -> xr.Dataset:
         """Fields in physical units from primitives, with the coordinates of a sample and those along ``sample``."""
@@ -425,7 +444,46 @@ class Bundle:
                 raise InputError(f'primitives have no variable "{stream.name}". Expected {names}.')
             streams[stream.name] = primitives[stream.name].transpose("sample", *stream.dims).values
         along = {str(n): c.variable for n, c in primitives.coords.items() if c.dims == ("sample",)}
-        return sources.decoded_dataset(self.fields(streams), self.template, along)
+        times = self._times(primitives, len(streams["core"]))
+        along |= {name: xr.Variable(*variable) for name, variable in self.condition_variables(times).items()}
+        return sources.decoded_dataset(self.fields(streams, times), self.template, along)
+
+    def _times(self, ds: xr.Dataset, k: int) -> dict[str, Array]:
+        """Raw phases ``(k, points)`` of the times of samples, of which a climatology is; nothing without one."""
+        out = {}
+        for name in self.recipe.data.climatology:
+            known = [key for key in (clock_name(name), f"condition_phase_{name}") if key in ds.variables]
+            found = ds[known[0]] if known else sources.counted_times(ds, name, self.conditions.cycles[name])
+            if found is None:
+                raise InputError(
+                    f'the model subtracts a climatology by "{name}", and this data set says no times: it has neither '
+                    f'"{clock_name(name)}" nor dates "{name.rpartition(".")[0]}". Add one of them.'
+                )
+            mode = self.time_mode
+            if mode is not None and mode in found.dims:
+                found = self._on_grid(found, mode).transpose(..., mode)
+            points = 1 if mode is None else self.layout.sizes[mode]
+            try:
+                out[f"phase_{name}"] = np.broadcast_to(found.values.reshape(-1, points), (k, points))
+            except ValueError as error:
+                shape = ", ".join(f"{dim}={n}" for dim, n in found.sizes.items())
+                raise InputError(
+                    f'times "{found.name}" have shape ({shape}), expected {k} samples of {points}.'
+                ) from error
+        return out
+
+    @property
+    def time_mode(self) -> str | None:
+        """The mode along which the times of a climatology run; None where a sample has one time."""
+        axis = None if self.scaling.climatology is None else self.scaling.climatology.axis
+        return None if axis is None else self.layout.modes[axis]
+
+    def phases(self, raw: Mapping[str, Array]) -> Array | None:
+        """The phases ``(k, points, cycles)`` in raw conditions, by which the centre is a climatology; else None."""
+        names = self.recipe.data.climatology
+        shares = [(raw[f"phase_{n}"] - self.conditions.cycles[n][0]) / self.conditions.cycles[n][1] for n in names]
+        points = 1 if self.time_mode is None else self.layout.sizes[self.time_mode]
+        return np.stack([share.reshape(-1, points) for share in shares], axis=-1) if names else None
 
     def sample(
         self,
@@ -462,8 +520,9 @@ class Bundle:
         _check_request(n, seed, steps, guidance)
         raw = self.condition_rows(n, seed, conditions)
         streams = self.generate(np.arange(n), seed, raw, steps=steps, guidance=guidance, sampler=sampler)
-        fields = sources.decoded_dataset(self.fields(streams), self.template)
-        return fields.assign(self.condition_variables(raw))
+        fields = sources.decoded_dataset(self.fields(streams, raw), self.template)
+        clocks = [clock_name(name) for name in self.recipe.data.climatology]
+        return fields.assign(self.condition_variables(raw)).set_coords(clocks)
 
     def generate(
         self,
@@ -482,7 +541,7 @@ class Bundle:
 
         settings = self.recipe.generate
         guidance = settings.guidance if guidance is None else guidance
-        if raw and guidance != 1 and self.recipe.data.condition.dropout == 0:
+        if self.conditions.any and guidance != 1 and self.recipe.data.condition.dropout == 0:
             raise InputError(
                 f"guidance {guidance:g}: this model has never seen samples without their conditions. "
                 "Use guidance 1, or train with data.condition.dropout above 0."
@@ -493,7 +552,7 @@ class Bundle:
             Diffusion(self.recipe.diffusion),
             [int(i) for i in indices],
             seed,
-            cond=self.conditions.normalise(dict(raw)) if raw else None,
+            cond=self.conditions.normalise(dict(raw)) if self.conditions.any else None,
             steps=settings.steps if steps is None else steps,
             sampler=settings.sampler if sampler is None else sampler,
             guidance=guidance,
@@ -502,9 +561,13 @@ class Bundle:
         )
         return {k: np.asarray(v) for k, v in self.normalisation.undo(self.layout.unflatten(z)).items()}
 
-    def fields(self, streams: Mapping[str, Array]) -> Array:
-        """Fields ``(k, *sizes)`` in physical units of streams, within what values can be; masked points are NaN."""
-        return nearest_possible(np.asarray(self.scaling.undo(decode(dict(streams), self.layout))), self.values)
+    def fields(self, streams: Mapping[str, Array], raw: Mapping[str, Array] | None = None) -> Array:
+        """Fields ``(k, *sizes)`` in physical units of streams, within what values can be; masked points are NaN.
+
+        With a climatology, the raw conditions of the samples say at which times they are.
+        """
+        scaled = decode(dict(streams), self.layout)
+        return nearest_possible(np.asarray(self.scaling.undo(scaled, self.phases(raw or {}))), self.values)
 
     @property
     def values(self) -> list[Values]:
@@ -517,16 +580,20 @@ class Bundle:
 
     def condition_rows(self, n: int, seed: int, conditions: Mapping[str, Any] | None) -> dict[str, Array]:
         """Raw conditions of ``n`` samples, one row each: as given, or drawn from the training conditions."""
-        given, names = dict(conditions or {}), {public_name(name): name for name in self.examples}
+        given = dict(conditions or {})
+        names: dict[str, list[str]] = {}
+        for name in self.examples:
+            names.setdefault(public_name(name), []).append(name)
         unknown = [name for name in given if name not in names]
         if unknown:
             known = ", ".join(names) or "none, it is unconditional"
             raise InputError(f'unknown condition "{unknown[0]}". The model\'s conditions: {known}.')
-        out = {} if given.keys() >= names.keys() else self.drawn_conditions(np.arange(n), seed)
-        return {
-            name: self._given(name, given[public], n) if public in given else out[name]
-            for public, name in names.items()
-        }
+        complete = given.keys() >= names.keys() and not self.recipe.data.climatology
+        out = {} if complete else self.drawn_conditions(np.arange(n), seed)
+        for public, stored in names.items():
+            for name in stored if public in given else ():
+                out[name] = self._given(name, given[public], n, out.get(name))
+        return {name: out[name] for name in self.examples}
 
     def drawn_conditions(self, indices: Array, seed: int) -> dict[str, Array]:
         """Raw training conditions for samples ``indices``; sample ``i`` depends on ``seed`` and ``i`` only."""
@@ -536,8 +603,18 @@ class Bundle:
         rows = [int(np.random.default_rng([seed, int(i)]).integers(count)) for i in indices]
         return {name: examples[rows] for name, examples in self.examples.items()}
 
-    def _given(self, name: str, given: Any, n: int) -> Array:
+    def _given(self, name: str, given: Any, n: int, drawn: Array | None = None) -> Array:
         examples, public = self.examples[name], public_name(name)
+        if name.startswith("phase_"):  # of the first point; the others follow as in the training sample that was drawn
+            assert drawn is not None
+            first, length = self.conditions.cycles[public]
+            start = self._checked(name, given, n, examples[:, 0])
+            return first + (drawn - drawn[:, :1] + start[:, None] - first) % length
+        return self._checked(name, given, n, examples)
+
+    def _checked(self, name: str, given: Any, n: int, examples: Array) -> Array:
+        """What was given for a condition, one row a sample, in the shape and type of its examples."""
+        public = public_name(name)
         if isinstance(given, xr.DataArray):
             dims = self.condition_dims.get(name, [])
             given = given.transpose(..., *dims, missing_dims="ignore")
@@ -579,6 +656,12 @@ class Bundle:
             public = public_name(name)
             if name == "label":
                 value = np.asarray(self.label_names, dtype=object)[value]
+            if name.startswith("phase_"):
+                mode = self.time_mode
+                text = {"long_name": f"{public} of the climatology"}
+                one = value[:, 0] if mode is None and value.ndim > 1 else value
+                out[clock_name(public)] = (("sample",) if mode is None else ("sample", mode), one, text)
+                continue
             out[f"condition_{public}"] = (("sample", *self._dims(name, value.shape[1:])), value)
         return out
 
@@ -735,7 +818,16 @@ def public_name(name: str) -> str:
     >>> public_name("scalar_nu"), public_name("label")
     ('nu', 'label')
     """
-    return name.removeprefix("scalar_").removeprefix("field_")
+    return name.removeprefix("scalar_").removeprefix("field_").removeprefix("phase_")
+
+
+def clock_name(name: str) -> str:
+    """The coordinate along samples that says of which phase their climatology is.
+
+    >>> clock_name("time.dayofyear")
+    'time_dayofyear'
+    """
+    return name.replace(".", "_")
 
 
 def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:

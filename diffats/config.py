@@ -241,6 +241,11 @@ class Data(Section):
     split: Split = Split()
     condition: Condition = Condition()
 
+    @property
+    def climatology(self) -> list[str]:
+        """The phases of times by which the centre is a climatology; none where it is none."""
+        return self.center.phases if isinstance(self.center, By) else []
+
     @field_validator("sample_dim", "group", "engine", "concat_dim", "version")
     @classmethod
     def _empty_is_none(cls, name: str | None) -> str | None:
@@ -679,7 +684,9 @@ class Recipe(Section):
 
     def axes_of(self, option: str | By) -> str | list[int]:
         """A choice of ``data.center`` or ``data.scale`` with the axes of a sample in place of the names of modes."""
-        return [self.tensor_modes.index(mode) for mode in option.by] if isinstance(option, By) else option
+        if isinstance(option, By):
+            return "point" if option.phases else [self.tensor_modes.index(mode) for mode in option.by]
+        return option
 
     @property
     def aligned_modes(self) -> tuple[str, ...]:

@@ -21,7 +21,17 @@ import diffats
 from diffats import bundle, config
 from diffats.config import parse_recipe, portable
 from diffats.errors import InputError, RecipeError, SourceError
-from diffats.primitives import TRANSFORMS, FieldMoments, FieldScaling, Moments, Values, outside_domain, transformed
+from diffats.primitives import (
+    TRANSFORMS,
+    CyclicMoments,
+    FieldMoments,
+    FieldScaling,
+    Moments,
+    Values,
+    outside_domain,
+    transformed,
+)
+from diffats.primitives.climatology import harmonics
 from diffats.sources.clock import Clock, counted
 from diffats.stages import Workspace, generate, plan, train
 from diffats.stages.plan import pilot
@@ -411,6 +421,148 @@ def test_a_time_that_all_samples_share_is_no_condition(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path / "r", data | {"condition": {"scalars": ["time.month"]}}, decompose={"ranks": RANKS})
     with pytest.raises(SourceError, match=r'"time\.month" is the same for all samples'):
         Workspace(recipe).samples  # noqa: B018
+
+
+# Climatologies ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 999), st.integers(1, 2), st.sampled_from([None, 0, 1]), st.permutations(range(3)), st.booleans())
+def test_a_climatology_is_the_least_squares_fit_in_any_order(seed, cycles, axis, order, few) -> None:
+    rng = np.random.default_rng(seed)
+    x = 1e3 + rng.normal(size=(30, 3, 4))
+    points = 1 if axis is None else x.shape[1 + axis]
+    phases = rng.integers(0, 4, (30, points, cycles)) / 4 if few else rng.random((30, points, cycles))
+    whole = FieldMoments((), CyclicMoments(axis))
+    for part in order:
+        moments = FieldMoments((), CyclicMoments(axis))
+        moments.add(np.array_split(x, 3)[part], np.array_split(phases, 3)[part])
+        whole.merge(moments)
+    rows = x if axis is None else np.moveaxis(x, 1 + axis, 1).reshape(30 * points, -1)
+    design = np.concatenate([np.ones((30, points, 1)), harmonics(phases)], axis=-1).reshape(len(rows), -1)
+    by_hand = design @ np.linalg.lstsq(design, rows.reshape(len(rows), -1), rcond=1e-10)[0]
+    left, climatology = whole.cyclic.fit()
+    fitted = left.mean + climatology.at(phases)
+    shown = fitted if axis is None else np.moveaxis(fitted, 1 + axis, 1)
+    np.testing.assert_allclose(shown.reshape(len(rows), -1), by_hand, rtol=0, atol=1e-6)
+    spread = np.sqrt(((rows.reshape(len(rows), -1) - by_hand) ** 2).mean())
+    scaling = FieldScaling.of_fields(whole, "point", "variable")
+    np.testing.assert_allclose(scaling.scale.ravel(), spread, rtol=1e-6)
+    again = FieldScaling.from_arrays(scaling.to_arrays())
+    np.testing.assert_allclose(again.undo(again.apply(x, phases), phases), x, rtol=1e-12)
+    np.testing.assert_array_equal(again.apply(x, phases), scaling.apply(x, phases))
+
+
+@pytest.mark.parametrize("calendar", ["noleap", "standard"])
+def test_what_a_climatology_takes_away_comes_back(tmp_path: Path, calendar: str) -> None:
+    center = {"by": "time.dayofyear"}
+    recipe = seasons(tmp_path, calendar, center=center, condition={"scalars": ["time.dayofyear"]})
+    results = run(recipe, (*MODEL, "evaluate", "report"))
+    model, work = diffats.load(recipe.root), Workspace(recipe)
+    stored = train.align.primitives_version(work).dataset().load()  # type: ignore[union-attr]
+    samples = np.arange(work.samples.n)
+    x = work.samples.read(samples)
+    coords = work.samples.sample_coords(samples)
+    dims = ("sample", "time", "y", "x")
+    offsets = model.template.coords["time"].variable
+    fields = xr.Dataset({"t": (dims, x, {"units": "K"})}, {"time": offsets, "time_origin": coords["time_origin"]})
+    encoded = model.encode(fields)
+    np.testing.assert_allclose(encoded["time_dayofyear"], stored["condition_phase_time.dayofyear"], atol=1e-6)
+    for primitives in (encoded, stored):
+        decoded = model.decode(primitives)
+        np.testing.assert_allclose(decoded["t"], x, atol=0.5)
+        assert decoded["time_dayofyear"].dims == ("sample", "time")
+        again = model.encode(decoded)  # its phases are known by now, and no dates are needed
+        np.testing.assert_allclose(model.decode(again)["t"], decoded["t"], atol=1e-3)
+    one = xr.open_dataset(
+        tmp_path / "seasons.nc", decode_times=xr.coders.CFDatetimeCoder(use_cftime=calendar != "standard")
+    )
+    alone = model.decode(model.encode(one.isel(time=slice(0, 6))))
+    np.testing.assert_allclose(alone["t"][0], one["t"][:6], atol=0.5)
+    # the year is gone from what the model sees, and is in what it generates
+    scaled = model.scaling.apply(x, work.samples.climatology_phases(samples))
+    assert np.abs(np.corrcoef(scaled[:, 0, 0, 0], np.cos(2 * np.pi * coords_phase(work)))[0, 1]) < 0.2
+    assert model.scaling.scale.max() < 4
+    winter, summer = (
+        model.sample(16, conditions={"time.dayofyear": day})["t"].mean(["sample", "x"]) for day in (18, 200)
+    )
+    assert float((winter - summer)[0, -1]) > 9
+    assert float((winter - summer)[0, 0]) < -9
+    assert results["evaluate"].facts["metrics"]["crps"]["value"] is not None
+    page = Path(results["report"].location).read_text(encoding="utf-8")
+    assert "centred by the climatology (4 harmonics) of time.dayofyear" in page
+    with pytest.raises(InputError, match='says no times: it has neither "time_dayofyear" nor dates "time"'):
+        model.encode(fields.drop_vars("time_origin"))
+
+
+def coords_phase(work: Workspace) -> np.ndarray:
+    return work.samples.phases("time.dayofyear", np.arange(work.samples.n))[:, 0]
+
+
+def test_generated_samples_without_conditions_have_the_times_of_training_samples(tmp_path: Path) -> None:
+    recipe = seasons(tmp_path, center={"by": ["time.dayofyear", "time.hour"]})
+    run(recipe, MODEL)
+    model, work = diffats.load(recipe.root), Workspace(recipe)
+    drawn = model.sample(5, seed=1)
+    known = work.samples.conditions(np.arange(work.samples.n), work.samples.read(np.arange(work.samples.n)))
+    train_rows = known["phase_time.dayofyear"][~work.samples.is_test].round(6)
+    assert all(row.round(6).tolist() in train_rows.tolist() for row in drawn["time_dayofyear"].values)
+    moved = model.sample(5, seed=1, conditions={"time.dayofyear": "2001-07-01"})
+    np.testing.assert_allclose(moved["time_dayofyear"][:, 0], 182)
+    np.testing.assert_allclose(moved["time_dayofyear"].diff("time"), 5, atol=1e-6)
+    np.testing.assert_array_equal(moved["time_hour"], drawn["time_hour"])
+    stored = generate.samples_version(work, train.require_bundle(work)).dataset()  # type: ignore[union-attr]
+    assert stored["time_dayofyear"].shape == (6, 6)
+    assert not (stored["time_dayofyear"].values == 0).any()
+    assert {result.skipped for result in run(recipe, MODEL).values()} == {True}
+    plan.pilot(work)
+
+
+def test_samples_that_are_instants_have_one_time_each(tmp_path: Path) -> None:
+    """With land, two variables, one of them transformed, and a scale by row."""
+    time = xr.date_range("2001-01-01", periods=300, freq="5D")
+    year = np.cos(2 * np.pi * Clock("time.dayofyear").phases(time.values))[:, None, None]
+    t, rain = 9 * year + waves(300, 5, 6), np.exp(year + 0.3 * waves(300, 5, 6, seed=3))
+    t[:, :2, :2] = rain[:, :2, :2] = np.nan
+    dims = ("time", "y", "x")
+    xr.Dataset({"t": (dims, t), "rain": (dims, rain)}, {"time": time}).to_netcdf(tmp_path / "days.nc")
+    options = {"center": {"by": "time.month"}, "scale": {"by": "y"}, "transform": {"rain": "log"}, "missing": "mask"}
+    data = {"source": str(tmp_path / "days.nc"), "variables": ["t", "rain"], "modes": ["y", "x"], "sample_dim": "time"}
+    sections = {"decompose": {"ranks": {"y": 5, "x": 6}}, "align": {"modes": ["y", "x"]}}
+    recipe = small_recipe(tmp_path / "root", data | options | {"bounds": {"rain": [0, "inf"]}}, **sections)
+    run(recipe)
+    model, source = diffats.load(recipe.root), xr.open_dataset(tmp_path / "days.nc")
+    assert model.time_mode is None
+    decoded = model.decode(model.encode(source))
+    np.testing.assert_allclose(decoded["t"], source["t"], atol=1e-2)
+    np.testing.assert_allclose(decoded["rain"], source["rain"], rtol=1e-3)
+    assert decoded["time_month"].dims == ("sample",)
+    np.testing.assert_allclose(decoded["time_month"], source["time"].dt.month)
+    assert model.sample(3)["time_month"].shape == (3,)
+
+
+def test_a_part_of_the_year_that_training_never_sees_is_refused(tmp_path: Path) -> None:
+    split = {"by": "coordinate", "coordinate": "time", "test": 0.5}
+    seasons(tmp_path, years=1)
+    with pytest.raises(SourceError, match="of a cycle from any time in the training samples"):
+        Workspace(seasons(tmp_path, center={"by": "time.dayofyear"}, split=split)).samples  # noqa: B018
+
+
+def test_a_climatology_of_a_source_that_grows_stays(tmp_path: Path) -> None:
+    recipe = seasons(tmp_path, center={"by": "time.dayofyear"}, grows=True)
+    source = xr.load_dataset(tmp_path / "seasons.nc", decode_times=xr.coders.CFDatetimeCoder(use_cftime=True))
+    first = None
+    for name, stop in (("a", 200), ("b", 432)):
+        part = source.isel(time=slice(0 if name == "a" else 200, stop))
+        part.to_netcdf(tmp_path / f"part_{name}.nc")
+        recipe = changed(recipe, data={"source": str(tmp_path / "part_*.nc")}, drift={"action": "warn"})
+        run(recipe, ("decompose", "select_anchor", "align", "fit_normalisation"))
+        work = Workspace(recipe)
+        snapshot = train.decompose.scaling_version(work).snapshot
+        assert name == "a" or snapshot == first
+        first = snapshot
+    stored = train.align.primitives_version(work).dataset()  # type: ignore[union-attr]
+    found = work.samples.conditions(np.arange(work.samples.n), work.samples.read(np.arange(work.samples.n)))
+    np.testing.assert_allclose(stored["condition_phase_time.dayofyear"], found["phase_time.dayofyear"])
 
 
 # Identities ---------------------------------------------------------------------------------------------------------

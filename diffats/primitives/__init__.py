@@ -5,6 +5,7 @@ and back. Both kinds run through the same lines: a matrix primitive is a two-mod
 combination of its labelled modes, with one aligned mode.
 """
 
+from diffats.primitives.climatology import HARMONICS, Climatology, CyclicMoments
 from diffats.primitives.codec import (
     align,
     decode,
@@ -33,10 +34,13 @@ from diffats.primitives.preparing import (
 from diffats.primitives.shifts import Shifts
 
 __all__ = [
+    "HARMONICS",
     "PATCH",
     "TRANSFORMS",
+    "Climatology",
     "ConditionLayout",
     "Coordinates",
+    "CyclicMoments",
     "FieldMoments",
     "FieldScaling",
     "Layout",

@@ -30,8 +30,8 @@ class ConditionLayout:
     n_labels, label_names
         Classes.
     cycles
-        Of scalars that come back, such as the day of the year: the first number, and how many there are until it begins
-        anew. The network gets sine and cosine.
+        Of scalars that come back, such as the day of the year, and of a climatology: the first number, and how many
+        there are until it begins anew. The network gets sine and cosine.
     stats
         By ``"initial"``, ``"field_<name>"``, ``"scalar_<name>"``: mean and standard deviation, each a number, or a
         list along the leading ``"component"`` dim of the initial slice.
@@ -80,7 +80,7 @@ class ConditionLayout:
         fits: dict[str, _Fit] = {}
         for part in [raw] if isinstance(raw, Mapping) else raw:
             for name, values in part.items():
-                if name != "label":
+                if name != "label" and not name.startswith("phase_"):  # which only decoding needs
                     by_component = name == "initial" and initial_dims[:1] == ("component",)
                     fits.setdefault(name, _Fit(name, by_component)).add(np.asarray(values))
         names = tuple(label_names)

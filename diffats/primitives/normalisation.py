@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace, device, to_device
 
 from diffats.errors import InputError
+from diffats.primitives.climatology import Climatology
 from diffats.primitives.coordinates import Coordinates, Products
 from diffats.primitives.layout import Streams
 from diffats.primitives.moments import Moments
@@ -151,6 +152,8 @@ class FieldScaling:
         For each variable a name of `TRANSFORMS`, or ``""``; empty where all stay as they are.
     spread
         With transforms: what the scale would be of fields that are not transformed.
+    climatology
+        What else is subtracted, by the phase of the year or day; None where nothing is.
 
     >>> scaling = FieldScaling(np.array([10.0, 10.0]), np.array(2.0), np.array([False, True]))
     >>> scaling.apply(np.array([[14.0, np.nan]])).tolist(), scaling.undo(np.array([[2.0, 0.0]])).tolist()
@@ -162,6 +165,7 @@ class FieldScaling:
     mask: NumpyArray | None = None
     transforms: tuple[str, ...] = ()
     spread: NumpyArray | None = None
+    climatology: Climatology | None = None
 
     @property
     def unit(self) -> NumpyArray:
@@ -178,7 +182,20 @@ class FieldScaling:
         component: bool = False,
     ) -> FieldScaling:
         """From the moments of the raw training samples and, where they are transformed, of these: see `fit`."""
-        fitted = cls.fit(moments.prepared, center, scale, component=component)
+        if moments.cyclic is None:
+            fitted = cls.fit(moments.prepared, center, scale, component=component)
+        else:
+            left, climatology = moments.cyclic.fit()
+            mask = np.isnan(moments.raw.mean)
+            if (np.isnan(left.mean) != mask).any():
+                raise InputError(
+                    "points are missing at some times of a sample only, and a climatology is of all times."
+                )
+            fitted = replace(
+                cls.fit(left, "point", scale, component=component),
+                mask=mask if mask.any() else None,
+                climatology=climatology,
+            )
         if not moments.transforms:
             return fitted
         spread = cls.fit(moments.raw, center, scale, component=component).scale
@@ -231,17 +248,30 @@ class FieldScaling:
         divisor = np.ones_like(spread) if scale == "none" else divisors(spread, about)
         return cls(np.where(np.isnan(subtracted), 0.0, subtracted), divisor, mask if mask.any() else None)
 
-    def apply(self, x: Array) -> Array:
-        """Transform, centre and scale samples ``(k, *sizes)``; masked points become 0."""
+    def apply(self, x: Array, phases: NumpyArray | None = None) -> Array:
+        """Transform, centre and scale samples ``(k, *sizes)``; masked points become 0.
+
+        With a climatology, phases are those ``(k, points, cycles)`` of the samples' times.
+        """
         scaled = transformed(x, self.transforms) - like(self.mean, x)
+        if self.climatology is not None:
+            scaled -= self._at(phases, x)
         scaled /= like(self.scale, x)
         return self._filled(scaled, 0.0)
 
-    def undo(self, x: Array) -> Array:
+    def undo(self, x: Array, phases: NumpyArray | None = None) -> Array:
         """The inverse of ``apply``; masked points become NaN."""
         physical = x * like(self.scale, x)
+        if self.climatology is not None:
+            physical += self._at(phases, x)
         physical += like(self.mean, x)
         return self._filled(transformed(physical, self.transforms, inverse=True), np.nan)
+
+    def _at(self, phases: NumpyArray | None, x: Array) -> Array:
+        assert self.climatology is not None
+        if phases is None:
+            raise InputError("a climatology is subtracted from these fields, so that their times must be known.")
+        return like(self.climatology.at(phases, np.float32 if x.dtype.itemsize <= 4 else np.float64), x)
 
     def _filled(self, x: Array, value: float) -> Array:
         if self.mask is not None:
@@ -249,11 +279,14 @@ class FieldScaling:
         return x
 
     def to_arrays(self) -> dict[str, NumpyArray]:
-        """Mean, scale and, where there are any, mask, transforms by their place in `TRANSFORMS` (-1: none), spread."""
+        """Mean, scale and what else there is; transforms by their place in `TRANSFORMS`, -1 for none."""
         out = {"mean": self.mean, "scale": self.scale} | ({} if self.mask is None else {"mask": self.mask})
         if self.transforms:
             places = [list(TRANSFORMS).index(name) if name else -1 for name in self.transforms]
             out["transforms"] = np.asarray(places, np.int64)
+        if self.climatology is not None:
+            axis = self.climatology.axis
+            out |= {"climatology": self.climatology.coefficients, "time_axis": np.asarray(-1 if axis is None else axis)}
         return out | ({} if self.spread is None else {"spread": self.spread})
 
     @classmethod
@@ -267,4 +300,12 @@ class FieldScaling:
             mask,
             tuple(names[int(place) + 1] for place in arrays.get("transforms", ())),
             np.asarray(arrays["spread"], np.float64) if "spread" in arrays else None,
+            _climatology(arrays),
         )
+
+
+def _climatology(arrays: Mapping[str, Any]) -> Climatology | None:
+    if "climatology" not in arrays:
+        return None
+    axis = int(arrays["time_axis"])
+    return Climatology(np.asarray(arrays["climatology"], np.float64), None if axis < 0 else axis)

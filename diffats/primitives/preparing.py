@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from diffats.primitives.climatology import HARMONICS, CyclicMoments
 from diffats.primitives.moments import Moments
 from diffats.spectrum import Array, as_numpy, unwarned
 
@@ -113,23 +114,43 @@ def outside_domain(x: NumpyArray, names: Sequence[str], variables: Sequence[obje
 
 
 class FieldMoments:
-    """Moments of fields as they are, and as they are transformed, in one pass whose parts merge in any order."""
+    """Moments of fields as they are, and as they are transformed, in one pass whose parts merge in any order.
 
-    def __init__(self, transforms: Sequence[str] = ()) -> None:
+    Parameters
+    ----------
+    transforms
+        As of `transformed`.
+    cyclic
+        Those from which a climatology is fitted, where there is to be one.
+    """
+
+    def __init__(self, transforms: Sequence[str] = (), cyclic: CyclicMoments | None = None) -> None:
         self.transforms = tuple(transforms)
+        self.cyclic = cyclic
         self.raw = Moments()
         self._transformed = Moments()
 
-    def add(self, x: Array) -> None:
-        """Add samples ``(k, *sizes)``, in physical units."""
+    @property
+    def parts(self) -> int:
+        """How many times the numbers of a sample are held."""
+        return 1 + bool(self.transforms) + (0 if self.cyclic is None else 1 + HARMONICS)
+
+    def add(self, x: Array, phases: NumpyArray | None = None) -> None:
+        """Add samples ``(k, *sizes)``, in physical units, with phases as `CyclicMoments` takes them."""
         self.raw.add(x)
+        prepared = transformed(as_numpy(x), self.transforms)
         if self.transforms:
-            self._transformed.add(transformed(as_numpy(x), self.transforms))
+            self._transformed.add(prepared)
+        if self.cyclic is not None:
+            assert phases is not None
+            self.cyclic.add(prepared, phases)
 
     def merge(self, other: FieldMoments) -> None:
         """Add what others have seen."""
         self.raw.merge(other.raw)
         self._transformed.merge(other._transformed)
+        if self.cyclic is not None and other.cyclic is not None:
+            self.cyclic.merge(other.cyclic)
 
     @property
     def prepared(self) -> Moments:

@@ -7,7 +7,7 @@ phases of times; ``parts`` tells what of a source was
 written anew. ``samples`` ties them together.
 """
 
-from diffats.sources.clock import counted
+from diffats.sources.clock import counted, counted_times
 from diffats.sources.parts import DIGEST_BYTES, sample_digests
 from diffats.sources.samples import Samples, look, open_samples
 from diffats.sources.templates import decoded_dataset, template_from_json, template_to_json
@@ -16,6 +16,7 @@ __all__ = [
     "DIGEST_BYTES",
     "Samples",
     "counted",
+    "counted_times",
     "decoded_dataset",
     "look",
     "open_samples",

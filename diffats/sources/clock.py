@@ -152,3 +152,31 @@ def counted(given: Any, name: str, cycle: tuple[float, float]) -> Any:
         return given
     first, length = cycle
     return first + length * Clock(name).phases(values)
+
+
+def counted_times(ds: xr.Dataset, name: str, cycle: tuple[float, float]) -> xr.DataArray | None:
+    """What a clock counts at the times of samples: dates, or time differences from the origin of each; None without.
+
+    Parameters
+    ----------
+    ds
+        With the clock's coordinate, or ``<coordinate>_origin`` along samples and differences from it.
+    name, cycle
+        Of the clock.
+    """
+    clock = Clock(name)
+    times = ds.get(clock.coordinate)
+    origin = ds.get(f"{clock.coordinate}_origin")
+    if times is not None and calendar_of(times.values) is None and origin is not None:
+        times = _sums(origin, times) if times.dtype.kind == "m" else None
+    if times is None or calendar_of(times.values) is None:
+        return None
+    first, length = cycle
+    return times.copy(data=first + length * clock.phases(times.values))
+
+
+def _sums(origin: xr.DataArray, steps: xr.DataArray) -> xr.DataArray:
+    """The times ``(samples, points)`` at which samples are that begin at dates of any calendar."""
+    differences = steps.values.astype("m8[us]")
+    values = origin.values[..., None] + (differences.astype(object) if origin.dtype.kind == "O" else differences)
+    return xr.DataArray(values, dims=(*origin.dims, *steps.dims), coords={steps.name: steps}, name=steps.name)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from diffats.config import Data
+from diffats.config import By, Data
 from diffats.errors import SourceError
 from diffats.sources import opening, parts, splits
 from diffats.sources.clock import Clock, find_clock, wanted_clock
@@ -26,6 +26,7 @@ from diffats.sources.unreadable import values_of
 Array = np.ndarray[Any, Any]
 
 _SMALL = 1024  # bytes for each sample
+_LARGEST_GAP = 1 / 12  # of a cycle: a month of a year, which the harmonics of a climatology bridge
 _REST = 20  # times as long as a look takes
 _looks: dict[str, tuple[str, float]] = {}  # by data section: what was seen, and until when that serves
 _RESERVED = ("sample", "split", "status", "core", "decomposed_mode", "aligned_mode")  # names the stores use
@@ -126,6 +127,8 @@ class Samples:
         self._check_conditions()
         self._cuts, self.is_test, self.dropped = self._cut(lengths)
         self.n, self.starts, self.position = self._cuts.n, dict(self._cuts.starts), self._cuts.position
+        for name in data.climatology:
+            self._check_climatology(name)
 
     def __reduce__(self) -> tuple[Callable[..., Samples], tuple[Data, int, int | None]]:
         return open_samples, (self.data, self.seed, self.boundary)
@@ -277,7 +280,9 @@ class Samples:
     def clocks(self) -> dict[str, Clock]:
         """The phases of times that the recipe names, by name."""
         names = [("data.condition.scalars", name) for name in self.data.condition.scalars]
-        return {n: find_clock(key, n, self.dataset) for key, n in names if wanted_clock(n, self.dataset)}
+        names = [(key, name) for key, name in names if wanted_clock(name, self.dataset)]
+        names += [("data.center.by", name) for name in self.data.climatology]
+        return {name: find_clock(key, name, self.dataset) for key, name in names}
 
     @cached_property
     def _phases(self) -> dict[str, xr.DataArray]:
@@ -310,6 +315,40 @@ class Samples:
         start = cuts.starts[mode] if mode in self._windows else np.zeros(cuts.n, np.int64)
         return np.asarray(values[rows[:, None], start[:, None] + np.arange(size)])
 
+    def _check_climatology(self, name: str) -> None:
+        """Refuse phases that no training sample comes near: nothing is known of a climatology there."""
+        scale, mode = self.data.scale, self.time_mode
+        if isinstance(scale, By) and mode in scale.by:
+            raise SourceError(
+                f'data.scale.by names "{mode}", along which the climatology of data.center runs. '
+                "Take it from data.scale.by."
+            )
+        if any((self._phases[other].dims[-1:] or ("",))[0] != mode for other in self.data.climatology if mode):
+            raise SourceError("data.center.by names times along different modes. Name phases of one time.")
+        phases = self.phases(name, np.arange(self.n))
+        known = np.unique(phases[~self.is_test])
+        known = np.concatenate([known[-1:] - 1, known, known[:1] + 1])
+        others = np.unique(phases)
+        after = np.searchsorted(known, others)
+        gap = float(np.minimum(known[after] - others, np.abs(others - known[after - 1])).max())
+        if gap > _LARGEST_GAP:
+            raise SourceError(
+                f'data.center.by "{name}": some samples are {gap:.0%} of a cycle from any time in the training '
+                "samples, so that no climatology is known there. Hold out other samples (data.split), or use "
+                'data.center = "point".'
+            )
+
+    @property
+    def time_mode(self) -> str | None:
+        """The mode along which the times of the climatology run; None where a sample has one time."""
+        dims = self._phases[self.data.climatology[0]].dims if self.data.climatology else ()
+        return next((str(dim) for dim in dims if dim != self.data.sample_dim), None)
+
+    def climatology_phases(self, indices: Sequence[int] | Array) -> Array | None:
+        """The phases ``(k, points, cycles)`` by which the centre is a climatology; None where it is none."""
+        names = self.data.climatology
+        return np.stack([self.phases(name, indices) for name in names], axis=-1) if names else None
+
     @property
     def transforms(self) -> tuple[str, ...]:
         """For each variable the name of its transform, or ``""``; empty where none has one."""
@@ -340,7 +379,8 @@ class Samples:
         -------
         dict
             ``"initial"`` (k, modes but the initial one's), ``"field_<name>"`` (k, ...), ``"scalar_<name>"`` (k,)
-            float64 (a phase of a time as users count it, at the sample's first point), ``"label"`` (k,) int64;
+            float64 (a phase of a time as users count it, at the sample's first point), ``"phase_<name>"`` (k, points)
+            float64 of a climatology, ``"label"`` (k,) int64;
             those that the recipe names.
         """
         condition, sample_dim, cuts = self.data.condition, self.data.sample_dim, self._places(indices)
@@ -358,6 +398,9 @@ class Samples:
                 raw[f"scalar_{name}"] = first + length * self.phases(name, indices)[:, 0]
             else:
                 raw[f"scalar_{name}"] = read_scalar(self.dataset[name], cuts, sample_dim)
+        for name in self.data.climatology:
+            first, length = self.clocks[name].cycle
+            raw[f"phase_{name}"] = first + length * self.phases(name, indices)
         if condition.labels:
             raw["label"] = read_labels(self.dataset[condition.labels], self._labels, cuts, sample_dim)
         return raw
@@ -398,6 +441,7 @@ class Samples:
         condition, dim = self.data.condition, self.growing_dim
         used = [*self.variables, *condition.fields, *filter(None, [condition.labels])]
         used += [self.clocks[name].coordinate if name in self.clocks else name for name in condition.scalars]
+        used += [self.clocks[name].coordinate for name in self.data.climatology]
         first = self.position if dim == self.data.sample_dim else self.starts[dim]
         assert first is not None
         length = self._windows.get(dim, 1)

@@ -24,6 +24,7 @@ from diffats.compute import Cluster, open_cluster
 from diffats.config import Data
 from diffats.errors import DiffatsError, InputError, NonFiniteError, SourceError, TooManyFailedError
 from diffats.primitives import (
+    CyclicMoments,
     FieldMoments,
     FieldScaling,
     Layout,
@@ -123,6 +124,13 @@ def find_mask(work: Workspace) -> Array | None:
     return mask if mask.any() else None
 
 
+def no_moments(samples: sources.Samples) -> FieldMoments:
+    """What the statistics of the training samples are gathered in."""
+    mode = samples.time_mode
+    axis = None if mode is None else samples.modes.index(mode)
+    return FieldMoments(samples.transforms, CyclicMoments(axis) if samples.data.climatology else None)
+
+
 def run_moments(
     bounds: tuple[int, int],
     *,
@@ -135,7 +143,7 @@ def run_moments(
 ) -> tuple[FieldMoments, Counter[str]]:
     """Moments of the good training samples of a run of shards, and how much is missing beside the mask ``shared``."""
     mask = shared
-    moments, counts = FieldMoments(sources.open_samples(data, seed, boundary, fresh=False).transforms), Counter[str]()
+    moments, counts = no_moments(sources.open_samples(data, seed, boundary, fresh=False)), Counter[str]()
     for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
         with steady(data, pass_name):
             samples = sources.open_samples(data, seed, boundary, fresh=False)
@@ -143,14 +151,15 @@ def run_moments(
             indices = indices[~samples.is_test[indices]]
             x = samples.read(indices)
             status, _ = checked(samples, indices, x, mask)
+            phases = samples.climatology_phases(indices)
         good = status == STATUS["ok"]
         if samples.transforms:
             check_domain(samples, indices[good], x[good])
         counts.update(values=x.size)
         if mask is None and good.all():
-            moments.add(x)
+            moments.add(x, phases)
             continue
-        moments.add(x[good])  # NaN where masked
+        moments.add(x[good], None if phases is None else phases[good])  # NaN where masked
         nan = np.isnan(x)
         other = (nan if mask is None else nan != mask).any(axis=tuple(range(1, x.ndim)))
         counts.update(other=int(other.sum()), missing=int((~usable(x)).sum()))
@@ -170,7 +179,7 @@ def check_domain(samples: sources.Samples, indices: Array, x: Array) -> None:
 def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> tuple[FieldScaling, Array]:
     """Scaling and training mean, in one pass over the raw data."""
     samples = work.samples
-    moments, counts = FieldMoments(samples.transforms), Counter[str]()
+    moments, counts = no_moments(samples), Counter[str]()
     function = partial(
         run_moments,
         data=work.data,
@@ -181,7 +190,7 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
     )
     one = samples.bytes_per_sample
     # Of each number, its mean and its sum of squares come back, in float64.
-    returned = 16 * one // samples.dtype.itemsize * (2 if samples.transforms else 1)
+    returned = 16 * one // samples.dtype.itemsize * moments.parts
     runs = shard_runs(samples.n, shard, sample_bytes=one, result_bytes=returned)
     for (_, stop), (part, counted) in cluster.map(function, runs, ordered=True, shared=find_mask(work)):
         moments.merge(part)
@@ -254,10 +263,13 @@ def outdated(work: Workspace, scaling: Version) -> bool:
     return True
 
 
+_OWN_DIMS: dict[str, tuple[str, ...]] = {"transforms": ("variable",), "climatology": ("harmonic",), "time_axis": ()}
+
+
 def _dims(name: str, array: Array, modes: Sequence[str]) -> tuple[str, ...]:
     # A mean of one number has axes of length 1 where the field has its sizes.
-    if name == "transforms":
-        return ("variable",)
+    if name in _OWN_DIMS:
+        return (*_OWN_DIMS[name], *_dims("", array[0], modes)) if array.ndim > 1 else _OWN_DIMS[name]
     whole = name in ("mask", "training_mean")
     return tuple(mode if whole or n > 1 else f"{mode}_one" for mode, n in zip(modes, array.shape, strict=True))
 
@@ -349,7 +361,8 @@ def decompose_shard(
         check_domain(samples, indices[good], x[good])
     forms, converged = converged_forms(
         x if len(good) == len(x) else x[good],
-        lambda some: _forms(some, fields, training_mean, layout, method, device),
+        samples.climatology_phases(indices[good]),
+        lambda some, phases: _forms(some, phases, fields, training_mean, layout, method, device),
     )
     healthy = sound(forms, layout) if forms else np.ones(0, bool)
     if not healthy.all():
@@ -430,17 +443,18 @@ def sound(forms: dict[str, Array], layout: Layout) -> npt.NDArray[np.bool_]:
 
 
 def converged_forms(
-    x: Array, forms: Callable[[Array], dict[str, Array]]
+    x: Array, phases: Array | None, forms: Callable[[Array, Array | None], dict[str, Array]]
 ) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
     """Forms of the samples that the decomposition converges on, and which these are; all at once where it can."""
     if not len(x):
         return {}, np.ones(0, bool)
     try:
-        return forms(x), np.ones(len(x), bool)
+        return forms(x, phases), np.ones(len(x), bool)
     except _NOT_CONVERGED + _errors_of_torch():
         if len(x) == 1:
             return {}, np.zeros(1, bool)
-    halves = [converged_forms(half, forms) for half in np.array_split(x, 2)]
+    times = [None, None] if phases is None else np.array_split(phases, 2)
+    halves = [converged_forms(half, time, forms) for half, time in zip(np.array_split(x, 2), times, strict=True)]
     found = [half for half, _ in halves if half]
     names = found[0] if found else ()
     return {n: np.concatenate([h[n] for h in found]) for n in names}, np.concatenate([ok for _, ok in halves])
@@ -453,16 +467,22 @@ def _errors_of_torch() -> tuple[type[Exception], ...]:
 
 
 def _forms(
-    x: Array, scaling: FieldScaling, training_mean: Array, layout: Layout, method: str, device: str
+    x: Array,
+    phases: Array | None,
+    scaling: FieldScaling,
+    training_mean: Array,
+    layout: Layout,
+    method: str,
+    device: str,
 ) -> dict[str, Array]:
     raw = on_device(x, device)
-    fields = scaling.apply(raw)
+    fields = scaling.apply(raw, phases)
     streams, tucker = decompose(fields, layout, method)
     out = {name: as_numpy(value).astype(x.dtype, copy=False) for name, value in streams.items()}
     restored = layout.restore(tucker.to_tensor())
     fields -= restored  # in place: they have served
     norms = tucker.norm2.reshape(len(x), -1).sum(-1)
-    decoded = scaling.undo(restored) if scaling.transforms else None
+    decoded = scaling.undo(restored, phases) if scaling.transforms else None
     errors = reconstruction_errors(raw, fields, norms, scaling, training_mean, decoded)
     out |= {name: as_numpy(values) for name, values in zip(ERRORS, errors, strict=True)}
     decomposed = [axis for axis, rank in enumerate(layout.working_ranks) if rank is not None]
@@ -627,6 +647,7 @@ def pilot_fields(work: Workspace, scaling: str) -> Array:
     """Centred and scaled good samples of the pilot ``(k, *sizes)``."""
     fields, _ = read_scaling(work.store_location, scaling)
     indices = pilot_indices(work)
+    phases = work.samples.climatology_phases(indices)
     x = work.samples.read(indices)
     good = checked(work.samples, indices, x, fields.mask)[0] == STATUS["ok"]
     if not good.any():
@@ -634,7 +655,7 @@ def pilot_fields(work: Workspace, scaling: str) -> Array:
             f"{work.recipe.data.source}: none of {len(x)} training samples chosen to find ranks is usable. Mend the "
             "source, or give decompose.ranks instead of a tolerance."
         )
-    return np.asarray(fields.apply(x[good]), dtype=x.dtype)
+    return np.asarray(fields.apply(x[good], None if phases is None else phases[good]), dtype=x.dtype)
 
 
 def found_layout(work: Workspace, scaling: str) -> Layout:
@@ -675,8 +696,8 @@ def begin(work: Workspace, cluster: Cluster, scaling: str, shard: int, hooks: Ho
 
 
 def cycles_attr(samples: sources.Samples) -> dict[str, Any]:
-    """What a version says about scalars that come back; nothing without any."""
-    cycles = {name: clock.cycle for name, clock in samples.clocks.items() if name in samples.data.condition.scalars}
+    """What a version says about phases of times; nothing without any."""
+    cycles = {name: clock.cycle for name, clock in samples.clocks.items()}
     return {"cycles": cycles} if cycles else {}
 
 

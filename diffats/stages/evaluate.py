@@ -68,7 +68,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         check_metric(work, metrics)
         return result(work, metrics, identity, started, skipped=True)
-    metrics = evaluation.evaluate(compared(work, model, generated_fields(work, model, generated)))
+    fields, times = generated_fields(work, model, generated), generated_times(model, generated)
+    metrics = evaluation.evaluate(compared(work, model, fields, times))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
@@ -100,13 +101,35 @@ def generated_fields(work: Workspace, model: bundle.Bundle, generated: Version) 
     return np.stack(arrays, axis=1) if "component" in work.recipe.tensor_modes else arrays[0]
 
 
-def compared(work: Workspace, model: bundle.Bundle, generated: Array, *, forecast: bool = True) -> evaluation.Fields:
+def generated_times(model: bundle.Bundle, generated: Version) -> dict[str, Array]:
+    """Of the same samples, the raw phases of the times at which they were decoded; nothing without a climatology."""
+    dataset = generated.dataset()
+    good = np.flatnonzero(dataset["status"].values == STATUS["ok"])
+    return {f"phase_{n}": dataset[bundle.clock_name(n)].values[good] for n in model.recipe.data.climatology}
+
+
+def stored_times(work: Workspace, model: bundle.Bundle, indices: Array) -> dict[str, Array]:
+    """Raw phases of the times of raw samples; nothing without a climatology."""
+    names = [f"condition_phase_{name}" for name in model.recipe.data.climatology]
+    return fit_normalisation.raw_conditions(fit_normalisation.require_primitives(work).dataset()[names], indices)
+
+
+def compared(
+    work: Workspace,
+    model: bundle.Bundle,
+    generated: Array,
+    times: dict[str, Array] | None = None,
+    *,
+    forecast: bool = True,
+) -> evaluation.Fields:
     """Equal counts of test, training, generated and Gaussian samples, in physical units.
 
     Parameters
     ----------
     generated
         ``(k, *sizes)``.
+    times
+        Their raw phases, where the model has a climatology.
     forecast
         Whether to draw ensembles under test conditions, for recipes that are conditioned on fields or scalars.
     """
@@ -118,14 +141,18 @@ def compared(work: Workspace, model: bundle.Bundle, generated: Array, *, forecas
     ensembles = forecasts(work, model) if forecast else {}
     if ensembles:
         cases = generate.truth_indices(work, len(ensembles["truth"]), "test")
-        ensembles["truth_reconstruction"] = model.fields(stored_streams(work, model, cases))
+        ensembles["truth_reconstruction"] = model.fields(
+            stored_streams(work, model, cases), stored_times(work, model, cases)
+        )
+    training = generate.truth_indices(work, k, "train")  # at whose times the Gaussian's samples are
+    shown = {name: value[:k] for name, value in (times or {}).items()}
     return replace(
         plain,
-        gaussian=model.fields(unnormalised(model, z_gaussian)),
-        reconstruction=model.fields(stored_streams(work, model, test_indices)),
+        gaussian=model.fields(unnormalised(model, z_gaussian), stored_times(work, model, training)),
+        reconstruction=model.fields(stored_streams(work, model, test_indices), stored_times(work, model, test_indices)),
         z_train=z_train,
         z_test=normalised(work, model, test_indices),
-        z_generated=encoded(model, plain.generated),
+        z_generated=encoded(model, plain.generated, model.phases(shown)),
         z_gaussian=z_gaussian,
         **ensembles,
     )
@@ -181,11 +208,12 @@ def unnormalised(model: bundle.Bundle, z: Array) -> dict[str, Array]:
     return {name: np.asarray(value) for name, value in streams.items()}
 
 
-def encoded(model: bundle.Bundle, fields: Array) -> Array:
+def encoded(model: bundle.Bundle, fields: Array, phases: Array | None) -> Array:
     """Normalised primitives ``(k, D)`` of fields, as a fresh encoding would give them."""
     from diffats.primitives import encode
 
-    streams, _ = encode(model.scaling.apply(fields), model.anchors, model.layout, model.recipe.decompose.method)
+    scaled = model.scaling.apply(fields, phases)
+    streams, _ = encode(scaled, model.anchors, model.layout, model.recipe.decompose.method)
     return np.asarray(model.layout.flatten(model.normalisation.plain.apply(streams)))
 
 
@@ -203,7 +231,7 @@ def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
     repeated = {name: np.repeat(value, members, axis=0) for name, value in raw.items()}
     numbers = np.arange(len(indices) * members)
     # Another seed than the stored samples', so that the ensemble does not repeat their noise.
-    fields = model.fields(model.generate(numbers, work.recipe.seed + 1, repeated))
+    fields = model.fields(model.generate(numbers, work.recipe.seed + 1, repeated), repeated)
     truth = work.samples.read(indices)
     out: dict[str, Any] = {"case_groups": work.samples.groups(indices)}
     out |= {"ensemble": fields.reshape(len(indices), members, *fields.shape[1:]), "truth": truth}

@@ -95,10 +95,11 @@ def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset
             data[f"defect_{stream.name}"] = ("sample", decompose.lazy_zeros((count,), np.float64), text)
     one = {name: value[:1] for name, value in model.examples.items() if value.ndim > 1}
     fields: dict[str, Any] = model.condition_variables(one)
-    for name, (dims, value) in fields.items():
-        data[name] = (dims, decompose.lazy_zeros((count, *value.shape[1:]), value.dtype))
+    for name, (dims, value, *attrs) in fields.items():
+        data[name] = (dims, decompose.lazy_zeros((count, *value.shape[1:]), value.dtype), *attrs)
     numbers = [name for name, value in model.examples.items() if value.ndim == 1]
-    rows = sample_conditions(work, model, np.arange(count), chosen, numbers)
+    drawn = sample_conditions(work, model, np.arange(count), chosen, numbers)
+    rows = {name: drawn[name] for name in numbers}
     data["status"] = ("sample", decompose.lazy_zeros((count,), np.int8))
     source = {"long_name": "test sample of the condition; -1: a training sample's label"}
     data["of_sample"] = ("sample", decompose.lazy_zeros((count,), np.int64), source)
@@ -154,7 +155,7 @@ def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: 
     """Fields, conditions that are fields, defects and status of one batch of generated samples."""
     raw = sample_conditions(work, model, indices, chosen)
     streams = model.generate(indices, work.recipe.seed, raw)
-    fields = model.fields(streams)
+    fields = model.fields(streams, raw)
     decoded = sources.decoded_dataset(fields, model.template)
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and marked below
         out: dict[str, Array] = {
@@ -162,7 +163,8 @@ def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: 
             for n, v in model.template.data_vars.items()
         }
         fields = fields.astype(np.float32)
-    out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items() if value.ndim > 1}
+    given = model.condition_variables({name: value for name, value in raw.items() if value.ndim > 1})
+    out |= {name: value for name, (_, value, *_) in given.items()}
     for name, defect in orthonormality_defect(streams, model.layout).items():
         out[f"defect_{name}"] = np.asarray(defect, dtype=np.float64)
     mask = model.scaling.mask

@@ -21,7 +21,6 @@ from diffats.errors import InputError, RootMismatchError
 from diffats.medoid import LARGEST_MODE
 from diffats.primitives import (
     ConditionLayout,
-    FieldMoments,
     FieldScaling,
     Layout,
     decompose,
@@ -46,6 +45,7 @@ log = logging.getLogger("diffats.plan")
 # forms, and of one sample (its mean and the squares around it, in float64).
 _PROCESS_BYTES = 640 * 2**20
 _OF_RAW, _OF_FORMS, _OF_SAMPLE = 5, 8, 16
+_OF_PREPARED = 3  # more of the raw samples: the transformed and decoded ones, the climatology of each
 _USABLE = 0.8  # share of its memory above which Dask may pause a worker, for ever if it does not shrink
 # Rough throughput of one core, measured on a two-core machine: reading and writing, and the cost model's flops.
 _BYTES_PER_SECOND = 60e6
@@ -137,7 +137,9 @@ def _peak_bytes(work: Workspace, shard: int) -> int:
     if layout is not None:
         forms = sum(stream.size for stream in layout.tucker_streams) * work.samples.dtype.itemsize
     decoded = max(0, source_chunk(work.samples) - shard) * one  # of a chunk that is read for a part of it
-    return _PROCESS_BYTES + shard * (_OF_RAW * one + _OF_FORMS * forms) + _OF_SAMPLE * one + decoded
+    moments = decompose_stage.no_moments(work.samples)
+    of_raw = _OF_RAW + (_OF_PREPARED if moments.parts > 1 else 0)
+    return _PROCESS_BYTES + shard * (of_raw * one + _OF_FORMS * forms) + _OF_SAMPLE * one * moments.parts + decoded
 
 
 def _seconds(work: Workspace, layout: Layout | None) -> float:
@@ -341,24 +343,26 @@ def pilot(work: Workspace, targets: Iterable[float] = TARGETS) -> list[dict[str,
         the fewest numbers whose root-mean-square error stays below it, as found from one full HOSVD of each sample.
         The errors in a row are measured, by decomposing ``samples`` of the samples as the stage would.
     """
-    x = _pilot_samples(work)
+    x, phases = _pilot_samples(work)
     _say_outside(work, x)
-    moments = FieldMoments(work.samples.transforms)
-    moments.add(x)
+    moments = decompose_stage.no_moments(work.samples)
+    moments.add(x, phases)
     scaling, training_mean = decompose_stage.fitted_scaling(work, moments)
-    fields = np.asarray(scaling.apply(x), dtype=x.dtype)
+    fields = np.asarray(scaling.apply(x, phases), dtype=x.dtype)
     layout = _pilot_layout(work, fields)
     few = _pilot_choice(len(x), layout)
-    rows = [_row("recipe", layout, x[few], scaling, training_mean)]
+    measured = (x[few], None if phases is None else phases[few], scaling, training_mean)
+    rows = [_row("recipe", layout, *measured)]
     anomalies = fields - fields.mean(axis=0)
     for target, ranks in smallest_ranks(fields[few], anomalies[few], layout, targets):
         smaller = dataclasses.replace(layout, ranks=ranks)
         if smaller.numbers < layout.raw_numbers:
-            rows.append(_row(f"error <= {target:g}", smaller, x[few], scaling, training_mean))
+            rows.append(_row(f"error <= {target:g}", smaller, *measured))
     return rows
 
 
-def _pilot_samples(work: Workspace) -> Array:
+def _pilot_samples(work: Workspace) -> tuple[Array, Array | None]:
+    """Good samples, and the phases of their times where there is a climatology."""
     x = work.samples.read(decompose_stage.pilot_indices(work))
     mask = decompose_stage.find_mask(work)
     good = decompose_stage.status_of(x, mask) == STATUS["ok"]
@@ -369,8 +373,9 @@ def _pilot_samples(work: Workspace) -> Array:
             'of the values are missing or infinite), 2 are needed. Mend the source, or set data.missing = "mask" if '
             "the same points are missing in every sample."
         )
-    decompose_stage.check_domain(work.samples, decompose_stage.pilot_indices(work)[good], x[good])
-    return np.asarray(x[good])
+    indices = decompose_stage.pilot_indices(work)[good]
+    decompose_stage.check_domain(work.samples, indices, x[good])
+    return np.asarray(x[good]), work.samples.climatology_phases(indices)
 
 
 def _say_outside(work: Workspace, x: Array) -> None:
@@ -493,9 +498,11 @@ def _cumulative(energy: Array, ranks: Array, axis: int) -> Array:
     return np.asarray(summed.take(np.minimum(ranks, energy.shape[axis]) - 1, axis=axis))
 
 
-def _row(name: str, layout: Layout, x: Array, scaling: FieldScaling, training_mean: Array) -> dict[str, Any]:
-    _, tucker = decompose(np.asarray(scaling.apply(x), dtype=x.dtype), layout)
-    restored = scaling.undo(layout.restore(tucker.to_tensor()))
+def _row(
+    name: str, layout: Layout, x: Array, phases: Array | None, scaling: FieldScaling, training_mean: Array
+) -> dict[str, Any]:
+    _, tucker = decompose(np.asarray(scaling.apply(x, phases), dtype=x.dtype), layout)
+    restored = scaling.undo(layout.restore(tucker.to_tensor()), phases)
     anomaly = relative_error(x, restored, training_mean)
     return {
         "choice": name,
@@ -565,7 +572,7 @@ def _condition_shapes(work: Workspace, dims: Mapping[str, Sequence[str]]) -> Con
         field_dims={name: tuple(dims[key]) for name, key in names.items()},
         scalars=tuple(condition.scalars),
         scalar_log=(False,) * len(condition.scalars),
-        cycles={name: clock.cycle for name, clock in samples.clocks.items() if name in condition.scalars},
+        cycles={name: clock.cycle for name, clock in samples.clocks.items()},
         n_labels=_LABELS if condition.labels else 0,
     )
 

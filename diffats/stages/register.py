@@ -201,7 +201,9 @@ def current_metric(work: Workspace, model: bundle.Bundle, name: str, *, candidat
     for indices in np.array_split(numbers, -(-count // generate.shard_size(work, model))):
         raw = generate.sample_conditions(work, candidate, indices, chosen)
         streams = model.generate(indices, work.recipe.seed, raw)
-        parts.append(model.fields({key: value[bundle.finite_rows(streams)] for key, value in streams.items()}))
+        good = bundle.finite_rows(streams)
+        kept = {key: value[good] for key, value in streams.items()}
+        parts.append(model.fields(kept, {key: value[good] for key, value in raw.items()}))
         if sum(map(len, parts)) >= evaluate.sample_limit(work, model):
             break
     fields = evaluate.physical(work, model, np.concatenate(parts))

@@ -19,6 +19,7 @@ import xarray as xr
 from diffats import bundle
 from diffats.config import By, Data
 from diffats.errors import InputError
+from diffats.primitives import HARMONICS
 from diffats.report import ReportContent, render
 from diffats.stages import align, decompose, drift, evaluate, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
@@ -99,7 +100,8 @@ def gather(
     anchor = align.require_anchor(work, tucker)
     primitives = work.require(align.primitives_version(work), "primitives", "align")
     generated = evaluate.require_samples(work, model)
-    fields = evaluate.compared(work, model, evaluate.generated_fields(work, model, generated), forecast=False)
+    drawn_fields, times = evaluate.generated_fields(work, model, generated), evaluate.generated_times(model, generated)
+    fields = evaluate.compared(work, model, drawn_fields, times, forecast=False)
     template = work.samples.template()
     unit = str(template[next(iter(template.data_vars))].attrs.get("units", "")).removeprefix("1")
     history = train.history(work, train.model_fingerprint(work, *train.require_normalisation(work)))
@@ -181,7 +183,9 @@ def preparation(data: Data, template: xr.Dataset) -> str:
     """What is done to numbers beside the usual centring and scaling, and undone in what is generated; often nothing."""
     words = [f"{name} as {transform}" for name, transform in data.transform.items()]
     for option, done in ((data.center, "centred by"), (data.scale, "scaled by")):
-        words += [f"{done} {' and '.join(option.by)}"] if isinstance(option, By) else []
+        if isinstance(option, By):
+            climatology = f"the climatology ({HARMONICS} harmonics) of " if option.phases else ""
+            words.append(f"{done} {climatology}{' and '.join(option.by)}")
     words += [f"{name} kept within {low:g} to {high:g}" for name, (low, high) in data.bounds.items()]
     types = {str(n): v.encoding["dtype"] for n, v in template.data_vars.items() if "dtype" in v.encoding}
     return "; ".join([*words, *(f"{name} rounded to {dtype}" for name, dtype in types.items())])
