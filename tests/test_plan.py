@@ -26,10 +26,11 @@ from diffats.config import Recipe, load_recipe
 from diffats.errors import InputError
 from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser, resolve_device
-from diffats.primitives import Layout
+from diffats.primitives import Layout, RankErrors, affordable
 from diffats.schedule import usable_levels
 from diffats.sources.samples import Samples
-from diffats.stages import Workspace
+from diffats.stages import Workspace, align
+from diffats.stages import pilot as piloting
 from diffats.stages import plan as planning
 from diffats.store import Store
 
@@ -208,6 +209,7 @@ def wide(n: int = 20) -> xr.Dataset:
 def test_rows_reach_their_errors_with_few_numbers(tmp_path: Path) -> None:
     rows = planned(write_recipe(tmp_path, wide()), "--pilot", overrides=ALONE)["pilot"][1:]
     assert len(rows) >= 2
+    assert all(0 <= value <= 1 for row in rows for value in row["overlap"].values())
     assert [row["numbers"] for row in rows] == sorted(row["numbers"] for row in rows)
     for row in rows:
         assert row["anomaly_error"] <= float(row["choice"].removeprefix("error <= ")) * 1.01
@@ -217,10 +219,10 @@ def test_rows_reach_their_errors_with_few_numbers(tmp_path: Path) -> None:
 
 def test_the_table_is_printed(tmp_path: Path) -> None:
     text = run("plan", write_recipe(tmp_path, wide()), "--pilot", overrides=ALONE).stdout
-    assert "choice          numbers  compression  anomaly error  field error  ranks" in text
-    assert "\nrecipe " in text
+    assert "aligned: time, x\nchoice          numbers  compression    error  overlap  ranks\nrecipe " in text
     assert "\nerror <= 0.5 " in text
-    assert "Mean errors of 15 training samples." in text
+    assert "\noverlap by rank      1     2     3     4     5     6     8    10    12\ntime " in text
+    assert "mean of 15 training samples" in text
 
 
 CASES: dict[str, tuple[str, ...]] = {
@@ -256,7 +258,7 @@ def test_the_pilot_serves_every_kind_of_recipe(tmp_path: Path, case: str) -> Non
     assert rows[0]["choice"] == "recipe"
     assert len(rows) >= 2
     assert all(np.isfinite(row["anomaly_error"]) for row in rows)
-    errors = [row["anomaly_error"] for row in rows[1:]]
+    errors = [row["anomaly_error"] for row in rows[1:] if row["aligned"] == rows[0]["aligned"]]
     assert errors == sorted(errors, reverse=True)
 
 
@@ -313,7 +315,7 @@ def test_the_network_that_is_timed_is_the_one_that_is_trained(
     recipe = OWN_DATA[case](tmp_path).recipe
     work = Workspace(recipe)
     with calls(timing, "measure", monkeypatch) as timed:
-        planning.times(work, planning.pilot(work)[0]["ranks"])
+        piloting.times(work, piloting.pilot(work).rows[0]["ranks"])
     with calls(training, "train", monkeypatch) as trained:
         run_stages(recipe, (*PRIMITIVES, "train"))
     assert parameters(timed[0][0], recipe) == parameters(trained[0][0], recipe)
@@ -323,7 +325,7 @@ def test_the_network_that_is_timed_is_the_one_that_is_trained(
 def test_a_device_of_another_machine_is_not_timed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     missing = next(name for name in ("cuda", "mps") if name != resolve_device().type)
     work = Workspace(load_recipe(write_recipe(tmp_path), (f"compute.device={missing}",)))
-    assert planning.times(work, {"time": 3, "x": 3}) == {}
+    assert piloting.times(work, {"time": 3, "x": 3}) == {}
     assert f'training and generation were not timed: device "{missing}" is not available here' in caplog.text
 
 
@@ -358,26 +360,74 @@ def test_the_smallest_ranks_are_the_smallest(decomposed: list[int]) -> None:
     sizes = dict(zip(names, shape, strict=True))
     modes = tuple(names[mode] for mode in decomposed)
     layout = Layout("tgp", tuple(names), sizes, dict.fromkeys(modes, 2), modes)
-    found = dict(planning.smallest_ranks(x, x, layout, (0.5, 0.1, 0.02)))
-    assert 0.02 in found
-    for target, ranks in found.items():
+    errors, whole = RankErrors.measure(x, x, layout), RankErrors.measure(x, x, layout, "abc")
+    for target in (0.5, 0.1, 0.02):
+        ranks = errors.smallest(target)
+        assert ranks is not None
+        assert whole.smallest(target, modes) == ranks
         core = math.prod(ranks.get(name, sizes[name]) for name in names)
         numbers = core + sum(sizes[mode] * rank for mode, rank in ranks.items())
         assert numbers == brute_force(x, decomposed, target)
 
 
 def test_long_modes_have_few_candidates_but_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_CANDIDATES", 64)  # 8 a mode, of 30 and 40
+    monkeypatch.setattr("diffats.primitives.ranks._CANDIDATES", 64)  # 8 a mode, of 30 and 40
     x = np.random.default_rng(0).normal(size=(2, 30, 2)) @ np.eye(2, 40)
     layout = Layout("tgp", ("t", "x"), {"t": 30, "x": 40}, {"t": 2, "x": 2}, ("t", "x"))
-    assert planning.smallest_ranks(x, x, layout, [0.01]) == [(0.01, {"t": 2, "x": 2})]
+    assert RankErrors.measure(x, x, layout).smallest(0.01) == {"t": 2, "x": 2}
+    noise = np.random.default_rng(0).normal(size=(2, 30, 40))
+    assert RankErrors.measure(noise, noise, layout).smallest(1e-6) == {"t": 30, "x": 30}  # the product law's
+
+
+def test_a_share_of_the_samples_leaves_out_the_hardest() -> None:
+    rng = np.random.default_rng(0)
+    easy = rng.normal(size=(10, 8, 1)) @ rng.normal(size=(10, 1, 9))
+    x = np.concatenate([easy, rng.normal(size=(1, 8, 9))])
+    layout = Layout("tgp", ("t", "x"), {"t": 8, "x": 9}, {"t": 2, "x": 2}, ("t", "x"))
+    every, most = (RankErrors.measure(x, x, layout, share=share) for share in (1.0, 0.9))
+    assert every.smallest(0.01) != {"t": 1, "x": 1}
+    assert most.smallest(0.01) == {"t": 1, "x": 1}
+    assert RankErrors.measure(x, x, layout, share=1 - 1e-9).lost == pytest.approx(every.lost)
+
+
+def test_the_rows_of_a_tolerance_are_what_the_stage_finds(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, wide())
+    rows = planned(recipe, "--pilot", overrides=ALONE)["pilot"]
+    ranks = next(row["ranks"] for row in rows if row["choice"] == "error <= 0.3")
+    overrides = (*ALONE, "decompose={tolerance=0.3}")
+    assert run("decompose", recipe, overrides=overrides).exit_code == 0
+    assert planned(recipe, overrides=overrides)["ranks"] == ranks
+
+
+def test_overlaps_are_those_of_the_stages(tmp_path: Path) -> None:
+    """Of samples that all are in the pilot; the medoid itself does not count there."""
+    recipe = write_recipe(tmp_path, wide())
+    overrides = (*ALONE, "data.center=none", "data.scale=none", "decompose.ranks={time=2,x=2}")
+    made = planned(recipe, "--pilot", overrides=overrides)
+    for verb in ("decompose", "anchor", "align"):
+        assert run(verb, recipe, overrides=overrides).exit_code == 0
+    work = Workspace(load_recipe(recipe, overrides))
+    primitives = align.primitives_version(work)
+    assert primitives is not None
+    found = primitives.dataset()
+    train = ~work.samples.is_test
+    for axis, mode in enumerate(("time", "x")):
+        smallest = found["overlap"].values[train, axis]
+        expected = np.median(smallest[smallest < 1 - 1e-6])
+        assert made["pilot"][0]["overlap"][mode] == pytest.approx(expected, rel=1e-4)
+    assert made["overlaps"]["time"]["2"] == pytest.approx(made["pilot"][0]["overlap"]["time"], rel=1e-4)
+
+
+def test_weak_ranks_are_named() -> None:
+    found = piloting.Pilot([], {"y": {1: 0.9, 2: 0.04, 3: 0.2}, "x": {1: 0.9}})
+    assert found.first_below(0.05) == {"y": 2}
 
 
 def test_large_samples_make_a_small_pilot(tmp_path: Path) -> None:
     layout = Layout("tgp", ("t", "x"), {"t": 2000, "x": 3000}, {"t": 2, "x": 2}, ("t", "x"))
-    assert len(planning._pilot_choice(256, layout)) == 2
+    assert len(affordable(256, layout)) == 2
     small = Workspace(load_recipe(write_recipe(tmp_path)))
-    assert len(planning._pilot_choice(256, planning.planned_layout(small) or layout)) == 256
+    assert len(affordable(256, planning.planned_layout(small) or layout)) == 256
 
 
 # --- what would fail later --------------------------------------------------------------------------------------

@@ -101,9 +101,9 @@ def test_scree_marks_the_rank_and_what_it_keeps():
 
 
 def test_percent_never_rounds_up_to_all():
-    assert plots._percent(99.96) == "99.96 %"
-    assert plots._percent(100.0) == "100.0 %"
-    assert plots._percent(99.9999999) == "> 99.999 %"
+    assert plots.curves._percent(99.96) == "99.96 %"
+    assert plots.curves._percent(100.0) == "100.0 %"
+    assert plots.curves._percent(99.9999999) == "> 99.999 %"
 
 
 def test_alignment_pictures():

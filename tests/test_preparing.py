@@ -33,8 +33,7 @@ from diffats.primitives import (
 )
 from diffats.primitives.climatology import harmonics
 from diffats.sources.clock import Clock, counted
-from diffats.stages import Workspace, generate, plan, train
-from diffats.stages.plan import pilot
+from diffats.stages import Workspace, generate, pilot, train
 
 KEPT = st.one_of(st.sampled_from(["none", "variable", "point"]), st.lists(st.sampled_from([1, 2]), unique=True))
 
@@ -116,7 +115,7 @@ def test_bounds_are_kept_in_what_is_generated_and_change_nothing_before(tmp_path
 def test_bounds_that_the_data_do_not_keep_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = pictures(tmp_path, bounds={"light": [10, "inf"]})
     with caplog.at_level(logging.WARNING):
-        pilot(Workspace(recipe))
+        pilot.pilot(Workspace(recipe))
     assert "of the pilot's values are outside (0 to 255)" in caplog.text
 
 
@@ -256,7 +255,7 @@ def test_numbers_outside_a_domain_are_told(tmp_path: Path, name: str) -> None:
     wrong.to_netcdf(tmp_path / "wrong.nc")
     bad = changed(recipe, data={"source": str(tmp_path / "wrong.nc")})
     words = f'sample 7: data.transform cannot be done: "t" is -3.5 there, and transform "{name}" takes.*Use "asinh"'
-    for attempt in (lambda: run(bad, ["decompose"]), lambda: pilot(Workspace(bad))):
+    for attempt in (lambda: run(bad, ["decompose"]), lambda: pilot.pilot(Workspace(bad))):
         with pytest.raises(SourceError, match=words):
             attempt()
     run(recipe, MODEL)
@@ -396,7 +395,7 @@ def test_time_is_a_condition_that_comes_back(tmp_path: Path) -> None:
     assert json.loads((model.directory / "bundle.json").read_text())["format"] == bundle.FORMAT
     with pytest.raises(InputError, match=r"time\.dayofyear.*no number"):
         model.sample(1, conditions={"time.dayofyear": "in summer"})
-    assert "time.dayofyear" in json.dumps(plan.times(work, {"time": 4, "y": 4, "x": 4}) and recipe.model_dump())
+    assert pilot.times(work, {"time": 4, "y": 4, "x": 4})["seconds_per_step"] > 0
 
 
 @pytest.mark.parametrize(
@@ -514,7 +513,7 @@ def test_generated_samples_without_conditions_have_the_times_of_training_samples
     assert stored["time_dayofyear"].shape == (6, 6)
     assert not (stored["time_dayofyear"].values == 0).any()
     assert {result.skipped for result in run(recipe, MODEL).values()} == {True}
-    plan.pilot(work)
+    pilot.pilot(work)
 
 
 def test_samples_that_are_instants_have_one_time_each(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from diffats import requirements, spectrum, tucker
 from diffats.errors import InputError, MissingPackageError, RankError
-from diffats.tucker import check_ranks, hooi, ranks_for_tolerance, sthosvd
+from diffats.tucker import check_ranks, hooi, sthosvd
 
 few = settings(max_examples=20, deadline=None)
 dtypes = st.sampled_from([np.float32, np.float64])
@@ -100,7 +100,6 @@ def test_tolerance_is_met_as_measured_by_a_core_whose_ranks_obey_the_product_law
     assert (t.relative_error(x) <= tolerance).all()
     sizes = {str(mode): n for mode, n in enumerate(x.shape[1:])}
     check_ranks(dict(zip(sizes, t.ranks, strict=True)), sizes)
-    assert ranks_for_tolerance(x, tolerance) == t.ranks
 
 
 @few
@@ -202,7 +201,7 @@ def test_float32_sums_give_way_to_float64_where_they_would_be_too_coarse():
     t = sthosvd(x, (4, 5, 3))
     assert t.relative_error(x).max() < 3e-6
     assert t.error().max() < 3e-6
-    assert ranks_for_tolerance(x, 1e-5) == (4, 5, 3)
+    assert sthosvd(x, tolerance=1e-5, modes=3).ranks == (4, 5, 3)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 1e-2])
@@ -295,7 +294,7 @@ def test_numerical_rank_sees_smooth_constant_and_zero_fields(dtype):
 
 def test_tolerance_on_constant_and_zero_samples_keeps_one_column():
     assert sthosvd(np.full((2, 5, 6, 7), 3.0), tolerance=0.1, modes=3).ranks == (1, 1, 1)
-    assert ranks_for_tolerance(np.zeros((2, 5, 6)), 0.1) == (1, 1)
+    assert sthosvd(np.zeros((2, 5, 6)), tolerance=0.1, modes=2).ranks == (1, 1)
 
 
 def test_ranks_from_a_tolerance_are_cut_to_the_product_of_the_others():
@@ -315,15 +314,6 @@ def test_cutting_loses_nothing():
     assert cut.ranks == (4, 2, 2)
     np.testing.assert_allclose(cut.to_tensor(), wide.to_tensor(), atol=1e-10)
     np.testing.assert_allclose(np.swapaxes(cut.factors[0], -1, -2) @ cut.factors[0], [np.eye(4)] * 2, atol=1e-12)
-
-
-def test_quantile_leaves_out_the_most_demanding_samples():
-    easy = np.concatenate([low_rank((8, 9), (1, 1), seed=i) for i in range(10)])
-    hard = np.random.default_rng(0).normal(size=(1, 8, 9))
-    x = np.concatenate([easy, hard])
-    assert ranks_for_tolerance(x, 0.01)[0] == 8
-    assert ranks_for_tolerance(x, 0.01, quantile=0.9) == (1, 1)
-    assert ranks_for_tolerance(x, 0.01, modes=[1]) == (None, 8)
 
 
 def test_tolerance_with_named_axes_leaves_the_others():
@@ -379,7 +369,7 @@ def test_values_that_are_not_finite_are_refused_and_the_sample_named(value):
     with pytest.raises(InputError, match="sample 2 of 4"):
         sthosvd(x, (2, 2))
     with pytest.raises(InputError, match="sample 2 of 4"):
-        ranks_for_tolerance(torch.from_numpy(x), 0.1)
+        sthosvd(torch.from_numpy(x), tolerance=0.1, modes=2)
 
 
 def test_unusable_arguments_are_refused():
@@ -392,8 +382,6 @@ def test_unusable_arguments_are_refused():
         sthosvd(x[:0], (1, 1))
     with pytest.raises(InputError, match="not distinct axes"):
         sthosvd(x, tolerance=0.1, modes=(-1, 2))
-    with pytest.raises(InputError, match="name modes once"):
-        ranks_for_tolerance(x, 0.1, modes=(2,))
     with pytest.raises(InputError, match="complex"):
         sthosvd(x + 1j, (1, 1))
     with pytest.raises(InputError, match="1e150"):

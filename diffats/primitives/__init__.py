@@ -13,7 +13,6 @@ from diffats.primitives.codec import (
     decomposed_modes,
     encode,
     field_sensitivity,
-    find_ranks,
     orthonormality_defect,
     reconstruction_errors,
     relative_error,
@@ -31,6 +30,7 @@ from diffats.primitives.preparing import (
     outside_domain,
     transformed,
 )
+from diffats.primitives.ranks import RankErrors, affordable, find_ranks
 from diffats.primitives.shifts import Shifts
 
 __all__ = [
@@ -47,10 +47,12 @@ __all__ = [
     "Moments",
     "Normalisation",
     "Products",
+    "RankErrors",
     "Shifts",
     "Stream",
     "Turn",
     "Values",
+    "affordable",
     "align",
     "basis_shapes",
     "decode",

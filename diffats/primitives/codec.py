@@ -14,37 +14,13 @@ from diffats.primitives.layout import Layout, Streams, pick
 from diffats.primitives.normalisation import FieldScaling, NumpyArray
 from diffats.procrustes import align_to_anchor
 from diffats.spectrum import Array, as_numpy, like, mode_dot, transpose, unwarned, widen
-from diffats.tucker import TuckerTensor, hooi, multi_mode_dot, ranks_for_tolerance, ratio, sthosvd
+from diffats.tucker import TuckerTensor, hooi, multi_mode_dot, ratio, sthosvd
 
 
 def decomposed_modes(recipe: Recipe) -> tuple[str, ...]:
     """The modes that a tensor primitive's recipe decomposes: those with a rank; with a tolerance, the aligned ones."""
     named = recipe.decompose.ranks or recipe.aligned_modes
     return tuple(mode for mode in recipe.tensor_modes if mode in named)
-
-
-def find_ranks(x: Array, recipe: Recipe) -> dict[str, int]:
-    """Ranks by mode that a recipe's tolerance needs, from pilot samples.
-
-    Parameters
-    ----------
-    x
-        ``(samples, *sizes)``, centred and scaled as for the decomposition.
-    recipe
-        With ``decompose.tolerance``.
-
-    Raises
-    ------
-    InputError
-        Where the recipe has no tolerance, or samples are not finite.
-    """
-    tolerance = recipe.decompose.tolerance
-    if tolerance is None:
-        raise InputError("the recipe gives ranks, none are to be found. Set decompose.tolerance instead of ranks.")
-    modes = recipe.tensor_modes
-    chosen = [modes.index(mode) for mode in decomposed_modes(recipe)]
-    ranks = ranks_for_tolerance(x, tolerance, chosen, recipe.decompose.rank_quantile)
-    return {mode: rank for mode, rank in zip(modes, ranks, strict=True) if rank is not None}
 
 
 def decompose(x: Array, layout: Layout, method: str = "sthosvd") -> tuple[dict[str, Array], TuckerTensor]:

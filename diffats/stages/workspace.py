@@ -257,10 +257,10 @@ class Workspace:
     @cached_property
     def encoding(self) -> dict[str, Any]:
         """What determines the Tucker forms beside the data, their mean and their scale."""
-        recipe = self.recipe
+        recipe, found = self.recipe, self.recipe.decompose.tolerance is not None
         return {
             "primitive": self.portable["primitive"],
-            "decompose": self.portable["decompose"],
+            "decompose": self.portable["decompose"] | ({"error": "anomaly"} if found else {}),  # once: of the field
             "decomposed": decomposed_modes(recipe) if recipe.primitive.kind == "tgp" else (),
             "condition": {k: v for k, v in self.portable["data"]["condition"].items() if k != "dropout"},
             "shard": recipe.compute.shard_samples,

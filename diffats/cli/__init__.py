@@ -1,0 +1,45 @@
+"""The ``diffats`` command: one verb per stage of a recipe, and verbs that look at what is there.
+
+Heavy libraries are imported inside the verbs, so that help is instant.
+"""
+
+from __future__ import annotations
+
+from diffats import openmp
+from diffats.cli.application import app
+from diffats.cli.ending import interrupt_behind, interrupted_code, interruption, leave, terminated_as_interrupted
+from diffats.cli.terminal import errors, progress_bar, say
+
+# Each module adds its verbs to the application, in the order in which the help lists them.
+from diffats.cli import stages, planning, versions, stores, recipes  # isort: skip
+
+__all__ = [
+    "app",
+    "errors",
+    "interrupt_behind",
+    "interrupted_code",
+    "interruption",
+    "leave",
+    "main",
+    "planning",
+    "progress_bar",
+    "recipes",
+    "stages",
+    "stores",
+    "terminated_as_interrupted",
+    "versions",
+]
+
+openmp.set_waiting()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; without arguments those of the process, which ends with it."""
+    try:
+        app(arguments)
+    except SystemExit as done:
+        if arguments is None:
+            if isinstance(done.code, str):
+                say(done.code)
+            leave(done.code if isinstance(done.code, int) else int(done.code is not None))
+        raise
