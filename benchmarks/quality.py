@@ -154,7 +154,7 @@ class Task:
         for start in range(0, samples.n, 64):
             block = slice(start, start + 64)
             moments.add(self.fields[block][~self.is_test[block]])
-        center, scale = self.recipe.data.center, self.recipe.data.scale
+        center, scale = self.recipe.axes_of(self.recipe.data.center), self.recipe.axes_of(self.recipe.data.scale)
         self.scaling = FieldScaling.fit(moments, center, scale, component="component" in self.modes)
         self.training_mean = moments.mean
         self.layout = Layout.from_recipe(self.recipe, dict(zip(self.modes, self.fields.shape[1:], strict=True)))

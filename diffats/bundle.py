@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,26 +24,30 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from diffats import grids, sources
-from diffats.config import Recipe, completed, names_later, parse_recipe
+from diffats.config import Recipe, completed, names_later, parse_recipe, prepares_fields
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.given import Expected, as_array, check_range, known_points
 from diffats.imposing import Imposing
 from diffats.primitives import (
+    HARMONICS,
     ConditionLayout,
     FieldScaling,
     Layout,
     Normalisation,
     Stream,
+    Values,
     basis_shapes,
     decode,
     encode,
+    nearest_possible,
+    outside_domain,
     turned_axes,
 )
 from diffats.requirements import require
 from diffats.storage import sync_to_disk
 
-PLAIN_FORMAT = 4
-FORMAT = 5  # where the recipe names options that earlier releases do not know
+# 5 and 6 are of recipes that name options which earlier releases do not know: 6 of how numbers are prepared.
+PLAIN_FORMAT, LATER_FORMAT, FORMAT = 4, 5, 6
 MAX_SAMPLES, MAX_SEED, MAX_GUIDANCE = 100_000, 2**63, 1e3
 MAX_SIZE = 2**31  # points along a mode
 MAX_DESCRIPTION = 2**26  # bytes of bundle.json, most of which are coordinates
@@ -102,7 +107,7 @@ def save(
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{partial / ARRAYS} cannot be written ({error})") from error
     description = {
-        "format": FORMAT if names_later(recipe) else PLAIN_FORMAT,
+        "format": format_of(recipe, conditions.to_dict()),
         "release": importlib.metadata.version("diffats"),
         "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
         "recipe": dict(recipe),
@@ -122,6 +127,13 @@ def save(
     shutil.rmtree(destination, ignore_errors=True)
     os.replace(partial, destination)
     return destination
+
+
+def format_of(recipe: Mapping[str, Any], conditions: Mapping[str, Any]) -> int:
+    """The number of the oldest format that says all of a portable recipe and of a layout of conditions."""
+    if prepares_fields(recipe) or "cycles" in conditions:
+        return FORMAT
+    return LATER_FORMAT if names_later(recipe) else PLAIN_FORMAT
 
 
 def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str) -> None:
@@ -150,6 +162,7 @@ def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str)
         raise IntegrityError(f"{directory}: damaged bundle ({error}).") from error
     provenance = {**description["provenance"], "recipe_fingerprint": recipe_fingerprint}
     wanted = {**description, "recipe": dict(recipe), "provenance": provenance}
+    wanted["format"] = format_of(recipe, description["conditions"])
     if wanted != description:
         _replace_text(directory / "bundle.json", signed(wanted))
     latest_file = directory.parent / LATEST
@@ -236,10 +249,10 @@ def _read_description(directory: Path) -> dict[str, Any]:
     if file.stat().st_size > MAX_DESCRIPTION:
         raise IntegrityError(f"{file}: {file.stat().st_size} bytes, at most {MAX_DESCRIPTION} are read.")
     description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if description.get("format") not in (PLAIN_FORMAT, FORMAT):
+    if description.get("format") not in (PLAIN_FORMAT, LATER_FORMAT, FORMAT):
         raise IntegrityError(
-            f"{directory}: bundle of format {description.get('format')}, this version reads {FORMAT} and "
-            f"{PLAIN_FORMAT}. "
+            f"{directory}: bundle of format {description.get('format')}, this version reads {PLAIN_FORMAT} to "
+            f"{FORMAT}. "
             f"Load it with the version that wrote it (diffats {description.get('release', 'of another number')})."
         )
     digest = description.pop("digest", None)
@@ -265,6 +278,8 @@ def _misfits(model: Bundle) -> Iterator[str]:
     yield from _differing("modes", list(layout.modes), list(model.recipe.tensor_modes))
     yield from _differing("kind", layout.kind, model.recipe.primitive.kind)
     yield from _differing("variables", fields, dict.fromkeys(fields, one) or "one at least")
+    whole = [values.whole.kind for values in model.values if values.whole is not None]
+    yield from _differing("types of whole numbers", [kind for kind in whole if kind not in "iub"], [])
     yield from _differing("components", layout.sizes.get("component", 1) if several else 1, len(fields))
     yield from _differing("anchors", _shapes(model.anchors), layout.anchor_shapes)
     yield from _differing("means", _shapes(normal.mean), streams)
@@ -277,6 +292,10 @@ def _misfits(model: Bundle) -> Iterator[str]:
         if value is not None:
             full = tuple(sizes.values())
             yield from _differing(f"{name} of fields", np.broadcast_shapes(value.shape, full), full)
+    chosen = model.recipe.data.transform
+    wanted = tuple(chosen.get(name, "") for name in fields) if chosen else ()
+    yield from _differing("transforms", scaling.transforms, wanted)
+    yield from _climatology_misfits(model)
     yield from _coordinate_misfits(model)
     yield from _differing("calibrated", model.is_calibrated, model.recipe.train.calibrate)
     yield from _imposing_misfits(model)
@@ -294,6 +313,19 @@ def _imposing_misfits(model: Bundle) -> Iterator[str]:
         yield from _differing("shape of shares", known.shares.shape in shapes, True)
         yield from _differing("off", known.off is None or _is_real(known.off), True)
         yield from _differing("shares from 0 to 1", bool(((known.shares >= 0) & (known.shares <= 1)).all()), True)
+
+
+def _climatology_misfits(model: Bundle) -> Iterator[str]:
+    known, names = model.scaling.climatology, model.recipe.data.climatology
+    yield from _differing("climatology", known is not None, bool(names))
+    if known is not None:
+        sizes = tuple(1 if axis == known.axis else n for axis, n in enumerate(model.layout.sizes.values()))
+        got = known.coefficients.shape
+        yield from _differing("harmonics", got, (2 * HARMONICS * len(names), *sizes))
+        yield from _differing("cycles", [name for name in names if name not in model.conditions.cycles], [])
+        yield from _differing(
+            "all numbers of the climatology finite", bool(np.isfinite(known.coefficients).all()), True
+        )
 
 
 def _coordinate_misfits(model: Bundle) -> Iterator[str]:
@@ -329,6 +361,8 @@ def _given(model: Bundle) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {} if conditions.initial is None else {"initial": conditions.initial}
     shapes |= {f"field_{name}": shape for name, shape in conditions.fields.items()}
     shapes |= {f"scalar_{name}": () for name in conditions.scalars}
+    points = 1 if model.time_mode is None else model.layout.sizes[model.time_mode]
+    shapes |= {f"phase_{name}": (points,) for name in model.recipe.data.climatology}
     return shapes | ({"label": ()} if conditions.n_labels else {})
 
 
@@ -394,7 +428,7 @@ class Bundle:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{mode}={n}" for mode, n in self.layout.sizes.items())
-        conditions = ", ".join(public_name(name) for name in self.examples) or "none"
+        conditions = ", ".join(dict.fromkeys(map(public_name, self.examples))) or "none"
         return f"<diffats model {self.recipe.name!r}: samples ({sizes}), conditions: {conditions}, {self.directory}>"
 
     def encode(self, ds: xr.Dataset) -> xr.Dataset:
@@ -419,13 +453,20 @@ class Bundle:
         x, coords = self._stack(ds)
         if not np.isfinite(x if self.scaling.mask is None else np.where(self.scaling.mask, 0, x)).all():
             raise InputError("fields to encode hold NaN or infinite values outside the model's mask. Fill them first.")
-        streams, overlaps = encode(self.scaling.apply(x), self.anchors, self.layout, self.recipe.decompose.method)
+        outside = outside_domain(x, self.scaling.transforms, list(self.template.data_vars))
+        if outside is not None:
+            raise InputError(
+                f"sample {outside[0]} cannot be encoded: {outside[1]} in another recipe, or mend the fields."
+            )
+        times = self._times(ds, len(x))
+        scaled = self.scaling.apply(x, self.phases(times))
+        streams, overlaps = encode(scaled, self.anchors, self.layout, self.recipe.decompose.method)
         data: dict[str, Any] = {s.name: (("sample", *s.dims), streams[s.name]) for s in self.layout.streams}
         for mode, overlap in overlaps.items():
             data[f"overlap_{mode}"] = ("sample", overlap.min(axis=tuple(range(1, overlap.ndim))))
         dims = {dim for stream in self.layout.streams for dim in stream.dims}
         known = {str(k): c.variable for k, c in self.template.coords.items() if k in dims and c.dims == (k,)}
-        return xr.Dataset(data, coords=known | coords)
+        return xr.Dataset(data, coords=known | coords | self.condition_variables(times))
 
     def decode(self, primitives: xr.Dataset) -> xr.Dataset:
         """Fields in physical units from primitives, with the coordinates of a sample and those along ``sample``."""
@@ -436,7 +477,48 @@ class Bundle:
                 raise InputError(f'primitives have no variable "{stream.name}". Expected {names}.')
             streams[stream.name] = primitives[stream.name].transpose("sample", *stream.dims).values
         along = {str(n): c.variable for n, c in primitives.coords.items() if c.dims == ("sample",)}
-        return sources.decoded_dataset(self.fields(streams), self.template, along)
+        times = self._times(primitives, len(streams["core"]))
+        along |= {name: xr.Variable(*variable) for name, variable in self.condition_variables(times).items()}
+        return sources.decoded_dataset(self.fields(streams, times), self.template, along)
+
+    def _times(self, ds: xr.Dataset, k: int) -> dict[str, Array]:
+        """Raw phases ``(k, points)`` of the times of samples, of which a climatology is; nothing without one."""
+        out = {}
+        for name in self.recipe.data.climatology:
+            known = [key for key in (clock_name(name), f"condition_phase_{name}") if key in ds.variables]
+            found = ds[known[0]] if known else sources.counted_times(ds, name, self.conditions.cycles[name])
+            if found is None:
+                raise InputError(
+                    f'the model subtracts a climatology by "{name}", and this data set says no times: it has neither '
+                    f'"{clock_name(name)}" nor dates "{name.rpartition(".")[0]}". Add one of them.'
+                )
+            mode = self.time_mode
+            if mode is not None and mode in found.dims:
+                windowed = mode in self.recipe.data.windows.size
+                found = grids.in_order(found, mode, self.template, offsets=windowed, what=f'times "{found.name}"')
+                found = found.transpose(..., mode)
+            points = 1 if mode is None else self.layout.sizes[mode]
+            try:
+                out[f"phase_{name}"] = np.broadcast_to(found.values.reshape(-1, points), (k, points))
+            except ValueError as error:
+                shape = ", ".join(f"{dim}={n}" for dim, n in found.sizes.items())
+                raise InputError(
+                    f'times "{found.name}" have shape ({shape}), expected {k} samples of {points}.'
+                ) from error
+        return out
+
+    @property
+    def time_mode(self) -> str | None:
+        """The mode along which the times of a climatology run; None where a sample has one time."""
+        axis = None if self.scaling.climatology is None else self.scaling.climatology.axis
+        return None if axis is None else self.layout.modes[axis]
+
+    def phases(self, raw: Mapping[str, Array]) -> Array | None:
+        """The phases ``(k, points, cycles)`` in raw conditions, by which the centre is a climatology; else None."""
+        names = self.recipe.data.climatology
+        shares = [(raw[f"phase_{n}"] - self.conditions.cycles[n][0]) / self.conditions.cycles[n][1] for n in names]
+        points = 1 if self.time_mode is None else self.layout.sizes[self.time_mode]
+        return np.stack([share.reshape(-1, points) for share in shares], axis=-1) if names else None
 
     def sample(
         self,
@@ -460,7 +542,8 @@ class Bundle:
             Sample ``i`` depends on ``seed`` and ``i`` only.
         conditions
             By name ("label", a scalar's or field's name, "initial"), one value for all or one per sample. A label is
-            its name, or its number in ``label_names`` where names are no numbers. Fields are xarray objects on the
+            its name, or its number in ``label_names`` where names are no numbers. A phase of a time
+            ("time.dayofyear") is a number, a date, or a text such as "2001-07-19". Fields are xarray objects on the
             model's grid, with dims in any order, points in any order and the model's units, and one dim more where each
             sample has its own (the initial state an ``xr.Dataset`` where it has several variables; a time dim of length
             one may stay), or NumPy arrays in tensor order. Left out: drawn from the training conditions, all of a
@@ -493,9 +576,10 @@ class Bundle:
         self.check_range(self.conditions.places(raw), max_extrapolation)
         streams = self.generate(np.arange(n), seed, raw, steps=steps, guidance=guidance, sampler=sampler)
         imposed = self.to_impose(raw, impose)
-        fields = sources.decoded_dataset(self.fields(streams, imposed), self.template)
+        fields = sources.decoded_dataset(self.fields(streams, raw, imposed), self.template)
         fields.attrs |= {} if imposed is None else {"initial_slice": self.imposing_described}
-        return fields.assign(self.condition_variables(raw))
+        clocks = [clock_name(name) for name in self.recipe.data.climatology]
+        return fields.assign(self.condition_variables(raw)).set_coords(clocks)
 
     def generate(
         self,
@@ -514,7 +598,7 @@ class Bundle:
 
         settings = self.recipe.generate
         guidance = settings.guidance if guidance is None else guidance
-        if raw and guidance != 1 and self.recipe.data.condition.dropout == 0:
+        if self.conditions.any and guidance != 1 and self.recipe.data.condition.dropout == 0:
             raise InputError(
                 f"guidance {guidance:g}: this model has never seen samples without their conditions. "
                 "Use guidance 1, or train with data.condition.dropout above 0."
@@ -525,7 +609,7 @@ class Bundle:
             Diffusion(self.recipe.diffusion),
             [int(i) for i in indices],
             seed,
-            cond=self.conditions.normalise(dict(raw)) if raw else None,
+            cond=self.conditions.normalise(dict(raw)) if self.conditions.any else None,
             steps=settings.steps if steps is None else steps,
             sampler=settings.sampler if sampler is None else sampler,
             guidance=guidance,
@@ -534,13 +618,18 @@ class Bundle:
         )
         return {k: np.asarray(v) for k, v in self.normalisation.undo(self.layout.unflatten(z)).items()}
 
-    def fields(self, streams: Mapping[str, Array], initial: Array | None = None) -> Array:
-        """Fields ``(k, *sizes)`` in physical units of streams; masked points are NaN.
+    def fields(
+        self, streams: Mapping[str, Array], raw: Mapping[str, Array] | None = None, initial: Array | None = None
+    ) -> Array:
+        """Fields ``(k, *sizes)`` in physical units of streams, within what values can be; masked points are NaN.
 
-        ``initial`` are slices that are imposed on them, from ``to_impose``; none where left out.
+        With a climatology, the ``raw`` conditions of the samples say at which times they are. ``initial`` are slices
+        that are imposed on them, from ``to_impose``; none where left out.
         """
-        fields = np.asarray(self.scaling.undo(decode(dict(streams), self.layout)))
-        return fields if initial is None or self.imposing is None else self.imposing.impose(fields, initial)
+        fields = np.asarray(self.scaling.undo(decode(dict(streams), self.layout), self.phases(raw or {})))
+        if initial is not None and self.imposing is not None:
+            fields = self.imposing.impose(fields, initial)
+        return nearest_possible(fields, self.values)
 
     def to_impose(self, raw: Mapping[str, Array], impose: bool | None = None) -> Array | None:
         """The given initial slices ``(k, ...)`` of raw conditions where they are to be imposed, else None."""
@@ -571,18 +660,31 @@ class Bundle:
         limit = self.recipe.generate.max_extrapolation if max_extrapolation is None else max_extrapolation
         check_range(self.conditions, places, limit)
 
+    @property
+    def values(self) -> list[Values]:
+        """Which values each variable can have: within the recipe's bounds, whole numbers where the source's are."""
+        bounds = self.recipe.data.bounds
+        return [
+            Values(*bounds.get(str(name), (-math.inf, math.inf)), variable.encoding.get("dtype"))
+            for name, variable in self.template.data_vars.items()
+        ]
+
     def condition_rows(self, n: int, seed: int, conditions: Mapping[str, Any] | None) -> dict[str, Array]:
         """Raw conditions of ``n`` samples, one row each: as given, or drawn from the training conditions."""
-        given, names = dict(conditions or {}), {public_name(name): name for name in self.examples}
+        given = dict(conditions or {})
+        names: dict[str, list[str]] = {}
+        for name in self.examples:
+            names.setdefault(public_name(name), []).append(name)
         unknown = [name for name in given if name not in names]
         if unknown:
             known = ", ".join(names) or "none, it is unconditional"
             raise InputError(f'unknown condition "{unknown[0]}". The model\'s conditions: {known}.')
-        out = {} if given.keys() >= names.keys() else self.drawn_conditions(np.arange(n), seed)
-        return {
-            name: self._given(name, given[public], n) if public in given else out[name]
-            for public, name in names.items()
-        }
+        complete = given.keys() >= names.keys() and not self.recipe.data.climatology
+        out = {} if complete else self.drawn_conditions(np.arange(n), seed)
+        for public, stored in names.items():
+            for name in stored if public in given else ():
+                out[name] = self._given(name, given[public], n, out.get(name))
+        return {name: out[name] for name in self.examples}
 
     def drawn_conditions(self, indices: Array, seed: int) -> dict[str, Array]:
         """Raw training conditions for samples ``indices``; sample ``i`` depends on ``seed`` and ``i`` only."""
@@ -592,11 +694,23 @@ class Bundle:
         rows = [int(np.random.default_rng([seed, int(i)]).integers(count)) for i in indices]
         return {name: examples[rows] for name, examples in self.examples.items()}
 
-    def _given(self, name: str, given: Any, n: int) -> Array:
+    def _given(self, name: str, given: Any, n: int, drawn: Array | None = None) -> Array:
         examples, public = self.examples[name], public_name(name)
+        if name.startswith("phase_"):  # of the first point; the others follow as in the training sample that was drawn
+            assert drawn is not None
+            first, length = self.conditions.cycles[public]
+            start = self._checked(name, given, n, examples[:, 0])
+            return first + (drawn - drawn[:, :1] + start[:, None] - first) % length
+        return self._checked(name, given, n, examples)
+
+    def _checked(self, name: str, given: Any, n: int, examples: Array) -> Array:
+        """What was given for a condition, one row a sample, in the shape and type of its examples."""
+        public = public_name(name)
         if isinstance(given, xr.DataArray | xr.Dataset) and self.condition_dims.get(name):
             given = as_array(given, self._expected(name), n)
         try:
+            if public in self.conditions.cycles:
+                given = sources.counted(given, public, self.conditions.cycles[public])
             value: Array = self._codes(given) if name == "label" else np.asarray(given, examples.dtype, "C")
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
@@ -640,6 +754,12 @@ class Bundle:
             public = public_name(name)
             if name == "label":
                 value = np.asarray(self.label_names, dtype=object)[value]
+            if name.startswith("phase_"):
+                mode = self.time_mode
+                text = {"long_name": f"{public} of the climatology"}
+                one = value[:, 0] if mode is None and value.ndim > 1 else value
+                out[clock_name(public)] = (("sample",) if mode is None else ("sample", mode), one, text)
+                continue
             out[f"condition_{public}"] = (("sample", *self._dims(name, value.shape[1:])), value)
         return out
 
@@ -742,7 +862,16 @@ def public_name(name: str) -> str:
     >>> public_name("scalar_nu"), public_name("label")
     ('nu', 'label')
     """
-    return name.removeprefix("scalar_").removeprefix("field_")
+    return name.removeprefix("scalar_").removeprefix("field_").removeprefix("phase_")
+
+
+def clock_name(name: str) -> str:
+    """The coordinate along samples that says of which phase their climatology is.
+
+    >>> clock_name("time.dayofyear")
+    'time_dayofyear'
+    """
+    return name.replace(".", "_")
 
 
 def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:

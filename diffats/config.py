@@ -16,7 +16,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticSerializationError
 
 from diffats.errors import RecipeError, redact
@@ -29,6 +38,8 @@ Metric = Literal[
 ]
 #: What ``diffats simulate`` makes: the modules of ``diffats.simulate`` (a test compares them).
 Problem = Literal["burgers_1d", "reaction_diffusion_1d", "burgers_2d", "karman", "moving_digits", "image_patches"]
+#: What ``data.transform`` may be: the names in ``diffats.primitives.preparing.TRANSFORMS`` (a test compares them).
+Transform = Literal["log", "log1p", "sqrt", "cbrt", "asinh"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 METRICS: tuple[str, ...] = get_args(Metric)
 
@@ -76,6 +87,12 @@ def check_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+# JSON has no infinity: stores and workers get "inf".
+Bound = Annotated[
+    float,
+    Field(allow_inf_nan=True),
+    PlainSerializer(lambda bound: str(bound) if math.isinf(bound) else bound, when_used="json"),
+]
 
 
 _HTTP_LOGIN = """FSSPEC_HTTP='{"headers": {"Authorization": "Basic ..."}}' for https://"""
@@ -170,6 +187,36 @@ class Condition(Section):
         return bool(self.initial or self.fields or self.scalars or self.labels)
 
 
+#: Of a coordinate of times, ``"time.dayofyear"`` and so on: what comes back every year or day.
+PHASES = ("dayofyear", "month", "hour")
+
+
+def is_phase(name: str) -> bool:
+    """Whether a name asks for a phase of a coordinate of times.
+
+    >>> is_phase("time.dayofyear"), is_phase("time"), is_phase("time.year")
+    (True, False, False)
+    """
+    coordinate, _, part = name.rpartition(".")
+    return bool(coordinate) and part in PHASES
+
+
+class By(Section):
+    """A number for each point along some dims, or a climatology by the phase of times."""
+
+    by: list[str] = Field(description='modes; for the centre also phases of a time, "time.dayofyear"', min_length=1)
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, by: object) -> object:
+        return [by] if isinstance(by, str) else by
+
+    @property
+    def phases(self) -> list[str]:
+        """The phases among the names, by which a climatology is."""
+        return [name for name in self.by if is_phase(name)]
+
+
 class Data(Section):
     """Where the raw fields are and what a sample is."""
 
@@ -189,8 +236,18 @@ class Data(Section):
     storage_options: dict[str, str | int | bool] = Field(
         default_factory=dict, description="passed to fsspec; credentials belong in the environment"
     )
-    center: Literal["none", "variable", "point"] = Field("variable", description="subtract the training mean of")
-    scale: Literal["none", "variable"] = Field("variable", description="divide by the training standard deviation of")
+    center: Literal["none", "variable", "point"] | By = Field(
+        "variable", description="subtract the training mean of; { by = [...] }: along modes, or a climatology"
+    )
+    scale: Literal["none", "variable"] | By = Field(
+        "variable", description="divide by the training standard deviation of; { by = [...] }: along modes"
+    )
+    transform: dict[Name, Transform] = Field(
+        default_factory=dict, description="by variable: what the model sees of it; undone in what is generated"
+    )
+    bounds: dict[Name, tuple[Bound, Bound]] = Field(
+        default_factory=dict, description="least and largest value by variable (inf: none), kept in what is generated"
+    )
     missing: Literal["fail", "mask"] = Field("fail", description='"mask": a mask equal in all samples is handled')
     max_failed: float = Field(0.01, ge=0, le=1, description="share of bad samples (at least one) that is tolerated")
     grows: bool = Field(False, description="new samples come at the end: only they are encoded, as the first ones were")
@@ -198,6 +255,11 @@ class Data(Section):
     windows: Windows = Windows()
     split: Split = Split()
     condition: Condition = Condition()
+
+    @property
+    def climatology(self) -> list[str]:
+        """The phases of times by which the centre is a climatology; none where it is none."""
+        return self.center.phases if isinstance(self.center, By) else []
 
     @field_validator("sample_dim", "group", "engine", "concat_dim", "version")
     @classmethod
@@ -214,6 +276,16 @@ class Data(Section):
                 _no_login(value)
         return options
 
+    @field_validator("bounds")
+    @classmethod
+    def _in_order(cls, bounds: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (low, high) in bounds.items():
+            if not low < high:
+                raise ValueError(
+                    f'bounds [{low:g}, {high:g}] of "{name}" hold no number. Write [LOW, HIGH], inf for none.'
+                )
+        return bounds
+
     @model_validator(mode="after")
     def _consistent(self) -> Data:
         twice = {mode for mode in self.modes if self.modes.count(mode) > 1}
@@ -223,6 +295,9 @@ class Data(Section):
             raise ValueError("nothing makes samples. Set data.sample_dim, or data.windows.size to cut windows.")
         if self.sample_dim in self.modes:
             raise ValueError(f'data.sample_dim "{self.sample_dim}" is also a mode. A dim is either samples or a mode.')
+        for key, option in (("center", self.center), ("scale", self.scale)):
+            if isinstance(option, By):
+                self._check_by(key, option)
         for dim in self.windows.size:
             if dim not in self.modes:
                 raise ValueError(f'windows cut dim "{dim}", which data.modes does not name. Add it to data.modes.')
@@ -236,6 +311,22 @@ class Data(Section):
         if self.split.group is not None and self.sample_dim is None:
             raise ValueError("split.group keeps entries of data.sample_dim together, and there is none. Remove it.")
         return self
+
+    def _check_by(self, key: str, option: By) -> None:
+        modes = ", ".join(self.modes)
+        if len(set(option.by)) < len(option.by):
+            raise ValueError(f"data.{key}.by names a mode twice. Name each once.")
+        if option.phases and (key == "scale" or len(option.phases) < len(option.by)):
+            raise ValueError(
+                f'data.{key}.by names "{option.phases[0]}": only data.center can be by the phase of a time, and is by '
+                f"point then. Name modes ({modes}), or such phases alone in data.center.by."
+            )
+        for name in option.by:
+            if name not in self.modes and not option.phases:
+                raise ValueError(
+                    f'data.{key}.by names "{name}", which is no mode ({modes}). Name some of them; '
+                    "variables have numbers of their own anyway."
+                )
 
 
 class Simulate(Section):
@@ -569,9 +660,19 @@ class Recipe(Section):
                 raise ValueError(f'train.shift names "{mode}", which is cut into windows: their ends do not meet.')
             if initial is not None and mode == initial.dim:
                 raise ValueError(f'train.shift names "{mode}", along which data.condition.initial is taken. Remove it.')
-        if self.train.shift and (data.center == "point" or data.missing == "mask"):
-            option = 'data.center = "point"' if data.center == "point" else 'data.missing = "mask"'
-            raise ValueError(f"train.shift moves fields, and {option} belongs to fixed points. Use one of them only.")
+        fixed = {"data.center": data.center, "data.scale": data.scale}
+        tied = [
+            key
+            for key, option in fixed.items()
+            if isinstance(option, By) and (option.phases or set(option.by) & set(self.train.shift))
+        ]
+        options = [f"{key}.by" for key in tied]
+        options += ['data.center = "point"'] if data.center == "point" else []
+        options += ['data.missing = "mask"'] if data.missing == "mask" else []
+        if self.train.shift and options:
+            raise ValueError(
+                f"train.shift moves fields, and {options[0]} belongs to fixed points. Use one of them only."
+            )
 
     def _check_tgp(self) -> None:
         given = [key for key in ("patch", "rank") if getattr(self.primitive, key)]
@@ -617,6 +718,12 @@ class Recipe(Section):
     def tensor_modes(self) -> tuple[str, ...]:
         """The modes of a sample tensor: ``data.modes``, after ``"component"`` where there are several variables."""
         return (("component",) if len(self.data.variables) > 1 else ()) + tuple(self.data.modes)
+
+    def axes_of(self, option: str | By) -> str | list[int]:
+        """A choice of ``data.center`` or ``data.scale`` with the axes of a sample in place of the names of modes."""
+        if isinstance(option, By):
+            return "point" if option.phases else [self.tensor_modes.index(mode) for mode in option.by]
+        return option
 
     @property
     def aligned_modes(self) -> tuple[str, ...]:
@@ -699,7 +806,7 @@ def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
         made = Recipe.model_validate(tree)
         made.model_dump_json()  # as workers and stores get it
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [_explain(problem) for problem in error.errors() if not _of_other_member(problem)]
         raise RecipeError(f"{where}: " + "\n  ".join(dict.fromkeys(problems))) from error
     except (PydanticSerializationError, UnicodeEncodeError) as error:  # bytes of a command line that are no text
         reason = str(error).rpartition("codec ")[2]
@@ -727,7 +834,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Any) -> str:
     """One mistake in words: the key, what is expected, what was given, the fix."""
-    path = ".".join(str(part) for part in problem["loc"] if part not in _UNION_MEMBERS)
+    path = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(_UNION_MEMBERS))
     kind, given = problem["type"], _shown(problem.get("input"), secret="storage_options" in problem["loc"])
     if kind == "extra_forbidden":
         return f'unknown key "{path}". The nearest known key is "{_nearest(path)}".'
@@ -743,6 +850,13 @@ def _explain(problem: Any) -> str:
     return f'"{path}": expected {expected}, got {given}{_described(path)}.'
 
 
+def _of_other_member(problem: Any) -> bool:
+    """Whether a mistake is that a word is no table or a table no word, where either would do."""
+    if problem["type"] == "literal_error":
+        return isinstance(problem["input"], dict) and any(str(part).startswith("literal[") for part in problem["loc"])
+    return problem["type"] in _SECTION_ERRORS and problem["loc"][-1] == By.__name__
+
+
 def _shown(value: Any, *, secret: bool = False) -> str:
     """A value as JSON, as far as there is room; only its type where it may be a credential."""
     if secret:
@@ -754,7 +868,7 @@ def _shown(value: Any, *, secret: bool = False) -> str:
 
 
 # The members of unions that pydantic adds to a place, and its names for values of a wrong type.
-_UNION_MEMBERS = ("float", "str", "int", "bool")
+_UNION_MEMBERS = ("float", "str", "int", "bool", "literal[", "By")
 _SECTION_ERRORS = ("model_type", "model_attributes_type", "dict_type")
 _WHOLE = "a whole number"
 _EXPECTED = {
@@ -843,13 +957,15 @@ def described(recipe: Recipe) -> dict[str, Any]:
 
 
 # Options that came later, each with the value that stands for what was done before.
-_LATER = (
+_PREPARING: tuple[tuple[str, str, Any], ...] = (("data", "bounds", {}), ("data", "transform", {}))
+_LATER: tuple[tuple[str, str, Any], ...] = (
     ("normalise", "coordinates", "stream"),
     ("train", "calibrate", False),
     ("train", "keep", "last"),
     ("diffusion", "log_snr_shift", 0.0),
     ("generate", "impose", False),
     ("generate", "max_extrapolation", None),
+    *_PREPARING,
 )
 
 
@@ -857,6 +973,13 @@ def names_later(tree: Mapping[str, Any]) -> bool:
     """Whether a portable recipe names an option that earlier releases do not know."""
     grouped = tree.get("data", {}).get("split", {}).get("group") is not None
     return grouped or any(key in tree.get(section, {}) for section, key, _ in _LATER)
+
+
+def prepares_fields(tree: Mapping[str, Any]) -> bool:
+    """Whether it names those of them that say how numbers are prepared, which came last."""
+    data = tree.get("data", {})
+    named = any(key in tree.get(section, {}) for section, key, _ in _PREPARING)
+    return named or any(isinstance(data.get(key), Mapping) for key in ("center", "scale"))
 
 
 def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -234,6 +234,21 @@ class ScalarCondition(nn.Module):
         return tokens[:, None]
 
 
+class PhaseCondition(nn.Module):
+    """One token of a number that comes back, as sine and cosine ``(B, 2)``."""
+
+    count = 1
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, 1, width)``."""
+        tokens: Tensor = self.embed(x)
+        return tokens[:, None]
+
+
 class LabelCondition(nn.Module):
     """One token of a class ``(B,)``."""
 
@@ -254,7 +269,7 @@ def _condition_modules(conditions: ConditionLayout, placed: Container[str], widt
     fields |= {f"field_{name}": shape for name, shape in conditions.fields.items()}
     modules: dict[str, nn.Module] = {n: FieldCondition(tuple(s), width) for n, s in fields.items() if n not in placed}
     for name in conditions.scalars:
-        modules[f"scalar_{name}"] = ScalarCondition(width)
+        modules[f"scalar_{name}"] = PhaseCondition(width) if name in conditions.cycles else ScalarCondition(width)
     if conditions.n_labels:
         modules["label"] = LabelCondition(conditions.n_labels, width)
     return modules

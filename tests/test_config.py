@@ -160,7 +160,7 @@ def test_an_unknown_key_names_the_nearest(recipe: dict[str, Any], near: tuple[st
         (
             data(center="points"),
             '"data.center": expected "none", "variable" or "point", got "points" (subtract the training mean of; '
-            'default "variable").',
+            '{ by = [...] }: along modes, or a climatology; default "variable").',
         ),
         (
             tree(decompose={"ranks": [2, 2]}),
@@ -324,6 +324,7 @@ def test_what_is_stored_names_no_place_on_this_machine(tmp_path: Path) -> None:
         ({"train": {"shift": ["x"]}, "data": {"windows": {"size": {"x": 4}}}}, "cut into windows"),
         ({"train": {"shift": ["y"]}, "data": {"condition": {"initial": {"dim": "y"}}}}, "data.condition.initial"),
         ({"train": {"shift": ["x"]}, "data": {"center": "point"}}, 'data.center = "point" belongs to fixed points'),
+        ({"train": {"shift": ["x"]}, "data": {"scale": {"by": "x"}}}, "data.scale.by belongs to fixed points"),
         ({"train": {"shift": ["x"]}, "data": {"missing": "mask"}}, 'data.missing = "mask" belongs to fixed points'),
         (
             {"train": {"shift": ["y"]}, "primitive": {"kind": "mgp", "patch": {"x": 2}, "rank": 2}, "decompose": {}},

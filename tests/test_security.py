@@ -728,7 +728,7 @@ def test_a_bundle_of_a_later_release_names_it(copied: Path) -> None:
     rewrite(copied, lambda tree: tree.update(format=99, release="9.1"))
     with pytest.raises(
         IntegrityError,
-        match=rf"format 99, this version reads {bundle.FORMAT} and {bundle.PLAIN_FORMAT}\. .*\(diffats 9\.1\)",
+        match=rf"format 99, this version reads {bundle.PLAIN_FORMAT} to {bundle.FORMAT}\. .*\(diffats 9\.1\)",
     ):
         bundle.load(copied)
 

@@ -5,6 +5,7 @@ and back. Both kinds run through the same lines: a matrix primitive is a two-mod
 combination of its labelled modes, with one aligned mode.
 """
 
+from diffats.primitives.climatology import HARMONICS, Climatology, CyclicMoments
 from diffats.primitives.codec import (
     align,
     decode,
@@ -21,13 +22,26 @@ from diffats.primitives.coordinates import Coordinates, Products, Turn, basis_sh
 from diffats.primitives.layout import PATCH, Layout, Stream
 from diffats.primitives.moments import Moments
 from diffats.primitives.normalisation import FieldScaling, Normalisation
+from diffats.primitives.preparing import (
+    TRANSFORMS,
+    FieldMoments,
+    Values,
+    nearest_possible,
+    outside_domain,
+    transformed,
+)
 from diffats.primitives.ranks import RankErrors, affordable, find_ranks
 from diffats.primitives.shifts import Shifts
 
 __all__ = [
+    "HARMONICS",
     "PATCH",
+    "TRANSFORMS",
+    "Climatology",
     "ConditionLayout",
     "Coordinates",
+    "CyclicMoments",
+    "FieldMoments",
     "FieldScaling",
     "Layout",
     "Moments",
@@ -37,6 +51,7 @@ __all__ = [
     "Shifts",
     "Stream",
     "Turn",
+    "Values",
     "affordable",
     "align",
     "basis_shapes",
@@ -46,8 +61,11 @@ __all__ = [
     "encode",
     "field_sensitivity",
     "find_ranks",
+    "nearest_possible",
     "orthonormality_defect",
+    "outside_domain",
     "reconstruction_errors",
     "relative_error",
+    "transformed",
     "turned_axes",
 ]

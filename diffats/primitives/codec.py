@@ -154,7 +154,12 @@ def orthonormality_defect(streams: Streams, layout: Layout) -> dict[str, Array]:
 
 @unwarned
 def reconstruction_errors(
-    x: Array, residual: Array, norm2: Array, scaling: FieldScaling, training_mean: Array
+    x: Array,
+    residual: Array,
+    norm2: Array,
+    scaling: FieldScaling,
+    training_mean: Array,
+    decoded: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Three errors of each sample, from one residual; what the residual holds is lost.
 
@@ -168,6 +173,8 @@ def reconstruction_errors(
         ``(k,)`` squared norms of the centred and scaled samples.
     scaling, training_mean
         What was subtracted and divided by, and what the anomaly is relative to.
+    decoded
+        ``(k, *sizes)`` in physical units, of transformed fields only, whose residual says nothing of physical units.
 
     Returns
     -------
@@ -185,14 +192,16 @@ def reconstruction_errors(
     truncation = ratio(lost, norm2)
     # A residual of 0 does not mean that nothing was lost: centring and scaling have rounded every number already.
     rounded = (spectrum.rounding_unit(x) / 4) ** 2 * float(scaling.scale.max()) ** 2 * norm2
-    if known is None and scaling.scale.size == 1:
+    size = total(x)
+    if decoded is not None:
+        lost, rounded = total(x - decoded), (spectrum.rounding_unit(x) / 4) ** 2 * size
+    elif known is None and scaling.scale.size == 1:
         lost = lost * float(scaling.scale.reshape(())) ** 2
     else:
         residual *= like(scaling.scale, residual)
         lost = total(residual)
     lost = xp.maximum(lost, rounded)
     xp.subtract(x, like(training_mean, x), out=residual)  # the memory is there already
-    size = total(x)
     # A sample that differs from the mean by its own rounding only has no anomaly that an error could be relative to.
     anomaly = xp.maximum(total(residual), spectrum.rounding_unit(x) ** 2 * size)
     return ratio(lost, size), ratio(lost, anomaly), truncation

@@ -29,6 +29,9 @@ class ConditionLayout:
         Names, and whether the logarithm is taken (positive, and spanning a factor above 100).
     n_labels, label_names
         Classes.
+    cycles
+        Of scalars that come back, such as the day of the year, and of a climatology: the first number, and how many
+        there are until it begins anew. The network gets sine and cosine.
     stats
         By ``"initial"``, ``"field_<name>"``, ``"scalar_<name>"``: mean and standard deviation, each a number, or a
         list along the leading ``"component"`` dim of the initial slice.
@@ -46,6 +49,7 @@ class ConditionLayout:
     label_names: tuple[str, ...] = ()
     stats: Mapping[str, list[Any]] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    cycles: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def any(self) -> bool:
@@ -60,6 +64,7 @@ class ConditionLayout:
         initial_dims: tuple[str, ...] = (),
         field_dims: Mapping[str, tuple[str, ...]] | None = None,
         label_names: Iterable[str] = (),
+        cycles: Mapping[str, tuple[float, float]] | None = None,
     ) -> ConditionLayout:
         """From the raw conditions of the training split.
 
@@ -74,10 +79,11 @@ class ConditionLayout:
         InputError
             Where a scalar is not finite.
         """
+        cycles = cycles or {}
         fits: dict[str, _Fit] = {}
         for part in [raw] if isinstance(raw, Mapping) else raw:
             for name, values in part.items():
-                if name != "label":
+                if name != "label" and not name.startswith("phase_"):  # which only decoding needs
                     by_component = name == "initial" and initial_dims[:1] == ("component",)
                     fits.setdefault(name, _Fit(name, by_component)).add(np.asarray(values))
         names = tuple(label_names)
@@ -88,15 +94,22 @@ class ConditionLayout:
             fields={n.removeprefix("field_"): fit.shape for n, fit in fits.items() if n.startswith("field_")},
             field_dims={name: tuple(dims) for name, dims in (field_dims or {}).items()},
             scalars=scalars,
-            scalar_log=tuple(fits[f"scalar_{name}"].log for name in scalars),
+            scalar_log=tuple(name not in cycles and fits[f"scalar_{name}"].log for name in scalars),
             n_labels=len(names),
             label_names=names,
-            stats={name: fit.stats for name, fit in fits.items()},
-            ranges={name: fit.range for name, fit in fits.items() if fit.range is not None},
+            stats={name: fit.stats for name, fit in fits.items() if name.removeprefix("scalar_") not in cycles},
+            ranges={
+                name: fit.range
+                for name, fit in fits.items()
+                if fit.range is not None and name.removeprefix("scalar_") not in cycles
+            },
+            cycles={name: (float(first), float(length)) for name, (first, length) in cycles.items()},
         )
 
     def normalise(self, raw: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
         """Raw conditions as network input: standardised float32, labels int64; missing values become the mean.
+
+        Scalars that come back become ``(k, 2)``.
 
         Raises
         ------
@@ -156,6 +169,10 @@ class ConditionLayout:
             if not np.isfinite(values).all() or (log and (values <= 0).any()):
                 expected = "positive (its logarithm is taken)" if log else "finite"
                 raise InputError(f'condition "{name.removeprefix("scalar_")}" must be {expected}, got {values}.')
+            cycle = self.cycles.get(name.removeprefix("scalar_"))
+            if cycle is not None:
+                angle = 2 * np.pi * (values - cycle[0]) / cycle[1]
+                return np.stack([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32)
             values = np.log(values) if log else values
         return np.nan_to_num(self._normal(name, values), nan=0.0).astype(np.float32)
 
@@ -174,9 +191,12 @@ class ConditionLayout:
         return labels
 
     def to_dict(self) -> dict[str, Any]:
-        """The layout as JSON data; ranges only where they are known, so that earlier layouts stay what they were."""
-        tree = cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
-        return tree if self.ranges else {key: value for key, value in tree.items() if key != "ranges"}
+        """The layout as JSON data; ranges and cycles only where there are some, as earlier releases wrote it."""
+        tree = asdict(self)
+        for name in ("ranges", "cycles"):
+            if not tree[name]:
+                del tree[name]
+        return cast(dict[str, Any], json.loads(json.dumps(tree)))
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> ConditionLayout:
@@ -193,6 +213,7 @@ class ConditionLayout:
             label_names=tuple(tree["label_names"]),
             stats=dict(tree["stats"]),
             ranges={name: (low, high) for name, (low, high) in tree.get("ranges", {}).items()},
+            cycles={name: (float(first), float(length)) for name, (first, length) in tree.get("cycles", {}).items()},
         )
 
 

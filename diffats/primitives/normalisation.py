@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device, to_device
 
 from diffats.errors import InputError
+from diffats.primitives.climatology import Climatology
 from diffats.primitives.coordinates import Coordinates, Products
 from diffats.primitives.layout import Streams
 from diffats.primitives.moments import Moments
+from diffats.primitives.preparing import TRANSFORMS, FieldMoments, transformed
 from diffats.spectrum import Array, like
 
 NumpyArray = np.ndarray[Any, Any]
@@ -138,14 +140,20 @@ def _coordinates(arrays: Mapping[str, Any], name: str) -> Coordinates:
 
 @dataclass(frozen=True, eq=False)
 class FieldScaling:
-    """Physical fields to the centred and scaled fields that are decomposed, and back.
+    """Physical fields to the transformed, centred and scaled fields that are decomposed, and back.
 
     Attributes
     ----------
     mean, scale
-        Broadcastable to a sample, in physical units.
+        Broadcastable to a sample, of transformed fields.
     mask
         True where values are missing in every sample, of a sample's shape; None where none are.
+    transforms
+        For each variable a name of `TRANSFORMS`, or ``""``; empty where all stay as they are.
+    spread
+        With transforms: what the scale would be of fields that are not transformed.
+    climatology
+        What else is subtracted, by the phase of the year or day; None where nothing is.
 
     >>> scaling = FieldScaling(np.array([10.0, 10.0]), np.array(2.0), np.array([False, True]))
     >>> scaling.apply(np.array([[14.0, np.nan]])).tolist(), scaling.undo(np.array([[2.0, 0.0]])).tolist()
@@ -155,27 +163,65 @@ class FieldScaling:
     mean: NumpyArray
     scale: NumpyArray
     mask: NumpyArray | None = None
+    transforms: tuple[str, ...] = ()
+    spread: NumpyArray | None = None
+    climatology: Climatology | None = None
+
+    @property
+    def unit(self) -> NumpyArray:
+        """The scale in physical units, in which differences of fields are measured."""
+        return self.scale if self.spread is None else self.spread
+
+    @classmethod
+    def of_fields(
+        cls,
+        moments: FieldMoments,
+        center: str | Sequence[int] = "variable",
+        scale: str | Sequence[int] = "variable",
+        *,
+        component: bool = False,
+    ) -> FieldScaling:
+        """From the moments of the raw training samples and, where they are transformed, of these: see `fit`."""
+        if moments.cyclic is None:
+            fitted = cls.fit(moments.prepared, center, scale, component=component)
+        else:
+            left, climatology = moments.cyclic.fit()
+            mask = np.isnan(moments.raw.mean)
+            if (np.isnan(left.mean) != mask).any():
+                raise InputError(
+                    "points are missing at some times of a sample only, and a climatology is of all times."
+                )
+            fitted = replace(
+                cls.fit(left, "point", scale, component=component),
+                mask=mask if mask.any() else None,
+                climatology=climatology,
+            )
+        if not moments.transforms:
+            return fitted
+        spread = cls.fit(moments.raw, center, scale, component=component).scale
+        return replace(fitted, transforms=moments.transforms, spread=spread)
 
     @classmethod
     def fit(
         cls,
         moments: Moments,
-        center: Literal["none", "variable", "point"] = "variable",
-        scale: Literal["none", "variable"] = "variable",
+        center: str | Sequence[int] = "variable",
+        scale: str | Sequence[int] = "variable",
         *,
         component: bool = False,
     ) -> FieldScaling:
-        """From the moments of the raw training samples.
+        """From the moments of the training samples.
 
         Parameters
         ----------
         moments
             Over samples ``(k, *sizes)``; an element that was NaN is masked.
         center
-            ``"point"``: the mean field; ``"variable"``: one number per variable; ``"none"``: 0.
+            ``"point"``: the mean field; ``"variable"``: one number per variable; ``"none"``: 0; axes of a sample: one
+            for each point along them (and variable).
         scale
             ``"variable"``: root mean square deviation of each variable from what is subtracted (from its mean, with
-            ``center="none"``); ``"none"``: 1.
+            ``center="none"``); ``"none"``: 1; axes of a sample: one for each point along them (and variable).
         component
             Whether the first mode holds the variables.
 
@@ -187,32 +233,45 @@ class FieldScaling:
         if moments.count == 0:
             raise InputError("no good training sample to fit centring and scaling to.")
         mask = np.isnan(moments.mean)
-        axes = tuple(range(int(component), mask.ndim))
-        points = np.sum(~mask, axis=axes, keepdims=True)
-        if (points == 0).any():
+        if mask.all(axis=tuple(range(int(component), mask.ndim))).any():
             raise InputError("every value of a variable is missing in the training samples. Remove this variable.")
 
-        def over_points(values: NumpyArray) -> NumpyArray:
+        def averaged(values: NumpyArray, kept: Sequence[int] | str) -> NumpyArray:
+            """Over all points but those along the kept axes; 0 where all of them are missing."""
+            axes = tuple(axis for axis in range(int(component), mask.ndim) if isinstance(kept, str) or axis not in kept)
+            points = np.maximum(np.sum(~mask, axis=axes, keepdims=True), 1)
             return np.asarray(np.sum(np.where(mask, 0.0, values), axis=axes, keepdims=True) / points)
 
-        variable_mean = over_points(moments.mean)
-        subtracted = {"none": np.zeros_like(variable_mean), "variable": variable_mean, "point": moments.mean}[center]
-        about = variable_mean if center == "none" else subtracted
-        spread = np.sqrt(over_points(moments.variance + (moments.mean - about) ** 2))
-        divisor = divisors(spread, about) if scale == "variable" else np.ones_like(spread)
+        about = moments.mean if center == "point" else averaged(moments.mean, scale if center == "none" else center)
+        subtracted = np.zeros_like(averaged(mask, "variable")) if center == "none" else about
+        spread = np.sqrt(averaged(moments.variance + (moments.mean - about) ** 2, scale))
+        divisor = np.ones_like(spread) if scale == "none" else divisors(spread, about)
         return cls(np.where(np.isnan(subtracted), 0.0, subtracted), divisor, mask if mask.any() else None)
 
-    def apply(self, x: Array) -> Array:
-        """Centre and scale samples ``(k, *sizes)``; masked points become 0."""
-        scaled = x - like(self.mean, x)
+    def apply(self, x: Array, phases: NumpyArray | None = None) -> Array:
+        """Transform, centre and scale samples ``(k, *sizes)``; masked points become 0.
+
+        With a climatology, phases are those ``(k, points, cycles)`` of the samples' times.
+        """
+        scaled = transformed(x, self.transforms) - like(self.mean, x)
+        if self.climatology is not None:
+            scaled -= self._at(phases, x)
         scaled /= like(self.scale, x)
         return self._filled(scaled, 0.0)
 
-    def undo(self, x: Array) -> Array:
+    def undo(self, x: Array, phases: NumpyArray | None = None) -> Array:
         """The inverse of ``apply``; masked points become NaN."""
         physical = x * like(self.scale, x)
+        if self.climatology is not None:
+            physical += self._at(phases, x)
         physical += like(self.mean, x)
-        return self._filled(physical, np.nan)
+        return self._filled(transformed(physical, self.transforms, inverse=True), np.nan)
+
+    def _at(self, phases: NumpyArray | None, x: Array) -> Array:
+        assert self.climatology is not None
+        if phases is None:
+            raise InputError("a climatology is subtracted from these fields, so that their times must be known.")
+        return like(self.climatology.at(phases, np.float32 if x.dtype.itemsize <= 4 else np.float64), x)
 
     def _filled(self, x: Array, value: float) -> Array:
         if self.mask is not None:
@@ -220,11 +279,33 @@ class FieldScaling:
         return x
 
     def to_arrays(self) -> dict[str, NumpyArray]:
-        """Mean, scale and, where there is one, mask."""
-        return {"mean": self.mean, "scale": self.scale} | ({} if self.mask is None else {"mask": self.mask})
+        """Mean, scale and what else there is; transforms by their place in `TRANSFORMS`, -1 for none."""
+        out = {"mean": self.mean, "scale": self.scale} | ({} if self.mask is None else {"mask": self.mask})
+        if self.transforms:
+            places = [list(TRANSFORMS).index(name) if name else -1 for name in self.transforms]
+            out["transforms"] = np.asarray(places, np.int64)
+        if self.climatology is not None:
+            axis = self.climatology.axis
+            out |= {"climatology": self.climatology.coefficients, "time_axis": np.asarray(-1 if axis is None else axis)}
+        return out | ({} if self.spread is None else {"spread": self.spread})
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> FieldScaling:
         """The scaling that ``to_arrays`` described."""
         mask = np.asarray(arrays["mask"], bool) if "mask" in arrays else None
-        return cls(np.asarray(arrays["mean"], np.float64), np.asarray(arrays["scale"], np.float64), mask)
+        names = ("", *TRANSFORMS)
+        return cls(
+            np.asarray(arrays["mean"], np.float64),
+            np.asarray(arrays["scale"], np.float64),
+            mask,
+            tuple(names[int(place) + 1] for place in arrays.get("transforms", ())),
+            np.asarray(arrays["spread"], np.float64) if "spread" in arrays else None,
+            _climatology(arrays),
+        )
+
+
+def _climatology(arrays: Mapping[str, Any]) -> Climatology | None:
+    if "climatology" not in arrays:
+        return None
+    axis = int(arrays["time_axis"])
+    return Climatology(np.asarray(arrays["climatology"], np.float64), None if axis < 0 else axis)

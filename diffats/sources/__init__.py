@@ -2,10 +2,12 @@
 
 ``opening`` and its neighbours ``arrays`` (NumPy files), ``joining`` (globs) and ``builtin`` make one lazy
 ``xarray.Dataset`` of any source; ``cuts`` and ``splits`` say where the samples lie; ``reading`` fetches them;
-``conditions`` and ``templates`` carry what goes beside the numbers; ``parts`` tells what of a source was
+``conditions`` and ``templates`` carry what goes beside the numbers; ``clock`` knows the
+phases of times; ``parts`` tells what of a source was
 written anew. ``samples`` ties them together.
 """
 
+from diffats.sources.clock import counted, counted_times
 from diffats.sources.parts import DIGEST_BYTES, sample_digests
 from diffats.sources.samples import Samples, look, open_samples
 from diffats.sources.templates import decoded_dataset, template_from_json, template_to_json
@@ -13,6 +15,8 @@ from diffats.sources.templates import decoded_dataset, template_from_json, templ
 __all__ = [
     "DIGEST_BYTES",
     "Samples",
+    "counted",
+    "counted_times",
     "decoded_dataset",
     "look",
     "open_samples",

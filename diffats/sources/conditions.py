@@ -135,8 +135,8 @@ def read_scalar(array: xr.DataArray, cuts: Cuts, sample_dim: str | None) -> Arra
     return np.asarray(values.reshape(cuts.n, math.prod(values.shape[1:])).mean(axis=1))
 
 
-def check_conditions(dataset: xr.Dataset, data: Data, cut: tuple[str, ...]) -> None:
-    """Refuse conditions that cannot be read; only metadata and per-sample scalars are looked at.
+def check_conditions(dataset: xr.Dataset, data: Data, cut: tuple[str, ...], clocks: tuple[str, ...] = ()) -> None:
+    """Refuse conditions that cannot be read; only metadata and per-sample scalars are looked at, but no clocks.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def check_conditions(dataset: xr.Dataset, data: Data, cut: tuple[str, ...]) -> N
         Where a dim, a dtype or a value does not do.
     """
     moving = (data.sample_dim, *cut)
-    for name in data.condition.scalars:
+    for name in (name for name in data.condition.scalars if name not in clocks):
         array = dataset[name]
         _check_numbers(array, "data.condition.scalars")
         extra = [str(dim) for dim in array.dims if dim not in moving]

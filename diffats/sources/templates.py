@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -12,9 +13,11 @@ import numpy as np
 import xarray as xr
 
 from diffats.errors import InputError
+from diffats.primitives import Values
 from diffats.sources import spacing
 
 Array = np.ndarray[Any, Any]
+log = logging.getLogger("diffats.decode")
 
 # Attributes that describe stored numbers or a whole axis, and are wrong for decoded values or offsets.
 _STORED_ONLY = ("valid_min", "valid_max", "valid_range", "actual_range", "_FillValue", "missing_value")
@@ -32,7 +35,8 @@ def make_template(
 ) -> xr.Dataset:
     """Describe one decoded sample.
 
-    Data variables have the dims ``modes`` and hold no memory. Coordinates along whole dims are the source's own, with
+    Data variables have the dims ``modes`` and hold no memory; the type of whole numbers is in their encoding.
+    Coordinates along whole dims are the source's own, with
     bounds and grid mappings; along a windowed dim the coordinate is the offset from the window's start where it is
     evenly spaced, else there is none.
     """
@@ -50,11 +54,19 @@ def make_template(
                 coords[dim] = offset
     data = {
         name: xr.Variable(
-            tuple(modes), _empty(tuple(sizes.values()), dtype), _field_attrs(dataset[name].variable, coords)
+            tuple(modes),
+            _empty(tuple(sizes.values()), dtype),
+            _field_attrs(dataset[name].variable, coords),
+            _type_of(dataset[name]),
         )
         for name in variables
     }
     return xr.Dataset(data, coords=coords, attrs=json_attrs(dataset.attrs))
+
+
+def _type_of(array: xr.DataArray) -> dict[str, Any]:
+    """What a template's variable has as encoding: the type of whole numbers, which decoded samples get again."""
+    return {"dtype": array.dtype} if array.dtype.kind in "iub" else {}
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -125,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 
 def decoded_dataset(x: Array, template: xr.Dataset, coords: Mapping[str, xr.Variable] | None = None) -> xr.Dataset:
-    """Decoded samples as a data set of named dims.
+    """Decoded samples as a data set of named dims; whole numbers have their type again.
 
     Parameters
     ----------
@@ -158,7 +170,14 @@ def decoded_dataset(x: Array, template: xr.Dataset, coords: Mapping[str, xr.Vari
     data = {}
     for i, name in enumerate(names):
         variable = template[name].variable
-        data[name] = xr.Variable(("sample", *variable.dims), x[:, i] if len(names) > 1 else x, variable.attrs)
+        values = x[:, i] if len(names) > 1 else x
+        if "dtype" in variable.encoding:
+            if not np.isfinite(values).all():
+                log.warning(
+                    'some decoded values of "%s" are no numbers, and are 0 as %s', name, variable.encoding["dtype"]
+                )
+            values = Values(whole=variable.encoding["dtype"]).typed(values)
+        data[name] = xr.Variable(("sample", *variable.dims), values, variable.attrs)
     samples = {"sample": xr.Variable("sample", np.arange(len(x), dtype=np.int64)), **(coords or {})}
     return xr.Dataset(data, coords={**template.coords, **samples}, attrs=template.attrs)
 
@@ -172,6 +191,7 @@ def template_to_json(template: xr.Dataset) -> str:
     """
     data = {
         str(name): {"dims": list(v.dims), "shape": list(v.shape), "dtype": str(v.dtype), "attrs": json_attrs(v.attrs)}
+        | ({"whole": str(v.encoding["dtype"])} if "dtype" in v.encoding else {})
         for name, v in template.data_vars.items()
     }
     coords = {str(name): _coordinate_json(coord.variable, str(name)) for name, coord in template.coords.items()}
@@ -210,7 +230,12 @@ def template_from_json(text: str) -> xr.Dataset:
                 {name: (entry["dims"], decoded[name].values.astype(entry["timedelta"]), decoded[name].attrs)}
             )
     data = {
-        name: xr.Variable(tuple(e["dims"]), _empty(tuple(e["shape"]), np.dtype(e["dtype"])), e["attrs"])
+        name: xr.Variable(
+            tuple(e["dims"]),
+            _empty(tuple(e["shape"]), np.dtype(e["dtype"])),
+            e["attrs"],
+            {"dtype": np.dtype(e["whole"])} if "whole" in e else {},
+        )
         for name, e in tree["data"].items()
     }
     return xr.Dataset(data, coords=decoded.coords, attrs=tree["attrs"])

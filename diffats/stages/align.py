@@ -100,6 +100,7 @@ def begin(work: Workspace, tucker: Version, anchor: Version, layout: Layout, hoo
     identity = primitives_fingerprint(anchor, tucker)
     attrs = {key: tucker.attrs[key] for key in ("template", "label_names", "condition_dims")}
     attrs |= {"condition_units": tucker.attrs.get("condition_units", {})}
+    attrs |= {"cycles": tucker.attrs["cycles"]} if "cycles" in tucker.attrs else {}
     attrs |= {"layout": layout.to_dict(), "tucker": tucker.snapshot, "anchor": anchor.snapshot}
     previous, filled = None, template(tucker, layout)
     if work.recipe.data.grows:

@@ -24,11 +24,13 @@ from diffats.compute import Cluster, open_cluster
 from diffats.config import Data
 from diffats.errors import DiffatsError, InputError, NonFiniteError, SourceError, TooManyFailedError
 from diffats.primitives import (
+    CyclicMoments,
+    FieldMoments,
     FieldScaling,
     Layout,
-    Moments,
     decompose,
     find_ranks,
+    outside_domain,
     reconstruction_errors,
 )
 from diffats.requirements import missing
@@ -122,6 +124,13 @@ def find_mask(work: Workspace) -> Array | None:
     return mask if mask.any() else None
 
 
+def no_moments(samples: sources.Samples) -> FieldMoments:
+    """What the statistics of the training samples are gathered in."""
+    mode = samples.time_mode
+    axis = None if mode is None else samples.modes.index(mode)
+    return FieldMoments(samples.transforms, CyclicMoments(axis) if samples.data.climatology else None)
+
+
 def run_moments(
     bounds: tuple[int, int],
     *,
@@ -131,10 +140,10 @@ def run_moments(
     boundary: int | None = None,
     pass_name: str = "",
     shared: Array | None = None,
-) -> tuple[Moments, Counter[str]]:
+) -> tuple[FieldMoments, Counter[str]]:
     """Moments of the good training samples of a run of shards, and how much is missing beside the mask ``shared``."""
     mask = shared
-    moments, counts = Moments(), Counter[str]()
+    moments, counts = no_moments(sources.open_samples(data, seed, boundary, fresh=False)), Counter[str]()
     for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
         with steady(data, pass_name):
             samples = sources.open_samples(data, seed, boundary, fresh=False)
@@ -142,22 +151,35 @@ def run_moments(
             indices = indices[~samples.is_test[indices]]
             x = samples.read(indices)
             status, _ = checked(samples, indices, x, mask)
+            phases = samples.climatology_phases(indices)
         good = status == STATUS["ok"]
+        if samples.transforms:
+            check_domain(samples, indices[good], x[good])
         counts.update(values=x.size)
         if mask is None and good.all():
-            moments.add(x)
+            moments.add(x, phases)
             continue
-        moments.add(x[good])  # NaN where masked
+        moments.add(x[good], None if phases is None else phases[good])  # NaN where masked
         nan = np.isnan(x)
         other = (nan if mask is None else nan != mask).any(axis=tuple(range(1, x.ndim)))
         counts.update(other=int(other.sum()), missing=int((~usable(x)).sum()))
     return moments, counts
 
 
+def check_domain(samples: sources.Samples, indices: Array, x: Array) -> None:
+    """Refuse good samples ``x`` with values that their variable's transform does not take."""
+    found = outside_domain(x, samples.transforms, samples.variables)
+    if found is not None:
+        raise SourceError(
+            f"{samples.data.source}, sample {indices[found[0]]}: data.transform cannot be done: {found[1]}, "
+            "or mend the source."
+        )
+
+
 def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> tuple[FieldScaling, Array]:
     """Scaling and training mean, in one pass over the raw data."""
     samples = work.samples
-    moments, counts = Moments(), Counter[str]()
+    moments, counts = no_moments(samples), Counter[str]()
     function = partial(
         run_moments,
         data=work.data,
@@ -168,7 +190,8 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
     )
     one = samples.bytes_per_sample
     # Of each number, its mean and its sum of squares come back, in float64.
-    runs = shard_runs(samples.n, shard, sample_bytes=one, result_bytes=16 * one // samples.dtype.itemsize)
+    returned = 16 * one // samples.dtype.itemsize * moments.parts
+    runs = shard_runs(samples.n, shard, sample_bytes=one, result_bytes=returned)
     for (_, stop), (part, counted) in cluster.map(function, runs, ordered=True, shared=find_mask(work)):
         moments.merge(part)
         counts.update(counted)
@@ -180,7 +203,7 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
             'samples not at the same points as in the others, which data.missing = "mask" expects. Fill them first, or '
             "cut windows without them."
         )
-    if moments.count == 0:
+    if moments.raw.count == 0:
         raise SourceError(
             f"{work.recipe.data.source}: no training sample is usable ({share:.1%} of the values are missing, infinite "
             'or excessive, the others zero). Set data.missing = "mask" if the same points are missing in every sample.'
@@ -188,13 +211,15 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
     return fitted_scaling(work, moments)
 
 
-def fitted_scaling(work: Workspace, moments: Moments) -> tuple[FieldScaling, Array]:
+def fitted_scaling(work: Workspace, moments: FieldMoments) -> tuple[FieldScaling, Array]:
     """What ``data.center`` and ``data.scale`` ask for, and the training mean with masked points filled."""
     data, component = work.recipe.data, "component" in work.recipe.tensor_modes
-    scaling = FieldScaling.fit(moments, data.center, data.scale, component=component)
-    by_variable = FieldScaling.fit(moments, "variable", "variable", component=component)
+    center, scale = work.recipe.axes_of(data.center), work.recipe.axes_of(data.scale)
+    scaling = FieldScaling.of_fields(moments, center, scale, component=component)
+    by_variable = FieldScaling.fit(moments.raw, "variable", "variable", component=component)
     check_range(work, by_variable)
-    return scaling, np.where(np.isnan(moments.mean), by_variable.mean, moments.mean)
+    mean = moments.raw.mean
+    return scaling, np.where(np.isnan(mean), by_variable.mean, mean)
 
 
 def check_range(work: Workspace, by_variable: FieldScaling) -> None:
@@ -238,8 +263,13 @@ def outdated(work: Workspace, scaling: Version) -> bool:
     return True
 
 
+_OWN_DIMS: dict[str, tuple[str, ...]] = {"transforms": ("variable",), "climatology": ("harmonic",), "time_axis": ()}
+
+
 def _dims(name: str, array: Array, modes: Sequence[str]) -> tuple[str, ...]:
     # A mean of one number has axes of length 1 where the field has its sizes.
+    if name in _OWN_DIMS:
+        return (*_OWN_DIMS[name], *_dims("", array[0], modes)) if array.ndim > 1 else _OWN_DIMS[name]
     whole = name in ("mask", "training_mean")
     return tuple(mode if whole or n > 1 else f"{mode}_one" for mode, n in zip(modes, array.shape, strict=True))
 
@@ -257,7 +287,7 @@ def read_scaling(location: str, snapshot: str) -> tuple[FieldScaling, Array]:
 def scaling_in(dtype: np.dtype[Any], location: str, snapshot: str) -> tuple[FieldScaling, Array]:
     """``read_scaling`` in the dtype of the samples, so that no shard converts whole fields."""
     fields, training_mean = read_scaling(location, snapshot)
-    converted = FieldScaling(fields.mean.astype(dtype), fields.scale.astype(dtype), fields.mask)
+    converted = replace(fields, mean=fields.mean.astype(dtype), scale=fields.scale.astype(dtype))
     return converted, training_mean.astype(dtype)
 
 
@@ -327,9 +357,12 @@ def decompose_shard(
         x = samples.read(indices)
         status, conditions = checked(samples, indices, x, fields.mask)
     good = np.flatnonzero(status == STATUS["ok"])
+    if samples.transforms:
+        check_domain(samples, indices[good], x[good])
     forms, converged = converged_forms(
         x if len(good) == len(x) else x[good],
-        lambda some: _forms(some, fields, training_mean, layout, method, device),
+        samples.climatology_phases(indices[good]),
+        lambda some, phases: _forms(some, phases, fields, training_mean, layout, method, device),
     )
     healthy = sound(forms, layout) if forms else np.ones(0, bool)
     if not healthy.all():
@@ -410,17 +443,18 @@ def sound(forms: dict[str, Array], layout: Layout) -> npt.NDArray[np.bool_]:
 
 
 def converged_forms(
-    x: Array, forms: Callable[[Array], dict[str, Array]]
+    x: Array, phases: Array | None, forms: Callable[[Array, Array | None], dict[str, Array]]
 ) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
     """Forms of the samples that the decomposition converges on, and which these are; all at once where it can."""
     if not len(x):
         return {}, np.ones(0, bool)
     try:
-        return forms(x), np.ones(len(x), bool)
+        return forms(x, phases), np.ones(len(x), bool)
     except _NOT_CONVERGED + _errors_of_torch():
         if len(x) == 1:
             return {}, np.zeros(1, bool)
-    halves = [converged_forms(half, forms) for half in np.array_split(x, 2)]
+    times = [None, None] if phases is None else np.array_split(phases, 2)
+    halves = [converged_forms(half, time, forms) for half, time in zip(np.array_split(x, 2), times, strict=True)]
     found = [half for half, _ in halves if half]
     names = found[0] if found else ()
     return {n: np.concatenate([h[n] for h in found]) for n in names}, np.concatenate([ok for _, ok in halves])
@@ -433,15 +467,23 @@ def _errors_of_torch() -> tuple[type[Exception], ...]:
 
 
 def _forms(
-    x: Array, scaling: FieldScaling, training_mean: Array, layout: Layout, method: str, device: str
+    x: Array,
+    phases: Array | None,
+    scaling: FieldScaling,
+    training_mean: Array,
+    layout: Layout,
+    method: str,
+    device: str,
 ) -> dict[str, Array]:
     raw = on_device(x, device)
-    fields = scaling.apply(raw)
+    fields = scaling.apply(raw, phases)
     streams, tucker = decompose(fields, layout, method)
     out = {name: as_numpy(value).astype(x.dtype, copy=False) for name, value in streams.items()}
-    fields -= layout.restore(tucker.to_tensor())  # in place: they have served
+    restored = layout.restore(tucker.to_tensor())
+    fields -= restored  # in place: they have served
     norms = tucker.norm2.reshape(len(x), -1).sum(-1)
-    errors = reconstruction_errors(raw, fields, norms, scaling, training_mean)
+    decoded = scaling.undo(restored, phases) if scaling.transforms else None
+    errors = reconstruction_errors(raw, fields, norms, scaling, training_mean, decoded)
     out |= {name: as_numpy(values) for name, values in zip(ERRORS, errors, strict=True)}
     decomposed = [axis for axis, rank in enumerate(layout.working_ranks) if rank is not None]
     batch = tuple(range(1, 1 + len(layout.labelled)))  # the labelled modes of a matrix primitive
@@ -612,6 +654,7 @@ def pilot_fields(work: Workspace, scaling: str) -> tuple[Array, Array]:
     """Good samples of the pilot, centred and scaled, and their deviation from the training mean: ``(k, *sizes)``."""
     fields, training_mean = read_scaling(work.store_location, scaling)
     indices = pilot_indices(work)
+    phases = work.samples.climatology_phases(indices)
     x = work.samples.read(indices)
     good = checked(work.samples, indices, x, fields.mask)[0] == STATUS["ok"]
     if not good.any():
@@ -619,8 +662,15 @@ def pilot_fields(work: Workspace, scaling: str) -> tuple[Array, Array]:
             f"{work.recipe.data.source}: none of {len(x)} training samples chosen to find ranks is usable. Mend the "
             "source, or give decompose.ranks instead of a tolerance."
         )
-    prepared = np.asarray(fields.apply(x[good]), dtype=x.dtype)
-    return prepared, prepared - np.asarray(fields.apply(training_mean[None]))
+    prepared = np.asarray(fields.apply(x[good], None if phases is None else phases[good]), dtype=x.dtype)
+    return prepared, deviations(prepared, fields, training_mean)
+
+
+def deviations(prepared: Array, scaling: FieldScaling, training_mean: Array) -> Array:
+    """Of centred and scaled fields from the training mean; from their own where that of the raw ones says nothing."""
+    if scaling.transforms or scaling.climatology is not None:
+        return np.asarray(prepared - prepared.mean(axis=0))
+    return np.asarray(prepared - np.asarray(scaling.apply(training_mean[None])))
 
 
 def found_layout(work: Workspace, scaling: str) -> Layout:
@@ -653,11 +703,18 @@ def begin(work: Workspace, cluster: Cluster, scaling: str, shard: int, hooks: Ho
         condition_units=condition_units(work),
         n_dropped=samples.dropped,
         scaling=scaling,
+        **cycles_attr(samples),
         **growth.files_attr(samples),
     )
     filled, grows = template(work, layout, shard), samples.data.grows
     options: dict[str, Any] = {"fingerprint": identity, "shard": shard, "attrs": attrs, "grows": grows}
     return work.store.begin("tucker", filled, **options, restart=hooks.restart)
+
+
+def cycles_attr(samples: sources.Samples) -> dict[str, Any]:
+    """What a version says about phases of times; nothing without any."""
+    cycles = {name: clock.cycle for name, clock in samples.clocks.items()}
+    return {"cycles": cycles} if cycles else {}
 
 
 def grow(work: Workspace, previous: Version, cluster: Cluster, identity: str) -> Version:
@@ -666,6 +723,7 @@ def grow(work: Workspace, previous: Version, cluster: Cluster, identity: str) ->
     filled = template(work, layout_of(previous), previous.record.shard)
     growth.check_appended(work, previous, filled, cluster)
     kept = {key: previous.attrs[key] for key in ("layout", "template", "label_names", "condition_dims", "scaling")}
+    kept |= {key: previous.attrs[key] for key in ("cycles",) if key in previous.attrs}
     kept |= growth.grown_attrs(previous) | growth.files_attr(work.samples)
     kept |= {"condition_units": previous.attrs.get("condition_units", {})}
     attrs = work.attrs(**kept, n_dropped=work.samples.dropped)
@@ -782,7 +840,9 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
             "than theirs set the scale. Look for outliers in the source, or leave them out",
             worse,
         )
-    tolerance, reached = work.recipe.decompose.tolerance, float(np.sqrt(np.mean(errors["anomaly_error"] ** 2)))
+    data, tolerance = work.recipe.data, work.recipe.decompose.tolerance
+    of_model = "truncation_error" if data.transform or data.climatology else "anomaly_error"  # as the pilot has it
+    reached = float(np.sqrt(np.mean(errors[of_model] ** 2)))
     if not skipped and tolerance is not None and reached > _MISSED * tolerance:
         log.warning(
             "the error over all samples is %.3g (root mean square), and the tolerance %.3g: the samples from which "

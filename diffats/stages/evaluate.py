@@ -73,8 +73,9 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         check_metric(work, metrics)
         return result(work, metrics, identity, started, skipped=True)
-    fields = generated_fields(work, model, generated)
-    metrics = evaluation.evaluate(compared(work, model, fields, generated_strata(work, model, generated)))
+    fields, times = generated_fields(work, model, generated), generated_times(work, model, generated)
+    strata = generated_strata(work, model, generated)
+    metrics = evaluation.evaluate(compared(work, model, fields, times, strata))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
@@ -100,7 +101,8 @@ def generated_fields(work: Workspace, model: bundle.Bundle, generated: Version) 
     """Good generated samples ``(k, *sizes)`` from the repository."""
     dataset, good = generated.dataset(), good_numbers(work, model, generated)
     names = [str(name) for name in model.template.data_vars]
-    arrays = [dataset[name].isel(sample=good).values for name in names]
+    real = np.result_type(np.float32, *(dataset[name].dtype for name in names))  # differences of whole numbers overflow
+    arrays = [dataset[name].isel(sample=good).values.astype(real, copy=False) for name in names]
     return np.stack(arrays, axis=1) if "component" in work.recipe.tensor_modes else arrays[0]
 
 
@@ -148,8 +150,26 @@ def strata(work: Workspace, raw: Mapping[str, Array]) -> Array:
     return out
 
 
+def generated_times(work: Workspace, model: bundle.Bundle, generated: Version) -> dict[str, Array]:
+    """Of the same samples, the raw phases of the times at which they were decoded; nothing without a climatology."""
+    dataset, good = generated.dataset(), good_numbers(work, model, generated)
+    return {f"phase_{n}": dataset[bundle.clock_name(n)].values[good] for n in model.recipe.data.climatology}
+
+
+def stored_times(work: Workspace, model: bundle.Bundle, indices: Array) -> dict[str, Array]:
+    """Raw phases of the times of raw samples; nothing without a climatology."""
+    names = [f"condition_phase_{name}" for name in model.recipe.data.climatology]
+    return fit_normalisation.raw_conditions(fit_normalisation.require_primitives(work).dataset()[names], indices)
+
+
 def compared(
-    work: Workspace, model: bundle.Bundle, generated: Array, strata: Array | None = None, *, forecast: bool = True
+    work: Workspace,
+    model: bundle.Bundle,
+    generated: Array,
+    times: dict[str, Array] | None = None,
+    strata: Array | None = None,
+    *,
+    forecast: bool = True,
 ) -> evaluation.Fields:
     """Equal counts of test, training, generated and Gaussian samples, in physical units.
 
@@ -157,6 +177,8 @@ def compared(
     ----------
     generated
         ``(k, *sizes)``.
+    times
+        Their raw phases, where the model has a climatology.
     strata
         ``(k,)``: which condition each belongs to, where samples are compared within conditions, too.
     forecast
@@ -167,23 +189,25 @@ def compared(
     test_indices = generate.truth_indices(work, k, "test")
     z_train = normalised(work, model, generate.truth_indices(work, gaussian_limit(model), "train"))
     z_gaussian = evaluation.gaussian_pca(z_train, k, seed=work.recipe.seed)
+    training = generate.truth_indices(work, k, "train")  # at whose times the Gaussian's samples are
     within: dict[str, Any] = {}
     if plain.strata is not None:
         stored = stored_strata(work, generate.truth_indices(work, len(z_train), "train"))
         drawn = evaluation.gaussian_within(z_train, stored, plain.strata["generated"], seed=work.recipe.seed)
-        within["gaussian_within"] = model.fields(unnormalised(model, drawn))
+        within["gaussian_within"] = model.fields(unnormalised(model, drawn), stored_times(work, model, training))
     ensembles = forecasts(work, model) if forecast else {}
     if ensembles:
         cases = generate.truth_indices(work, len(ensembles["truth"]), "test")
-        reconstruction = model.fields(stored_streams(work, model, cases))
+        reconstruction = model.fields(stored_streams(work, model, cases), stored_times(work, model, cases))
         ensembles["truth_reconstruction"] = with_initial_slice(work, reconstruction, ensembles["truth"])
+    shown = {name: value[:k] for name, value in (times or {}).items()}
     return replace(
         plain,
-        gaussian=model.fields(unnormalised(model, z_gaussian)),
-        reconstruction=model.fields(stored_streams(work, model, test_indices)),
+        gaussian=model.fields(unnormalised(model, z_gaussian), stored_times(work, model, training)),
+        reconstruction=model.fields(stored_streams(work, model, test_indices), stored_times(work, model, test_indices)),
         z_train=z_train,
         z_test=normalised(work, model, test_indices),
-        z_generated=encoded(model, plain.generated),
+        z_generated=encoded(model, plain.generated, model.phases(shown)),
         z_gaussian=z_gaussian,
         **within,
         **ensembles,
@@ -220,7 +244,7 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array, strata: Ar
         test=work.samples.read(compared_samples),
         generated=generated[:k],
         mean=training_mean,
-        scale=np.asarray(scaling.scale),
+        scale=scaling.unit,
         n_train=len(fit_normalisation.good_samples(primitives, "train")),
         seed=work.recipe.seed,
         as_sets=compares_sets(work),
@@ -252,11 +276,12 @@ def unnormalised(model: bundle.Bundle, z: Array) -> dict[str, Array]:
     return {name: np.asarray(value) for name, value in streams.items()}
 
 
-def encoded(model: bundle.Bundle, fields: Array) -> Array:
+def encoded(model: bundle.Bundle, fields: Array, phases: Array | None) -> Array:
     """Normalised primitives ``(k, D)`` of fields, as a fresh encoding would give them."""
     from diffats.primitives import encode
 
-    streams, _ = encode(model.scaling.apply(fields), model.anchors, model.layout, model.recipe.decompose.method)
+    scaled = model.scaling.apply(fields, phases)
+    streams, _ = encode(scaled, model.anchors, model.layout, model.recipe.decompose.method)
     return np.asarray(model.layout.flatten(model.normalisation.plain.apply(streams)))
 
 
@@ -274,7 +299,8 @@ def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
     repeated = {name: np.repeat(value, members, axis=0) for name, value in raw.items()}
     numbers = np.arange(len(indices) * members)
     # Another seed than the stored samples', so that the ensemble does not repeat their noise.
-    fields = model.fields(model.generate(numbers, work.recipe.seed + 1, repeated), model.to_impose(repeated))
+    streams = model.generate(numbers, work.recipe.seed + 1, repeated)
+    fields = model.fields(streams, repeated, model.to_impose(repeated))
     truth = work.samples.read(indices)
     out: dict[str, Any] = {"case_groups": work.samples.groups(indices)}
     out |= {"ensemble": fields.reshape(len(indices), members, *fields.shape[1:]), "truth": truth}

@@ -165,6 +165,7 @@ def condition_layout(work: Workspace, primitives: Version) -> ConditionLayout:
         initial_dims=dims,
         field_dims={name.removeprefix("field_"): each for name, each in known.items() if name.startswith("field_")},
         label_names=tuple(primitives.attrs["label_names"]),
+        cycles=primitives.attrs.get("cycles"),
     )
 
 

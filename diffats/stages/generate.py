@@ -44,6 +44,7 @@ def samples_fingerprint(work: Workspace, model: bundle.Bundle) -> str:
     config = {"generate": options, "seed": work.recipe.seed, "fields": conditioned_on_fields(work)}
     if work.recipe.imposes and model.imposing is not None:
         config["shares"] = model.imposing.shares.tolist()
+    config |= {key: work.portable["data"][key] for key in ("bounds",) if key in work.portable["data"]}
     return fingerprint("samples", config, model.directory.name, train.weights_digest(model.directory))
 
 
@@ -88,7 +89,7 @@ def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset
     """The whole group of samples as metadata and zeros that take no memory."""
     count = len(chosen)
     data: dict[str, Any] = {
-        str(name): (("sample", *v.dims), decompose.lazy_zeros((count, *v.shape), np.float32), v.attrs)
+        str(name): (("sample", *v.dims), decompose.lazy_zeros((count, *v.shape), stored_type(v.variable)), v.attrs)
         for name, v in model.template.data_vars.items()
     }
     for stream in model.layout.streams:
@@ -97,10 +98,11 @@ def template(model: bundle.Bundle, work: Workspace, chosen: Array) -> xr.Dataset
             data[f"defect_{stream.name}"] = ("sample", decompose.lazy_zeros((count,), np.float64), text)
     one = {name: value[:1] for name, value in model.examples.items() if value.ndim > 1}
     fields: dict[str, Any] = model.condition_variables(one)
-    for name, (dims, value) in fields.items():
-        data[name] = (dims, decompose.lazy_zeros((count, *value.shape[1:]), value.dtype))
+    for name, (dims, value, *attrs) in fields.items():
+        data[name] = (dims, decompose.lazy_zeros((count, *value.shape[1:]), value.dtype), *attrs)
     numbers = [name for name, value in model.examples.items() if value.ndim == 1]
-    rows = sample_conditions(work, model, np.arange(count), chosen, numbers)
+    drawn = sample_conditions(work, model, np.arange(count), chosen, numbers)
+    rows = {name: drawn[name] for name in numbers}
     data["status"] = ("sample", decompose.lazy_zeros((count,), np.int8))
     source = {"long_name": "test sample of the condition; -1: a training sample's label"}
     data["of_sample"] = ("sample", decompose.lazy_zeros((count,), np.int64), source)
@@ -117,6 +119,12 @@ def condition_origins(work: Workspace, chosen: Array) -> dict[str, xr.Variable]:
     stored = fit_normalisation.require_primitives(work).dataset()
     along = {str(name): coord.variable for name, coord in stored.coords.items() if coord.dims == ("sample",)}
     return {f"of_{name}": variable[chosen] for name, variable in along.items() if name not in ("sample", "split")}
+
+
+def stored_type(variable: xr.Variable) -> np.dtype[Any]:
+    """In which type generated values of a template's variable are stored."""
+    whole: np.dtype[Any] | None = variable.encoding.get("dtype")
+    return np.dtype(np.float32) if whole is None else whole
 
 
 def shard_size(work: Workspace, model: bundle.Bundle) -> int:
@@ -181,11 +189,16 @@ def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: 
     """Fields, conditions that are fields, defects and status of one batch of generated samples."""
     raw = sample_conditions(work, model, indices, chosen)
     streams = model.generate(indices, work.recipe.seed, raw)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and marked below
-        fields = model.fields(streams, model.to_impose(raw)).astype(np.float32)
+    fields = model.fields(streams, raw, model.to_impose(raw))
     decoded = sources.decoded_dataset(fields, model.template)
-    out: dict[str, Array] = {str(n): decoded[n].values for n in model.template.data_vars}
-    out |= {f"condition_{bundle.public_name(name)}": value for name, value in raw.items() if value.ndim > 1}
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and marked below
+        out: dict[str, Array] = {
+            str(n): decoded[n].values.astype(stored_type(v.variable), copy=False)
+            for n, v in model.template.data_vars.items()
+        }
+        fields = fields.astype(np.float32)
+    given = model.condition_variables({name: value for name, value in raw.items() if value.ndim > 1})
+    out |= {name: value for name, (_, value, *_) in given.items()}
     for name, defect in orthonormality_defect(streams, model.layout).items():
         out[f"defect_{name}"] = np.asarray(defect, dtype=np.float64)
     mask = model.scaling.mask

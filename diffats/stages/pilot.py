@@ -18,7 +18,6 @@ from diffats.primitives import (
     ConditionLayout,
     FieldScaling,
     Layout,
-    Moments,
     RankErrors,
     affordable,
     align,
@@ -116,9 +115,13 @@ def other_sets(layout: Layout, modes: Sequence[str]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class _Look:
-    """The samples that a pilot reads: ``(k, *sizes)`` raw, prepared for the decomposition, and their anomalies."""
+    """The samples that a pilot reads: ``(k, *sizes)`` raw, prepared for the decomposition, and their anomalies.
+
+    Where there is a climatology, also the phases of their times.
+    """
 
     samples: Array
+    phases: Array | None
     fields: Array
     anomalies: Array
     scaling: FieldScaling
@@ -127,13 +130,14 @@ class _Look:
 
     @classmethod
     def at(cls, work: Workspace) -> _Look:
-        x = _usable(work)
-        moments = Moments()
-        moments.add(x)
+        x, phases = _usable(work)
+        _say_outside(work, x)
+        moments = decompose_stage.no_moments(work.samples)
+        moments.add(x, phases)
         scaling, training_mean = decompose_stage.fitted_scaling(work, moments)
-        fields = np.asarray(scaling.apply(x), dtype=x.dtype)
-        anomalies = fields - np.asarray(scaling.apply(training_mean[None]))
-        return cls(x, fields, anomalies, scaling, training_mean, work.recipe.anchor.strategy)
+        fields = np.asarray(scaling.apply(x, phases), dtype=x.dtype)
+        anomalies = decompose_stage.deviations(fields, scaling, training_mean)
+        return cls(x, phases, fields, anomalies, scaling, training_mean, work.recipe.anchor.strategy)
 
     def layout(self, work: Workspace) -> Layout:
         """The recipe's, with the ranks that its tolerance finds."""
@@ -157,9 +161,10 @@ class _Look:
         return [self.row(f"error <= {target:g}", smaller) for target, smaller in found.values()]
 
     def row(self, choice: str, layout: Layout) -> dict[str, Any]:
-        x = self.samples[affordable(len(self.samples), layout)]
-        forms, tucker = decompose(np.asarray(self.scaling.apply(x), dtype=x.dtype), layout)
-        restored = self.scaling.undo(layout.restore(tucker.to_tensor()))
+        few = affordable(len(self.samples), layout)
+        x, phases = self.samples[few], None if self.phases is None else self.phases[few]
+        forms, tucker = decompose(self.fields[few], layout)
+        restored = self.scaling.undo(layout.restore(tucker.to_tensor()), phases)
         anomaly = relative_error(x, restored, self.training_mean)
         picked = {mode: self.anchor(forms[f"factor_{mode}"]) for mode in layout.aligned}
         _, cosines = align(forms, {mode: anchor for mode, (anchor, _) in picked.items()}, layout)
@@ -215,7 +220,7 @@ def _typical(cosines: Array, others: Array) -> float:
     return float(np.median(smallest)) if smallest.size else 1.0
 
 
-def _usable(work: Workspace) -> Array:
+def _usable(work: Workspace) -> tuple[Array, Array | None]:
     x = work.samples.read(decompose_stage.pilot_indices(work))
     mask = decompose_stage.find_mask(work)
     good = decompose_stage.status_of(x, mask) == STATUS["ok"]
@@ -226,7 +231,23 @@ def _usable(work: Workspace) -> Array:
             'of the values are missing or infinite), 2 are needed. Mend the source, or set data.missing = "mask" if '
             "the same points are missing in every sample."
         )
-    return np.asarray(x[good])
+    indices = decompose_stage.pilot_indices(work)[good]
+    decompose_stage.check_domain(work.samples, indices, x[good])
+    return np.asarray(x[good]), work.samples.climatology_phases(indices)
+
+
+def _say_outside(work: Workspace, x: Array) -> None:
+    """Warn of bounds that data themselves do not keep."""
+    names = work.samples.variables
+    for name, (low, high) in work.recipe.data.bounds.items():
+        part = x[:, names.index(name)] if len(names) > 1 else x
+        outside = float(((part < low) | (part > high)).mean())
+        if outside:
+            log.warning(
+                'data.bounds [%g, %g] of "%s": %.2g %% of the pilot\'s values are outside (%g to %g). Generated ones '
+                "will not be; widen the bounds unless the data are wrong there",
+                *(low, high, name, 100 * outside, np.nanmin(part), np.nanmax(part)),
+            )
 
 
 # --- how long the rest takes --------------------------------------------------------------------------------------
@@ -285,6 +306,7 @@ def _condition_shapes(work: Workspace, dims: Mapping[str, Sequence[str]]) -> Con
         field_dims={name: tuple(dims[key]) for name, key in names.items()},
         scalars=tuple(condition.scalars),
         scalar_log=(False,) * len(condition.scalars),
+        cycles={name: clock.cycle for name, clock in samples.clocks.items()},
         n_labels=_LABELS if condition.labels else 0,
     )
 

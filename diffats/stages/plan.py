@@ -33,6 +33,7 @@ log = logging.getLogger("diffats.plan")
 # forms, and of one sample (its mean and the squares around it, in float64).
 _PROCESS_BYTES = 640 * 2**20
 _OF_RAW, _OF_FORMS, _OF_SAMPLE = 5, 8, 16
+_OF_PREPARED = 3  # more of the raw samples: the transformed and decoded ones, the climatology of each
 _USABLE = 0.8  # share of its memory above which Dask may pause a worker, for ever if it does not shrink
 # Rough throughput of one core, measured on a two-core machine: reading and writing, and the cost model's flops.
 _BYTES_PER_SECOND = 60e6
@@ -120,7 +121,9 @@ def _peak_bytes(work: Workspace, shard: int) -> int:
     if layout is not None:
         forms = sum(stream.size for stream in layout.tucker_streams) * work.samples.dtype.itemsize
     decoded = max(0, source_chunk(work.samples) - shard) * one  # of a chunk that is read for a part of it
-    return _PROCESS_BYTES + shard * (_OF_RAW * one + _OF_FORMS * forms) + _OF_SAMPLE * one + decoded
+    moments = decompose_stage.no_moments(work.samples)
+    of_raw = _OF_RAW + (_OF_PREPARED if moments.parts > 1 else 0)
+    return _PROCESS_BYTES + shard * (of_raw * one + _OF_FORMS * forms) + _OF_SAMPLE * one * moments.parts + decoded
 
 
 def rough_seconds(work: Workspace) -> float:

@@ -202,8 +202,8 @@ def current_metric(work: Workspace, model: bundle.Bundle, name: str, *, candidat
         raw = generate.sample_conditions(work, candidate, indices, chosen)
         streams = model.generate(indices, work.recipe.seed, raw)
         good, imposed = bundle.finite_rows(streams), model.to_impose(raw)
-        finite = {key: value[good] for key, value in streams.items()}
-        parts.append(model.fields(finite, None if imposed is None else imposed[good]))
+        finite, given = ({key: value[good] for key, value in each.items()} for each in (streams, raw))
+        parts.append(model.fields(finite, given, None if imposed is None else imposed[good]))
         kept.append(indices[good])
         if sum(map(len, parts)) >= evaluate.sample_limit(work, model):
             break

@@ -17,7 +17,9 @@ import numpy as np
 import xarray as xr
 
 from diffats import bundle
+from diffats.config import By, Data
 from diffats.errors import InputError
+from diffats.primitives import HARMONICS
 from diffats.report import ReportContent, render
 from diffats.sources import sides
 from diffats.stages import align, decompose, drift, evaluate, register, select_anchor, train
@@ -99,7 +101,9 @@ def gather(
     anchor = align.require_anchor(work, tucker)
     primitives = work.require(align.primitives_version(work), "primitives", "align")
     generated = evaluate.require_samples(work, model)
-    fields = evaluate.compared(work, model, evaluate.generated_fields(work, model, generated), forecast=False)
+    drawn_fields = evaluate.generated_fields(work, model, generated)
+    times = evaluate.generated_times(work, model, generated)
+    fields = evaluate.compared(work, model, drawn_fields, times, forecast=False)
     template = work.samples.template()
     unit = str(template[next(iter(template.data_vars))].attrs.get("units", "")).removeprefix("1")
     history = train.history(work, train.model_fingerprint(work, *train.require_normalisation(work)))
@@ -169,6 +173,7 @@ def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[s
         "licence": str(template.attrs.get("license", "")),
         "split": f"by {data.split.by}, {sides.held_out_text(sides.held_out(samples))}",
         "conditions": ", ".join(conditions) or "none",
+        "prepared": preparation(data, template),
         "variables": {str(name): str(v.attrs.get("units", "")) for name, v in template.data_vars.items()},
         "sizes": dict(samples.sizes),
         "samples": len(status),
@@ -178,6 +183,18 @@ def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[s
         "dropped": samples.dropped,
     }
     return {name: value for name, value in facts.items() if value != ""}
+
+
+def preparation(data: Data, template: xr.Dataset) -> str:
+    """What is done to numbers beside the usual centring and scaling, and undone in what is generated; often nothing."""
+    words = [f"{name} as {transform}" for name, transform in data.transform.items()]
+    for option, done in ((data.center, "centred by"), (data.scale, "scaled by")):
+        if isinstance(option, By):
+            climatology = f"the climatology ({HARMONICS} harmonics) of " if option.phases else ""
+            words.append(f"{done} {climatology}{' and '.join(option.by)}")
+    words += [f"{name} kept within {low:g} to {high:g}" for name, (low, high) in data.bounds.items()]
+    types = {str(n): v.encoding["dtype"] for n, v in template.data_vars.items() if "dtype" in v.encoding}
+    return "; ".join([*words, *(f"{name} rounded to {dtype}" for name, dtype in types.items())])
 
 
 def compression_facts(work: Workspace, tucker: Version) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def find_bundle(work: Workspace) -> Path | None:
 def require_bundle(work: Workspace) -> bundle.Bundle:
     """The finished model of this recipe, or an error that names the command which makes it.
 
-    It samples as this recipe says, also where the bundle was saved with other ``generate`` options; nothing is written.
+    It samples as this recipe says, also where the bundle was saved with other ``generate`` options or bounds; nothing
+    is written.
     """
     path = find_bundle(work)
     if path is None:
@@ -83,7 +84,8 @@ def require_bundle(work: Workspace) -> bundle.Bundle:
             "Run `diffats train RECIPE.toml` first, or the whole flow."
         )
     model = bundle.load(path, device=work.recipe.compute.device)
-    model.recipe = model.recipe.model_copy(update={"generate": work.recipe.generate})
+    data = model.recipe.data.model_copy(update={"bounds": work.recipe.data.bounds})
+    model.recipe = model.recipe.model_copy(update={"generate": work.recipe.generate, "data": data})
     return model
 
 
@@ -218,13 +220,13 @@ def measured_imposing(work: Workspace, primitives: Version, model: bundle.Bundle
     train = fit_normalisation.good_samples(dataset, "train")
     count = max(2, min(IMPOSED_SAMPLES, IMPOSED_BYTES // (4 * model.layout.raw_numbers)))
     chosen = np.sort(np.random.default_rng(work.recipe.seed).permutation(train)[:count])
-    streams = model.generate(
-        np.arange(len(chosen)), work.recipe.seed, fit_normalisation.raw_conditions(dataset, chosen)
-    )
+    raw = fit_normalisation.raw_conditions(dataset, chosen)
+    streams = model.generate(np.arange(len(chosen)), work.recipe.seed, raw)
     good = bundle.finite_rows(streams)
     if not good.any():
         return None
-    generated = model.fields({name: values[good] for name, values in streams.items()})
+    finite, given = ({name: values[good] for name, values in each.items()} for each in (streams, raw))
+    generated = model.fields(finite, given)
     modes = work.recipe.tensor_modes
     axis = 1 + modes.index(initial.dim)
     truth = work.samples.read(chosen[good])

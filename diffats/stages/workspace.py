@@ -37,8 +37,9 @@ ALGORITHMS = {
 }
 SHARD_BYTES, LARGEST_SHARD_BYTES = 16 * 2**20, 64 * 2**20
 MAX_SHARD_SAMPLES = 4096
-# Where the source is and how it is opened: its digest tells what it holds. The condition belongs to the next group.
-_NOT_CONTENT = ("source", "engine", "storage_options", "condition", "max_failed", "grows", "version")
+# Where the source is and how it is opened: its digest tells what it holds. The condition belongs to the next group,
+# bounds to the last one.
+_NOT_CONTENT = ("source", "engine", "storage_options", "condition", "max_failed", "grows", "version", "bounds")
 
 Log = Callable[[dict[str, float], int], None]
 Progress = Callable[[int, int, int], None]
