@@ -27,7 +27,7 @@ def by_sample(
     Parameters
     ----------
     groups
-        ``(positions,)``: entries with the same number stay on one side. Ints follow the order of appearance.
+        ``(positions,)``: entries with the same number stay on one side. Numbers follow the order of appearance.
 
     Returns
     -------
