@@ -251,6 +251,17 @@ def test_dollar_signs_are_no_mathematics():
     assert plots.film({"$t_{": list(x)}, painter).startswith(b"\x89PNG")
 
 
+def test_more_samples_than_columns_take_more_lines():
+    x = RNG.normal(size=(5, 6, 6))
+    painter = plots.Painter.fit(x, ("y", "x"))
+    figure = plots.gallery({"test": list(x), "generated": list(x)}, painter, columns=3)
+    places = [ax.get_position() for ax in figure.axes[:10]]
+    assert len({round(place.x0, 6) for place in places}) == 3
+    assert len({round(place.y0, 6) for place in places}) == 4
+    assert all(high.y0 > low.y1 for high, low in pairwise([places[0], places[3], places[5], places[8]]))
+    opened(figure)
+
+
 def test_classes_stand_over_their_columns():
     x = RNG.normal(size=(5, 6, 6))
     painter = plots.Painter.fit(x, ("y", "x"))

@@ -70,7 +70,7 @@ class Grid:
     def draw(self, sheet: Sheet, top: float, samples: Sequence[Array | None], *, last: bool, **options: Any) -> Any:
         """A row of pictures of samples ``(*sizes)``, one a column; the last row of a sheet has the longitudes."""
         image = None
-        for column, sample in enumerate(samples[: self.columns]):
+        for column, sample in enumerate(samples):
             pictures = [] if sample is None else list(self.painter.paint(sample))
             image = self.pictures(sheet, top, column, pictures, last=last, **options) or image
         return image
@@ -94,11 +94,18 @@ class Grid:
     ) -> tuple[Any, float]:
         """Rows of samples below their titles, by kind; an image of them, and where they end."""
         image = None
-        for i, (kind, samples) in enumerate(rows.items()):
+        for kind, samples in rows.items():
             row_title(sheet, top, kind, COLOURS["generated"])
-            image = self.draw(sheet, top + _TITLE, samples, last=last and i == len(rows) - 1) or image
-            top += _TITLE + self.height + _GAP
+            top += _TITLE
+            for start in range(0, len(samples), self.columns):
+                lowest = last and kind == [*rows][-1] and start + self.columns >= len(samples)
+                image = self.draw(sheet, top, samples[start : start + self.columns], last=lowest) or image
+                top += self.height + _GAP
         return image, top
+
+    def room(self, samples: Sequence[Array | None]) -> float:
+        """Inches that a row takes: its title, and a line for so many samples as there are columns."""
+        return _TITLE + -(-len(samples) // self.columns) * (self.height + _GAP)
 
     def name_slices(self, sheet: Sheet, top: float) -> float:
         """Where each picture stands along the sliced mode, above all columns; the height that this took."""
@@ -159,30 +166,36 @@ def _degrees(coordinate: Coordinate, flipped: bool, most: int) -> tuple[list[flo
 
 @_styled
 def gallery(
-    rows: Mapping[str, Sequence[Array | None]], painter: Painter, *, headings: Sequence[tuple[str, int]] = ()
+    rows: Mapping[str, Sequence[Array | None]],
+    painter: Painter,
+    *,
+    columns: int | None = None,
+    headings: Sequence[tuple[str, int]] = (),
 ) -> Figure:
     """Samples of several kinds below each other, all in the same colours.
 
     Parameters
     ----------
     rows
-        By kind (a key of `TITLES`, or any title): samples ``(*sizes)``, one for each column; None leaves it empty.
+        By kind (a key of `TITLES`, or any title): samples ``(*sizes)``, line by line; None leaves a place empty.
     painter
         How to show them.
+    columns
+        How many stand side by side; all where left out.
     headings
         Groups of columns that belong together, such as classes: the name of each, and its columns.
     """
-    columns = max(len(samples) for samples in rows.values())
+    columns = columns or max(len(samples) for samples in rows.values())
     example = next(sample for samples in rows.values() for sample in samples if sample is not None)
     grid = Grid(painter, example, [count for _, count in headings] or [columns])
     names = [fitted(name, right - left, 7.2) for (name, _), (left, right) in zip(headings, grid.spans, strict=False)]
     lines = max((name.count("\n") + 1 for name in names), default=0)
     head = _head(painter) + lines * 0.13 + (_LINE if painter.sliced else 0.0)
     bar = 0.0 if painter.coloured else _FOOT
-    sheet = Sheet(head + len(rows) * (_TITLE + grid.height + _GAP) + grid.foot + bar)
+    sheet = Sheet(head + sum(map(grid.room, rows.values())) + grid.foot + bar)
     top = _heading(sheet, painter)
-    for name, (left, _) in zip(names, grid.spans, strict=False):
-        sheet.text(left, top, name, size=7.2, color=INK)
+    for (name, _), (left, right) in zip(headings, grid.spans, strict=False):
+        sheet.text(left, top, name, size=7.2, width=right - left, color=INK)
     top += lines * 0.13
     top += grid.name_slices(sheet, top)
     image, top = grid.rows(sheet, top, rows, last=True)

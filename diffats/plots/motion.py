@@ -69,13 +69,18 @@ def _frames(rows: Mapping[str, Sequence[Array]], painter: Painter, steps: Sequen
             pictures = painter.paint(sample)
             moving.append((draw(sheet.axes(left, top + line, grid.width, grid.height), painter, pictures[0]), pictures))
         top += line + grid.height + 0.05
+    for artist in (time, *(image for image, _ in moving)):
+        artist.set_animated(True)
     canvas: Any = FigureCanvasAgg(sheet.figure)
-    out = []
+    canvas.draw()
+    still, out = canvas.copy_from_bbox(sheet.figure.bbox), []
     for i, step in enumerate(steps):
+        canvas.restore_region(still)
         time.set_text(painter.coordinates[painter.sliced].name(step))
+        sheet.figure.draw_artist(time)
         for image, pictures in moving:
             image.set_data(pictures[i])
-        canvas.draw()
+            image.axes.draw_artist(image)
         out.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
     return out
 
@@ -89,7 +94,7 @@ def _encoded(frames: Sequence[Any], colours: int) -> bytes:
         sheet.paste(frame, (0, i * height))
     palette = sheet.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     entries = np.asarray(palette.getpalette(), dtype=int).reshape(-1, 3)
-    entries[(entries >= 244).all(axis=1)] = 255  # as white as the page
+    entries[(entries >= 250).all(axis=1)] = 255  # as white as the page
     palette.putpalette(entries.ravel().tolist())
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     out = io.BytesIO()

@@ -90,29 +90,31 @@ def galleries(
     """Training, test and generated samples, and the training samples nearest to these."""
     figures: dict[str, Any] = {}
     captions: dict[str, str] = {}
-    columns = columns_of(shown[0].painter, fields.test[0])
+    columns, lines = arrangement(shown[0].painter, fields.test[0])
     labels = class_names(work, generated, len(fields.test)) if work.recipe.data.condition.labels else {}
     classes = shown_classes(labels, columns) if labels else []
-    chosen = chosen_columns(fields, labels, classes, columns)
+    each = columns // len(classes) if classes else 0
+    columns = each * len(classes) or columns
+    chosen = chosen_places(fields, labels, classes, columns, lines)
     rows = gallery_rows(work, fields, chosen, searched)
-    headings = [(name.replace("_", " "), columns // len(classes)) for name in classes]
+    headings = [(name.replace("_", " "), each) for name in classes]
     for view in shown:
         name = view.name or "gallery"
         moved = {kind: [view.of(x) for x in samples] for kind, samples in rows.items()}
-        figures[name] = plots.gallery(moved, view.painter, headings=headings)
+        figures[name] = plots.gallery(moved, view.painter, columns=columns, headings=headings)
         captions[name] = view.painter.description
     if fields.gaussian is not None:
-        reference = [shown[0].of(x) for x in fields.gaussian[:columns]]
-        figures["gaussian"] = plots.gallery({"gaussian": reference}, shown[0].painter)
+        reference = [shown[0].of(x) for x in fields.gaussian[: columns * lines]]
+        figures["gaussian"] = plots.gallery({"gaussian": reference}, shown[0].painter, columns=columns)
     return figures, captions
 
 
-def columns_of(painter: plots.Painter, sample: Array) -> int:
-    """How many samples stand side by side."""
+def arrangement(painter: plots.Painter, sample: Array) -> tuple[int, int]:
+    """How many samples of a kind stand side by side, and in how many lines."""
     slices, height, width = painter.paint(sample).shape[:3]
-    if slices > 1:
-        return 2 if slices > 2 else 3
-    return COLUMNS if height > 0.7 * width else 3
+    columns = COLUMNS if height > 0.7 * width else 3
+    columns = {1: columns, 2: 3}.get(slices, 2)
+    return columns, 2 if height < 1.2 * width else 1
 
 
 def class_names(work: Workspace, generated: Version, k: int) -> dict[str, Array]:
@@ -141,10 +143,10 @@ def shown_classes(labels: Mapping[str, Array], most: int) -> list[str]:
     return [*[name for name in ranked if name.lower() not in UNLABELLED][: most - len(apart)], *apart]
 
 
-def chosen_columns(
-    fields: evaluation.Fields, labels: Mapping[str, Array], classes: list[str], columns: int
+def chosen_places(
+    fields: evaluation.Fields, labels: Mapping[str, Array], classes: list[str], columns: int, lines: int
 ) -> dict[str, list[int | None]]:
-    """Which sample of each kind stands in which column; None where a class has no more.
+    """Which sample of each kind stands where, line by line; None where a class has no more.
 
     Neighbouring windows look alike, so the real ones are taken at random.
     """
@@ -152,19 +154,22 @@ def chosen_columns(
     spread = np.random.default_rng(fields.seed).permutation(k).tolist()
     orders: dict[str, list[int]] = {"train": spread, "test": spread, "generated": list(range(k))}
     if not classes:
-        return {kind: list(order[:columns]) for kind, order in orders.items()}
+        return {kind: list(order[: columns * lines]) for kind, order in orders.items()}
     each = columns // len(classes)
-    chosen: dict[str, list[int | None]] = {}
+    chosen: dict[str, list[int | None]] = {kind: [] for kind in orders}
     for kind, order in orders.items():
-        found = [[i for i in order if labels[kind][i] == name][:each] for name in classes]
-        chosen[kind] = [place for places in found for place in [*places, *[None] * (each - len(places))]]
+        found = {name: [i for i in order if labels[kind][i] == name] for name in classes}
+        for line in range(lines):
+            for name in classes:
+                places = found[name][line * each : (line + 1) * each]
+                chosen[kind] += [*places, *[None] * (each - len(places))]
     return chosen
 
 
 def gallery_rows(
     work: Workspace, fields: evaluation.Fields, chosen: Mapping[str, list[int | None]], searched: Array
 ) -> Rows:
-    """The samples of each column, by kind, with the training samples nearest to the generated ones."""
+    """The samples at each place, by kind, with the training samples nearest to the generated ones."""
     sets = {"train": fields.train, "test": fields.test, "generated": fields.generated}
     rows: Rows = {kind: [None if i is None else sets[kind][i] for i in places] for kind, places in chosen.items()}
     nearest = searched[evaluation.nearest_to_generated(fields)]
