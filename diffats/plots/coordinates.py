@@ -97,7 +97,9 @@ class Coordinate:
         return str(value)
 
     def name(self, index: int) -> str:
-        """The same with the mode's name."""
+        """The same with the mode's name, which latitudes and longitudes do without."""
+        if self.kind in _CARDINAL:
+            return self.text(index)
         return f"{self.mode} {self.text(index)}"
 
     @property
@@ -117,14 +119,14 @@ class Coordinate:
 def degrees(value: float, kind: str) -> str:
     """A latitude or longitude as maps write it.
 
-    >>> degrees(-30.0, "latitude"), degrees(210.0, "longitude"), degrees(0.0, "longitude")
-    ('30°S', '150°W', '0°')
+    >>> degrees(-30.0, "latitude"), degrees(210.0, "longitude"), degrees(180.0, "longitude")
+    ('30°S', '150°W', '180°')
     """
     positive, negative = _CARDINAL[kind]
     if kind == "longitude":
         value = (value + 180.0) % 360.0 - 180.0
-    side = "" if value == 0 else positive if value > 0 else negative
-    return f"{abs(value):.4g}°{side}"
+    side = "" if abs(value) in (0.0, 180.0) else positive if value > 0 else negative
+    return f"{abs(value):.3g}°{side}"
 
 
 def _number(value: float) -> str:

@@ -72,7 +72,7 @@ def plume(
         ax.plot(time, series[0][place], color=COLOURS["test"], linewidth=1.1, label="truth (test)")
         name = ", ".join(painter.coordinates[each].name(i) for each, i in zip(modes, place, strict=True))
         last = number >= len(places) - 2
-        _finish(ax, fitted(name, 1.7, 8.8), painter.coordinates[mode].label if last else "", "")
+        _finish(ax, fitted(name, 1.6, 8.8), painter.coordinates[mode].label if last else "", "")
     figure.supylabel(painter.value_label, fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, columnspacing=1.0, handlelength=1.4)
