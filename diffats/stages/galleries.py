@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from diffats import evaluation, metrics, plots
 from diffats.primitives import relative_error
-from diffats.report import percent
 from diffats.stages import fit_normalisation, generate
 from diffats.stages.pictures import drawn
 from diffats.stages.workspace import Workspace
@@ -199,7 +198,7 @@ def forecast_pictures(fields: evaluation.Fields, shown: list[View]) -> tuple[dic
             cases = order[np.linspace(0, len(order) - 1, min(CASES, len(order))).round().astype(int)].tolist()
         figures[name] = plots.forecast(view.of(truth[cases]), view.of(ensemble[cases]), painter)
         which = "The case with the median error," if painter.sliced else "From the best case to the worst: errors"
-        captions[name] = f"{which} {', '.join(percent(errors[case]) for case in cases)}. {painter.description}"
+        captions[name] = f"{which} {', '.join(f'{100 * errors[case]:.3g} %' for case in cases)}. {painter.description}"
     main = shown[0]
     still = None if fields.persistence is None else main.of(fields.persistence[middle])
     figures["plume"] = plots.plume(main.of(truth[middle]), main.of(ensemble[middle]), main.painter, persistence=still)
@@ -243,7 +242,7 @@ def reconstruction_figure(fields: evaluation.Fields, main: View) -> Any:
     errors = relative_error(fields.test, fields.reconstruction, fields.mean)
     order = np.argsort(errors)
     picks = [int(order[0]), int(order[len(order) // 2]), int(order[-1])]
-    labels = [f"{name}: {percent(errors[i])}" for name, i in zip(("best", "median", "worst"), picks, strict=True)]
+    labels = [f"{name}: {100 * errors[i]:.3g} %" for name, i in zip(("best", "median", "worst"), picks, strict=True)]
     original, reconstruction = main.of(fields.test[picks]), main.of(fields.reconstruction[picks])
     return plots.reconstruction_panels(original, reconstruction, main.painter, labels=labels)
 
