@@ -25,6 +25,7 @@ _SIZES = (
     (20, 80, 32),
     (12, 60, 16),
 )  # frames, dpi, colours
+_WHITE = [252] * 3  # what Pillow takes white for when it looks for the nearest entry of a palette
 
 
 @_styled
@@ -92,11 +93,12 @@ def _encoded(frames: Sequence[Any], colours: int) -> bytes:
     sheet = Image.new("RGB", (width, height * len(chosen)))
     for i, frame in enumerate(chosen):
         sheet.paste(frame, (0, i * height))
-    palette = sheet.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    entries = np.asarray(palette.getpalette(), dtype=int).reshape(-1, 3)
-    entries[(entries >= 250).all(axis=1)] = 255  # as white as the page
-    palette.putpalette(entries.ravel().tolist())
+    palette = sheet.quantize(colours - 1, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    entries = [*(palette.getpalette() or [])[: 3 * (colours - 1)], *_WHITE]
+    palette.putpalette(entries)
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    for frame in flat:  # as white as the page
+        frame.putpalette([255 if entries[i - i % 3 : i - i % 3 + 3] == _WHITE else v for i, v in enumerate(entries)])
     out = io.BytesIO()
     duration = max(40, round(1000 * _SECONDS / len(flat)))
     flat[0].save(out, "PNG", save_all=True, append_images=flat[1:], duration=duration, loop=0, optimize=True)
