@@ -510,6 +510,22 @@ class Evaluate(Section):
     samples: Count = Field(256, ge=2, description="at most this many samples of each kind are compared")
 
 
+class Report(Section):
+    """How the page shows samples; nothing else depends on it."""
+
+    rgb: list[float] = Field(
+        default_factory=list,
+        description="red, green, blue: three values of the spectral mode's coordinate, or indices where it has none",
+    )
+
+    @field_validator("rgb")
+    @classmethod
+    def _three(cls, rgb: list[float]) -> list[float]:
+        if len(rgb) not in (0, 3):
+            raise ValueError(f"{len(rgb)} bands are no colour. Give three, for red, green and blue.")
+        return rgb
+
+
 class Tracking(Section):
     """Where MLflow keeps runs and models."""
 
@@ -577,6 +593,7 @@ class Recipe(Section):
     train: Train = Train()
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()
+    report: Report = Report()
     tracking: Tracking = Tracking()
     compute: Compute = Compute()
 
@@ -931,6 +948,8 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
 def portable(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data for stores and trackers: no root or store, no place on this machine, no password.
 
+    How the report shows samples is left out, too: no result depends on it.
+
     The source loses what ``portable_place`` takes away, and so do places among the storage options. Options that came
     later are left out where they change nothing, so that a recipe without them stays what it was; the metric is the one
     that decides.
@@ -938,6 +957,7 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     tree = described(recipe)
     tree["generate"] = {**tree["generate"], "impose": recipe.imposes}
     tree = as_before(tree)
+    del tree["report"]
     tree["evaluate"] = {**tree["evaluate"], "metric": recipe.deciding_metric}
     return tree
 

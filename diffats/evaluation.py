@@ -563,6 +563,15 @@ def nearest_training(fields: Fields) -> dict[str, Array]:
     return distances
 
 
+def nearest_to_generated(fields: Fields) -> Array:
+    """The row ``(k,)`` of the training sample that is nearest to each generated one, as `nearest_training` measures.
+
+    It is one of ``z_train`` where primitives are given, else one of ``train``.
+    """
+    sets = _search_sets(fields)
+    return metrics.nearest_rows(sets["generated"], sets["train"])
+
+
 def _scaled(fields: Fields, x: Array) -> Array:
     """Centred and scaled samples in float32, NaN where masked.
 

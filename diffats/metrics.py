@@ -398,6 +398,18 @@ def nearest_distances(points: Array, training: Array, *, leave_one_out: bool = F
     return distances
 
 
+def nearest_rows(points: Array, training: Array) -> Array:
+    """Which training sample is the nearest to each point: ``(k,)``.
+
+    >>> import numpy as np
+    >>> nearest_rows(np.array([[0.9], [4.0]]), np.arange(3.0)[:, None]).tolist()
+    [1, 2]
+    """
+    return np.concatenate(
+        [cdist(points[start : start + 256], training).argmin(axis=1) for start in range(0, len(points), 256)]
+    )
+
+
 # --- spectra and profiles -----------------------------------------------------------------------------------------
 
 

@@ -107,8 +107,12 @@ PICTURES: dict[str, tuple[str, str, str]] = {
     "gallery": (
         "top",
         "Real and generated samples",
-        "Real samples that the model never saw, samples that it made up, and samples of the Gaussian reference, all in "
-        "the same colours.",
+        "All in the same colours.",
+    ),
+    "forecast": (
+        "top",
+        "A forecast beside what came",
+        "The model was given the condition of a test sample and drew an ensemble; nothing here was in training.",
     ),
     "reconstruction": (
         "compression",
@@ -150,6 +154,28 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "Training curves",
         "Loss on training batches and on a part held out from training. Where the held-out curve turns up, the model "
         "overfits.",
+    ),
+    "film": (
+        "generated",
+        "In motion",
+        "Real and generated samples, all in the same colours.",
+    ),
+    "plume": (
+        "generated",
+        "The forecast at a few points",
+        "Where the truth varies most: the truth, and between which values the ensemble's forecasts are.",
+    ),
+    "error_in_time": (
+        "generated",
+        "How the error grows",
+        "Error of the ensemble's mean at each time, relative to the truth of that time, as a mean over test samples.",
+    ),
+    "fields": ("generated", "The same with the training mean", "All in the same colours."),
+    "samples": ("generated", "Real and generated samples", "All in the same colours."),
+    "gaussian": (
+        "generated",
+        "What the Gaussian reference draws",
+        "Samples of the model without a network, in the colours of the first picture.",
     ),
     "profiles": (
         "generated",

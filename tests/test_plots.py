@@ -1,28 +1,14 @@
-"""Pictures of every kind of sample; what they show is checked on the figures' own artists."""
+"""Curves of the report; what they show is checked on the figures' own artists."""
 
 import io
 
 import numpy as np
-import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from diffats import plots
-from diffats.errors import InputError
 
 RNG = np.random.default_rng(0)
-CASES = {
-    "false colour": (("y", "x", "band"), (7, 8, 12)),
-    "rgb": (("rgb", "row", "column"), (3, 7, 8)),
-    "slices": (("time", "y", "x"), (5, 6, 9)),
-    "space-time": (("time", "x"), (40, 6)),
-    "map": (("lat", "lon"), (6, 9)),
-    "four modes": (("time", "level", "lat", "lon"), (4, 3, 6, 9)),
-    "four modes with bands": (("time", "y", "x", "band"), (3, 5, 6, 8)),
-    "components": (("component", "time", "y", "x"), (2, 5, 6, 7)),
-    "components of maps": (("component", "y", "x"), (2, 6, 7)),
-    "bands first": (("band", "y", "x"), (9, 6, 7)),
-}
 
 
 def opened(figure: Figure) -> Image.Image:
@@ -33,63 +19,6 @@ def opened(figure: Figure) -> Image.Image:
     assert image.format == "PNG"
     assert 700 < image.width < 1000
     return image
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_gallery_and_reconstruction_of_any_modes(case):
-    modes, sizes = CASES[case]
-    x = RNG.normal(size=(4, *sizes))
-    opened(plots.gallery(x, x[:3], modes, unit="K", rows=1))
-    opened(plots.reconstruction_panels(x[:2], x[:2] + 0.1, modes, labels=["best", "worst"]))
-
-
-def test_painter_chooses_the_image_modes_by_name():
-    painter = plots.Painter.fit(RNG.normal(size=(2, 9, 4, 5)), ("band", "x", "y"))
-    assert painter.image == ("y", "x")
-    assert painter.coloured
-    assert painter.paint(RNG.normal(size=(9, 4, 5))).shape == (5, 4, 3)
-
-
-def test_painter_shows_the_values_of_the_sample():
-    x = RNG.normal(size=(3, 2, 5, 4, 6))
-    painter = plots.Painter.fit(x, ("component", "time", "y", "x"), frames=3)
-    assert painter.slices == (0, 2, 4)
-    picture = painter.paint(x[1])
-    np.testing.assert_array_equal(picture[:, :6], x[1, 0, 0])
-    np.testing.assert_array_equal(picture[:, 7:13], x[1, 0, 2])
-    assert np.isnan(picture[:, 6]).all()
-    assert painter.gaps(picture.shape[1]) == [(6, 7), (13, 14)]
-    assert "time 0, 2, 4 side by side" in painter.description
-
-
-def test_bands_cover_the_spectrum_and_rgb_stays_in_order():
-    x = RNG.normal(size=(5, 4, 4, 30))
-    bands = plots.Painter.fit(x, ("y", "x", "band")).bands
-    assert bands[0] >= 20 > bands[1] >= 10 > bands[2]
-    assert plots.Painter.fit(x[..., :3], ("y", "x", "rgb")).bands == (0, 1, 2)
-
-
-def test_missing_points_and_constant_fields_can_be_drawn():
-    x = RNG.normal(size=(4, 6, 7)) + 300
-    x[:, :2, :3] = np.nan
-    opened(plots.gallery(x, x, ("lat", "lon"), rows=1))
-    constant = np.full((2, 6, 7), 5.0)
-    opened(plots.gallery(constant, constant, ("y", "x"), rows=1))
-    opened(plots.reconstruction_panels(constant, constant, ("y", "x"), labels=["a", "b"]))
-    coloured = np.repeat(x[..., None], 4, axis=-1)
-    assert np.isfinite(plots.Painter.fit(coloured, ("y", "x", "band")).paint(coloured[0])).all()
-
-
-def test_signed_fields_get_symmetric_colours_and_others_do_not():
-    signed = plots.Painter.fit(RNG.normal(size=(3, 6, 7)), ("y", "x"))
-    assert signed.limits[0, 0] == -signed.limits[0, 1]
-    assert signed.colormap.name == "RdBu_r"
-    assert plots.Painter.fit(RNG.random((3, 6, 7)) + 280, ("y", "x")).colormap.name == "viridis"
-
-
-def test_one_mode_is_refused_by_name():
-    with pytest.raises(InputError, match="two modes besides component, got component, x"):
-        plots.Painter.fit(np.zeros((2, 2, 5)), ("component", "x"))
 
 
 def test_scree_marks_the_rank_and_what_it_keeps():
@@ -117,7 +46,6 @@ def test_alignment_pictures():
     overlaps = plots.overlap_histograms({"y": RNG.random((30, 4)), "x": RNG.random((30, 2, 4))}, minimum=0.05)
     assert sum(patch.get_height() for patch in overlaps.axes[0].patches) == 30
     opened(overlaps)
-    opened(plots.medoid(RNG.normal(size=(6, 7)), {"y": RNG.random(30), "x": RNG.random(30)}, 4, ("y", "x")))
 
 
 def test_training_curves_with_and_without_held_out_loss():

@@ -16,7 +16,10 @@ from diffats.plots.curves import (
     spectra_bands,
     training_curves,
 )
-from diffats.plots.fields import Painter, gallery, medoid, reconstruction_panels
+from diffats.plots.fields import forecast, gallery, medoid, reconstruction_panels
+from diffats.plots.forecasts import error_in_time, plume, time_mode
+from diffats.plots.motion import film
+from diffats.plots.painter import Painter, largest_component
 
 __all__ = [
     "COLOURS",
@@ -25,16 +28,22 @@ __all__ = [
     "anchors",
     "deviations",
     "drift",
+    "error_in_time",
     "factors_before_after",
+    "film",
+    "forecast",
     "gallery",
+    "largest_component",
     "medoid",
     "nearest_training",
     "overlap_histograms",
     "png",
+    "plume",
     "power_spectra",
     "reconstruction_panels",
     "scorecard",
     "scree",
     "spectra_bands",
+    "time_mode",
     "training_curves",
 ]

@@ -59,6 +59,7 @@ _STYLE: Any = {
     "legend.fontsize": 7.5,
     "lines.linewidth": 1.5,
     "axes.formatter.use_mathtext": True,
+    "hatch.linewidth": 0.5,
 }
 
 

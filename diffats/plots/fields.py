@@ -1,9 +1,9 @@
-"""Samples drawn as pictures."""
+"""Samples drawn as pictures: galleries, forecasts beside their truth, reconstructions, the anchor sample."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,362 +12,304 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffats.errors import InputError
+from diffats.plots.coordinates import Coordinate, degrees
 from diffats.plots.curves import COLOURS, GREY, INK, PALE, WIDTH, Array, _bare, _figure, _styled
+from diffats.plots.painter import Painter
+from diffats.plots.sheet import Sheet, fitted
 
-_SPECTRAL = ("band", "bands", "channel", "channels", "wavelength", "rgb", "colour", "color")
-_VERTICAL = ("y", "lat", "latitude", "row", "north", "northing")
-_HORIZONTAL = ("x", "lon", "longitude", "column", "col", "east", "easting")
-_TIME = ("time", "t", "frame")
+MISSING = "#e4e8eb"  #: behind the hatching of missing points
+#: Titles of the rows of a gallery, by kind.
+TITLES = {
+    "train": "real (training)",
+    "test": "real (test): the model never saw them",
+    "generated": "generated",
+    "nearest": "nearest training sample of each generated one",
+    "gaussian": "Gaussian reference",
+    "truth": "truth (test)",
+    "forecast": "one forecast",
+}
+#: Colours of these titles.
+TINTS = COLOURS | {
+    "nearest": COLOURS["train"],
+    "train": COLOURS["anchor"],
+    "truth": COLOURS["test"],
+    "forecast": COLOURS["generated"],
+}
+_LINE, _GAP, _FOOT = 0.17, 0.05, 0.52  # inches: of a line of small text, between pictures, and for a colour bar
+_TOP, _TITLE, _MAP_MARGIN, _MAP_FOOT = 0.03, 0.24, 0.34, 0.18
 
 
-@dataclass(frozen=True)
-class Painter:
-    """Turns samples into pictures, all with the bands, slices and colour limits of one reference set.
+class Grid:
+    """Where the pictures of a sheet stand: columns of samples, in groups, each of one picture for a slice.
 
-    Two modes become the image. A spectral mode becomes false colour from three of its bands; otherwise the first mode
-    left over becomes up to `frames` slices, shown side by side. Other modes, and ``component``, are cut at one index.
-
-    Attributes
+    Parameters
     ----------
-    modes
-        The samples' modes in tensor order.
-    image
-        The image's vertical and horizontal mode.
-    bands
-        Indices of red, green, blue; empty without false colour.
-    spectral, sliced
-        The spectral mode and the mode shown as slices; empty where there is none.
-    slices
-        Indices along the sliced mode.
-    fixed
-        Index of every other mode.
-    limits
-        ``(bands or 1, 2)``: the lowest and highest value shown.
-    unit
-        Of the values.
+    painter
+        How samples are shown.
+    sample
+        ``(*sizes)``: any of them.
+    groups
+        How many columns each group has; groups stand apart.
     """
 
-    modes: tuple[str, ...]
-    image: tuple[str, str]
-    spectral: str
-    bands: tuple[int, ...]
-    sliced: str
-    slices: tuple[int, ...]
-    fixed: tuple[tuple[str, int], ...]
-    limits: Array
-    unit: str = ""
+    def __init__(self, painter: Painter, sample: Array, groups: Sequence[int]) -> None:
+        self.painter, slices = painter, max(1, len(painter.slices))
+        height, width = painter.paint(sample).shape[1:3]
+        margin = _MAP_MARGIN if painter.is_map else 0.02
+        starts = np.cumsum([0, *groups])
+        gaps = np.full(slices * starts[-1], _GAP * (0.6 if slices > 1 else 1.0))
+        gaps[::slices] = _GAP * (2.0 if slices > 1 else 1.0)
+        gaps[starts[:-1] * slices] = 3.2 * _GAP
+        gaps[0] = 0.0
+        self.slices, self.columns = slices, int(starts[-1])
+        self.width = float(WIDTH - margin - 0.02 - gaps.sum()) / len(gaps)
+        self.height = self.width * float(np.clip(height / width, 0.4, 1.6))
+        self.lefts = margin + np.cumsum(gaps) + self.width * np.arange(len(gaps))
+        self.spans = [(self.lefts[a * slices], self.lefts[b * slices - 1] + self.width) for a, b in pairwise(starts)]
 
-    @classmethod
-    def fit(cls, reference: Array, modes: Sequence[str], *, frames: int = 3, unit: str = "") -> Painter:
-        """Choose what to show from a reference set.
+    def draw(self, sheet: Sheet, top: float, samples: Sequence[Array | None], *, last: bool, **options: Any) -> Any:
+        """A row of pictures of samples ``(*sizes)``, one a column; the last row of a sheet has the longitudes."""
+        image = None
+        for column, sample in enumerate(samples):
+            pictures = [] if sample is None else list(self.painter.paint(sample))
+            image = self.pictures(sheet, top, column, pictures, last=last, **options) or image
+        return image
 
-        Parameters
-        ----------
-        reference
-            ``(k, n_1, .., n_N)`` with at least two modes besides ``component``.
-        modes
-            The N modes.
-        frames
-            At most so many slices.
-        unit
-            Of the values.
-        """
-        modes = tuple(modes)
-        sizes = dict(zip(modes, reference.shape[1:], strict=True))
-        free = [mode for mode in modes if mode != "component"]
-        if len(free) < 2:
-            raise InputError(f"a picture of a sample needs two modes besides component, got {', '.join(modes)}.")
-        spectral = _spectral_mode(free, sizes)
-        image = _image_modes([mode for mode in free if mode != spectral])
-        rest = [mode for mode in free if mode not in (*image, spectral)]
-        sliced = rest[0] if rest and not spectral else ""
-        slices: tuple[int, ...] = ()
-        if sliced:
-            positions = np.linspace(0, sizes[sliced] - 1, min(frames, sizes[sliced]))
-            slices = tuple(int(i) for i in positions.round())
-        cut = [mode for mode in modes if mode not in (*image, spectral, sliced)]
-        fixed = tuple((mode, 0 if mode == "component" else sizes[mode] // 2) for mode in cut)
-        bands = _three_bands(reference, modes.index(spectral) + 1) if spectral else ()
-        painter = cls(modes, image, spectral, bands, sliced, slices, fixed, np.zeros((1, 2)), unit)
-        return cls(modes, image, spectral, bands, sliced, slices, fixed, _limits(painter, reference), unit)
+    def pictures(
+        self, sheet: Sheet, top: float, column: int, pictures: Sequence[Array | None], *, last: bool, **options: Any
+    ) -> Any:
+        """The pictures of one column."""
+        image = None
+        for i, picture in enumerate(pictures):
+            if picture is not None:
+                place = column * self.slices + i
+                ax = sheet.axes(self.lefts[place], top, self.width, self.height)
+                image = draw(ax, self.painter, picture, **options)
+                if self.painter.is_map:
+                    _map_axes(ax, self.painter, left=place == 0, bottom=last, width=self.width)
+        return image
+
+    def rows(
+        self, sheet: Sheet, top: float, rows: Mapping[str, Sequence[Array | None]], *, last: bool
+    ) -> tuple[Any, float]:
+        """Rows of samples below their titles, by kind; an image of them, and where they end."""
+        image = None
+        for kind, samples in rows.items():
+            row_title(sheet, top, kind, COLOURS["generated"])
+            top += _TITLE
+            for start in range(0, len(samples), self.columns):
+                lowest = last and kind == [*rows][-1] and start + self.columns >= len(samples)
+                image = self.draw(sheet, top, samples[start : start + self.columns], last=lowest) or image
+                top += self.height + _GAP
+        return image, top
+
+    def room(self, samples: Sequence[Array | None]) -> float:
+        """Inches that a row takes: its title, and a line for so many samples as there are columns."""
+        return _TITLE + -(-len(samples) // self.columns) * (self.height + _GAP)
+
+    def name_slices(self, sheet: Sheet, top: float) -> float:
+        """Where each picture stands along the sliced mode, above all columns; the height that this took."""
+        painter = self.painter
+        if not painter.sliced:
+            return 0.0
+        for place, left in enumerate(self.lefts):
+            index = painter.slices[place % self.slices]
+            coordinate = painter.coordinates[painter.sliced]
+            text = coordinate.name(index) if place == 0 or not coordinate.given else coordinate.text(index)
+            sheet.text(left, top, text, width=self.width + 0.02, color=GREY, size=6.6, lines=1)
+        return _LINE
 
     @property
-    def coloured(self) -> bool:
-        """Whether pictures are false colour (else one value per pixel)."""
-        return bool(self.bands)
-
-    @property
-    def colormap(self) -> Any:
-        """Diverging where values of both signs matter, sequential elsewhere; missing points are light grey."""
-        low, high = self.limits[0]
-        diverging = low < 0 < high and min(-low, high) > 0.3 * max(-low, high)
-        return matplotlib.colormaps["RdBu_r" if diverging else "viridis"].with_extremes(bad="#d5d9dd")
-
-    @property
-    def description(self) -> str:
-        """In words: what a picture shows."""
-        parts = [f"{self.image[0]} down, {self.image[1]} across"]
-        if self.coloured:
-            parts.append(f"{self.spectral} {', '.join(map(str, self.bands))} as red, green, blue")
-        if self.sliced:
-            parts.append(f"{self.sliced} {', '.join(map(str, self.slices))} side by side")
-        parts += [f"{mode} {index}" for mode, index in self.fixed]
-        return "; ".join(parts)
-
-    def values(self, x: Array) -> Array:
-        """Values shown of samples ``(k, *sizes)``: ``(k, slices, height, width, bands)``, not yet scaled."""
-        index: list[Any] = [slice(None)]
-        fixed = dict(self.fixed)
-        left = []
-        for mode in self.modes:
-            if mode in fixed:
-                index.append(fixed[mode])
-            else:
-                index.append(slice(None))
-                left.append(mode)
-        shown = x[tuple(index)]
-        for mode, chosen in ((self.spectral, self.bands), (self.sliced, self.slices)):
-            if mode:
-                shown = np.take(shown, chosen, axis=left.index(mode) + 1)
-            else:
-                shown, left = shown[..., None], [*left, ""]
-        order = [left.index(self.sliced) if self.sliced else len(left) - 1]
-        order += [left.index(mode) for mode in self.image]
-        order += [left.index(self.spectral) if self.spectral else left.index("")]
-        return np.asarray(shown.transpose([0, *(axis + 1 for axis in order)]))
-
-    def paint(self, sample: Array) -> Array:
-        """One sample ``(*sizes)`` as a picture ``(height, width)``, or ``(height, width, 3)`` in [0, 1]."""
-        return self.assemble(self.values(sample[None])[0])
-
-    def gaps(self, total: int) -> list[tuple[int, int]]:
-        """First and last column between the slices of a picture of so many columns."""
-        count = len(self.slices)
-        width = next((w for w in range(1, total + 1) if count * w + (count - 1) * _gap(w) == total), total)
-        step = width + _gap(width)
-        return [(i * step + width, (i + 1) * step) for i in range(count - 1)]
-
-    def assemble(self, shown: Array) -> Array:
-        """Slices ``(slices, height, width, bands)`` side by side, with a gap, scaled to colours where false colour."""
-        if self.coloured:
-            span = np.maximum(self.limits[:, 1] - self.limits[:, 0], np.finfo(np.float64).tiny)
-            shown = np.nan_to_num(np.clip((shown - self.limits[:, 0]) / span, 0.0, 1.0), nan=0.85)
-            return np.asarray(_strip(shown, 1.0))
-        return np.asarray(_strip(shown[..., 0], np.nan))
+    def foot(self) -> float:
+        """Inches below the last row for its longitudes."""
+        return _MAP_FOOT if self.painter.is_map else 0.0
 
 
-def _gap(width: int) -> int:
-    return max(1, width // 16)
-
-
-def _strip(slices: Array, blank: float) -> Array:
-    """``(slices, height, width, ...)`` to ``(height, all widths, ...)``."""
-    width = slices.shape[2]
-    gap = _gap(width)
-    parts: list[Array] = []
-    for i, picture in enumerate(slices):
-        if i:
-            parts.append(np.full((picture.shape[0], gap, *picture.shape[2:]), blank))
-        parts.append(picture)
-    return np.concatenate(parts, axis=1)
-
-
-def _spectral_mode(modes: Sequence[str], sizes: Mapping[str, int]) -> str:
-    """The mode to show as colours; it needs three bands, and two other modes must remain."""
-    named = [mode for mode in modes if mode.lower() in _SPECTRAL and sizes[mode] >= 3]
-    return named[0] if named and len(modes) >= 3 else ""
-
-
-def _image_modes(modes: Sequence[str]) -> tuple[str, str]:
-    vertical = next((mode for mode in modes if mode.lower() in _VERTICAL), "")
-    horizontal = next((mode for mode in modes if mode.lower() in _HORIZONTAL), "")
-    if vertical and horizontal:
-        return vertical, horizontal
-    time = next((mode for mode in modes[:-1] if mode.lower() in _TIME), "")
-    if time and len(modes) == 2:
-        return time, modes[-1]
-    return modes[-2], modes[-1]
-
-
-def _three_bands(reference: Array, axis: int) -> tuple[int, ...]:
-    """Of each third of the bands, the one that varies most; the longest wavelengths are red."""
-    n = reference.shape[axis]
-    spread = np.nanstd(np.moveaxis(reference, axis, -1).reshape(-1, n).astype(np.float64), axis=0)
-    edges = [0, n // 3, 2 * n // 3, n]
-    chosen = [start + int(np.argmax(spread[start:stop])) for start, stop in pairwise(edges)]
-    return tuple(chosen) if n == 3 else tuple(chosen[::-1])
-
-
-def _limits(painter: Painter, reference: Array) -> Array:
-    """The 1 and 99 % quantiles of what is shown, by band; symmetric about zero where both signs matter."""
-    shown = painter.values(reference)
-    limits = np.nanquantile(shown.reshape(-1, shown.shape[-1]).astype(np.float64), (0.01, 0.99), axis=0).T
-    low, high = limits[:, 0], limits[:, 1]
-    if not painter.coloured and low[0] < 0 < high[0] and min(-low[0], high[0]) > 0.3 * max(-low[0], high[0]):
-        edge = max(-low[0], high[0])
-        return np.array([[-edge, edge]])
-    return np.asarray(limits)
-
-
-def _draw(ax: Axes, painter: Painter, picture: Array) -> Any:
+def draw(ax: Axes, painter: Painter, picture: Array, *, aspect: Any = "auto", **options: Any) -> Any:
+    """A picture of `Painter.paint` on axes; missing points are hatched."""
     _bare(ax)
-    for start, stop in painter.gaps(picture.shape[1]):
-        ax.axvspan(start - 0.5, stop - 0.5, color="white", zorder=3, linewidth=0)
-    aspect: Any = "equal" if _ratio(painter, picture) is not None else "auto"
-    if painter.coloured:
+    missing = (picture[..., -1] == 0) if picture.ndim == 3 else np.isnan(picture)
+    if missing.any():
+        ax.patch.set(facecolor=MISSING, hatch="//////", edgecolor="#aeb7bf", linewidth=0.0)
+    if picture.ndim == 3:
         return ax.imshow(picture, aspect=aspect, interpolation="nearest")
     low, high = painter.limits[0]
-    return ax.imshow(picture, cmap=painter.colormap, vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
+    shown = {"cmap": painter.colormap, "vmin": low, "vmax": high} | options
+    return ax.imshow(picture, aspect=aspect, interpolation="nearest", **shown)
 
 
-def _ratio(painter: Painter, picture: Array) -> float | None:
-    """Height over width of a picture; None where a slice is so long that it should stretch to leave others room."""
-    slices = max(1, len(painter.slices))
-    ratio = picture.shape[0] / picture.shape[1]
-    return ratio if 0.4 <= ratio * slices <= 2.5 else None
+def _map_axes(ax: Axes, painter: Painter, *, left: bool, bottom: bool, width: float) -> None:
+    """Latitudes and longitudes beside the outer pictures."""
+    vertical, horizontal = (painter.coordinates[mode] for mode in painter.image)
+    ax.tick_params(labelsize=6.2, length=2, width=0.5, pad=1.2, color=GREY)
+    if left:
+        ax.set_yticks(*_degrees(vertical, painter.flipped[0], 3))
+    if bottom:
+        places, names = _degrees(horizontal, painter.flipped[1], 3 if width > 1.1 else 2)
+        close = len(places) > 1 and (places[1] - places[0]) * width < 0.36 * len(horizontal.values)
+        ax.set_xticks(places[:: 2 if close else 1], names[:: 2 if close else 1])
 
 
-def _shape(painter: Painter, sample: Array) -> tuple[float, int]:
-    """Height over width of one picture as it is drawn, and how many fit side by side."""
-    slices = max(1, len(painter.slices))
-    ratio = _ratio(painter, painter.paint(sample))
-    return (0.75 / slices if ratio is None else ratio), (4 if slices == 1 else 2)
-
-
-def _colour_bar(figure: Any, image: Any, unit: str) -> None:
-    """A slim bar in a (sub)figure of its own."""
-    bar = figure.colorbar(image, cax=figure.add_axes((0.15, 0.72, 0.7, 0.14)), orientation="horizontal")
-    bar.outline.set_visible(False)
-    bar.set_label(unit or "value", fontsize=7.5)
-    bar.ax.tick_params(labelsize=7, width=0.6)
+def _degrees(coordinate: Coordinate, flipped: bool, most: int) -> tuple[list[float], list[str]]:
+    """Places on an axis and their names: at most so many round numbers, none at the very edge."""
+    values = coordinate.numbers[0][:: -1 if flipped else 1]
+    low, high = np.sort(values[[0, -1]])
+    inner = (low + 0.06 * (high - low), high - 0.06 * (high - low))
+    for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 180):
+        ticks = np.arange(np.ceil(inner[0] / step), np.floor(inner[1] / step) + 1) * step
+        if len(ticks) <= most:
+            break
+    order = np.argsort(values)
+    places = np.interp(ticks, values[order], np.arange(len(values))[order])
+    return places.tolist(), [degrees(float(tick), coordinate.kind) for tick in ticks]
 
 
 @_styled
 def gallery(
-    real: Array,
-    generated: Array,
-    modes: Sequence[str],
+    rows: Mapping[str, Sequence[Array | None]],
+    painter: Painter,
     *,
-    gaussian: Array | None = None,
-    unit: str = "",
-    rows: int = 2,
-    painter: Painter | None = None,
+    columns: int | None = None,
+    headings: Sequence[tuple[str, int]] = (),
 ) -> Figure:
-    """Real samples above generated ones (and above the Gaussian's), with the same colours.
+    """Samples of several kinds below each other, all in the same colours.
 
     Parameters
     ----------
-    real, generated, gaussian
-        ``(k, *sizes)`` each; the first few are shown.
-    modes
-        The samples' modes.
-    unit
-        Of the values.
     rows
-        Rows of pictures of each kind.
+        By kind (a key of `TITLES`, or any title): samples ``(*sizes)``, line by line; None leaves a place empty.
     painter
-        How to show samples; fitted to the real ones where left out.
+        How to show them.
+    columns
+        How many stand side by side; all where left out.
+    headings
+        Groups of columns that belong together, such as classes: the name of each, and its columns.
     """
-    painter = painter or Painter.fit(real, modes, unit=unit)
-    ratio, columns = _shape(painter, real[0])
-    kinds = {"real (test)": (real, INK), "generated": (generated, COLOURS["generated"])}
-    if gaussian is not None:
-        kinds["Gaussian reference"] = (gaussian, GREY)
-    heights = [rows * (WIDTH / columns * ratio) + 0.32] * len(kinds) + [0.0 if painter.coloured else 0.58]
-    heights = [height for height in heights if height]
-    figure = _figure(sum(heights))
-    blocks = np.atleast_1d(np.asarray(figure.subfigures(len(heights), 1, hspace=0.02, height_ratios=heights)))
-    image = None
-    for block, (title, (samples, colour)) in zip(blocks, kinds.items(), strict=False):
-        block.suptitle(title, x=0.01, ha="left", fontsize=9.2, fontweight="bold", color=colour)
-        grid = np.asarray(block.subplots(rows, columns, squeeze=False))
-        for i, ax in enumerate(grid.flat):
-            if i < len(samples):
-                image = _draw(ax, painter, painter.paint(samples[i]))
-            else:
-                ax.set_axis_off()
+    columns = columns or max(len(samples) for samples in rows.values())
+    example = next(sample for samples in rows.values() for sample in samples if sample is not None)
+    grid = Grid(painter, example, [count for _, count in headings] or [columns])
+    names = [fitted(name, right - left, 7.2) for (name, _), (left, right) in zip(headings, grid.spans, strict=False)]
+    lines = max((name.count("\n") + 1 for name in names), default=0)
+    head = _head(painter) + lines * 0.13 + (_LINE if painter.sliced else 0.0)
+    bar = 0.0 if painter.coloured else _FOOT
+    sheet = Sheet(head + sum(map(grid.room, rows.values())) + grid.foot + bar)
+    top = _heading(sheet, painter)
+    for (name, _), (left, right) in zip(headings, grid.spans, strict=False):
+        sheet.text(left, top, name, size=7.2, width=right - left, color=INK)
+    top += lines * 0.13
+    top += grid.name_slices(sheet, top)
+    image, top = grid.rows(sheet, top, rows, last=True)
     if not painter.coloured:
-        _colour_bar(blocks[-1], image, painter.unit)
-    return figure
+        sheet.colour_bar(image, top + grid.foot + 0.08, painter.value_label)
+    return sheet.figure
+
+
+def row_title(sheet: Sheet, top: float, kind: str, colour: str = INK) -> None:
+    """The title of a row of samples, in its kind's colour."""
+    colour = TINTS.get(kind, colour)
+    sheet.text(0.02, top + 0.06, TITLES.get(kind, kind), size=8.6, lines=1, fontweight="bold", color=colour)
+
+
+def _heading(sheet: Sheet, painter: Painter) -> float:
+    """What all pictures of a sheet have in common, at its top; where it ends."""
+    if painter.heading:
+        sheet.text(0.02, _TOP, painter.heading, size=7.6, lines=1, color=INK)
+    return _head(painter)
+
+
+def _head(painter: Painter) -> float:
+    return _TOP + (_LINE if painter.heading else 0.0)
 
 
 @_styled
-def reconstruction_panels(
-    original: Array,
-    reconstruction: Array,
-    modes: Sequence[str],
-    *,
-    labels: Sequence[str],
-    unit: str = "",
-    painter: Painter | None = None,
-) -> Figure:
+def forecast(truth: Array, ensemble: Array, painter: Painter) -> Figure:
+    """What came, below it one forecast of it, the mean of all, and how far the mean is off.
+
+    Parameters
+    ----------
+    truth
+        ``(k, n_1, .., n_N)``: a column each, or one for each slice.
+    ensemble
+        ``(k, members, n_1, .., n_N)``: forecasts under the same conditions.
+    painter
+        How to show them.
+    """
+    mean = ensemble.mean(axis=1)
+    errors = np.abs(difference_pictures(painter, truth, mean))
+    grid = Grid(painter, truth[0], [len(truth)])
+    members = ensemble.shape[1]
+    rows = {"truth": list(truth), "forecast": list(ensemble[:, 0]), f"mean of {members} forecasts": list(mean)}
+    head = _head(painter) + (_LINE if painter.sliced else 0.0)
+    sheet = Sheet(head + 4 * (_TITLE + grid.height + _GAP) + grid.foot + _FOOT)
+    top = _heading(sheet, painter)
+    top += grid.name_slices(sheet, top)
+    image, top = grid.rows(sheet, top, rows, last=False)
+    row_title(sheet, top, "absolute error of the mean", GREY)
+    scale = _error_scale(errors, signed=False)
+    for column, error in enumerate(errors):
+        wrong = grid.pictures(sheet, top + _TITLE, column, list(error), last=True, **scale)
+    top += _TITLE + grid.height + _GAP + grid.foot + 0.08
+    half = WIDTH / 2
+    if not painter.coloured:
+        sheet.colour_bar(image, top, painter.value_label, left=0.0, width=half)
+    sheet.colour_bar(wrong, top, f"error ({painter.unit})" if painter.unit else "error", left=half, width=half)
+    return sheet.figure
+
+
+@_styled
+def reconstruction_panels(original: Array, reconstruction: Array, painter: Painter, *, labels: Sequence[str]) -> Figure:
     """A row for each sample: original, reconstruction, and their difference.
 
     Parameters
     ----------
     original, reconstruction
         ``(k, *sizes)``, usually the best, the median and the worst sample.
-    modes
-        The samples' modes.
+    painter
+        How to show them, of slices one.
     labels
         One for each row, such as ``"worst: 12 %"``.
-    unit
-        Of the values.
-    painter
-        How to show samples; fitted to the originals where left out.
     """
-    painter = painter or Painter.fit(original, modes, unit=unit, frames=1)
-    ratio, _ = _shape(painter, original[0])
-    errors = _difference_pictures(painter, original, reconstruction)
-    finite = np.abs(errors[np.isfinite(errors)])
-    edge = float(np.quantile(finite, 0.995)) if finite.size else 0.0
-    edge = edge or 1.0
-    heights = [len(labels) * (WIDTH / 3 * ratio + 0.24), 0.58]
-    figure = _figure(sum(heights))
-    panels, foot = np.asarray(figure.subfigures(2, 1, hspace=0.02, height_ratios=heights))
-    grid = np.asarray(panels.subplots(len(labels), 3, squeeze=False))
-    colormap = matplotlib.colormaps["magma_r" if painter.coloured else "RdBu_r"].with_extremes(bad="#d5d9dd")
-    low = 0.0 if painter.coloured else -edge
+    painter = painter.cut()
+    errors = difference_pictures(painter, original, reconstruction)[:, 0]
+    grid = Grid(painter, original[0], [3])
+    sheet = Sheet(_head(painter) + len(labels) * (_TITLE + grid.height + _GAP) + grid.foot + _FOOT)
+    top = _heading(sheet, painter)
+    scale = _error_scale(errors, signed=not painter.coloured)
+    names = ("reconstruction", "error" if painter.coloured else "difference")
     image = None
     for row, (label, x, xhat, error) in enumerate(zip(labels, original, reconstruction, errors, strict=True)):
-        _draw(grid[row, 0], painter, painter.paint(x))
-        _draw(grid[row, 1], painter, painter.paint(xhat))
-        _bare(grid[row, 2])
-        aspect: Any = grid[row, 0].get_aspect()
-        image = grid[row, 2].imshow(error, cmap=colormap, vmin=low, vmax=edge, aspect=aspect, interpolation="nearest")
-        grid[row, 0].set_title(label, loc="left", fontsize=8.4, fontweight="bold", color=INK)
-        if row == 0:
-            grid[row, 1].set_title("reconstruction", fontsize=8, color=GREY)
-            grid[row, 2].set_title("error" if painter.coloured else "difference", fontsize=8, color=GREY)
+        last = row == len(labels) - 1
+        sheet.text(grid.lefts[0], top + 0.07, label, size=8.4, lines=1, width=grid.width, fontweight="bold", color=INK)
+        for left, title in zip(grid.lefts[1:], names if row == 0 else ("", ""), strict=True):
+            sheet.text(left, top + 0.08, title, size=7.8, lines=1, width=grid.width, color=GREY)
+        grid.draw(sheet, top + _TITLE, [x, xhat], last=last)
+        image = grid.pictures(sheet, top + _TITLE, 2, [error], last=last, **scale)
+        top += _TITLE + grid.height + _GAP
     name = f"root mean square over {painter.spectral}" if painter.coloured else "reconstruction minus original"
-    _colour_bar(foot, image, f"{name} ({unit})" if unit else name)
-    return figure
+    sheet.colour_bar(image, top + grid.foot + 0.08, f"{name} ({painter.unit})" if painter.unit else name)
+    return sheet.figure
 
 
-def _difference_pictures(painter: Painter, original: Array, reconstruction: Array) -> Array:
-    """``(k, height, width)``: over all bands where false colour, else of what is shown."""
+def difference_pictures(painter: Painter, original: Array, other: Array) -> Array:
+    """``(k, slices, height, width)``: other minus original as shown; in colours its root mean square over all bands."""
     if not painter.coloured:
-        shown = painter.values(reconstruction) - painter.values(original)
-        return np.stack([painter.assemble(picture) for picture in shown])
-    difference = (reconstruction.astype(np.float64) - original) ** 2
-    modes = ["", *painter.modes]
-    keep = [modes.index(mode) for mode in painter.image]
-    over = tuple(axis for axis in range(1, difference.ndim) if axis not in keep)
-    error: Array = np.asarray(np.sqrt(difference.mean(axis=over)))
-    return error if keep[0] < keep[1] else error.transpose(0, 2, 1)
+        return np.asarray((painter.values(other) - painter.values(original))[..., 0])
+    squares = (np.asarray(other, dtype=np.float64) - original) ** 2
+    axis = painter.modes.index(painter.spectral) + 1
+    spread = np.repeat(np.sqrt(squares.mean(axis=axis, keepdims=True)), original.shape[axis], axis=axis)
+    return np.asarray(replace(painter, mixture=np.eye(original.shape[axis], 3)).values(spread)[..., 0])
+
+
+def _error_scale(errors: Array, *, signed: bool) -> dict[str, Any]:
+    """Colours of errors, and the values where they end."""
+    finite = np.abs(errors[np.isfinite(errors)])
+    edge = (float(np.quantile(finite, 0.995)) if finite.size else 0.0) or 1.0
+    colours = matplotlib.colormaps["RdBu_r" if signed else "magma_r"].with_extremes(bad=(0, 0, 0, 0))
+    return {"cmap": colours, "vmin": -edge if signed else 0.0, "vmax": edge}
 
 
 @_styled
-def medoid(
-    sample: Array,
-    scores: Mapping[str, Array],
-    index: int,
-    modes: Sequence[str],
-    *,
-    unit: str = "",
-    painter: Painter | None = None,
-) -> Figure:
+def medoid(sample: Array, scores: Mapping[str, Array], index: int, painter: Painter) -> Figure:
     """The anchor sample, and how its similarity to all others compares with the other samples'.
 
     Parameters
@@ -378,18 +320,16 @@ def medoid(
         ``(samples,)`` by mode: the mean squared overlap with all other samples, larger is more typical.
     index
         The anchor's position in the scores.
-    modes
-        The sample's modes.
-    unit
-        Of the values.
     painter
-        How to show the sample; fitted to it where left out.
+        How to show the sample, of slices one.
     """
-    painter = painter or Painter.fit(sample[None], modes, unit=unit, frames=1)
+    painter = painter.cut()
     figure = _figure(max(1.9, 0.95 * len(scores) + 0.5))
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(0.42, 0.58)))
     ax = left.subplots()
-    _draw(ax, painter, painter.paint(sample))
+    picture = painter.paint(sample)[0]
+    draw(ax, painter, picture, aspect="equal" if 0.4 <= picture.shape[0] / picture.shape[1] <= 1.6 else "auto")
+    ax.set_xlabel(fitted(painter.heading, 0.4 * WIDTH, 7.0), fontsize=7.0, loc="left")
     ax.set_title("anchor sample", loc="left", fontsize=8.8, fontweight="bold", color=INK)
     grid = np.asarray(right.subplots(len(scores), 1, squeeze=False))
     for row, (mode, values) in enumerate(scores.items()):

@@ -9,7 +9,6 @@ import numpy as np
 
 from diffats import evaluation, plots
 from diffats.bundle import Bundle
-from diffats.primitives import relative_error
 from diffats.stages import decompose, drift
 from diffats.stages.workspace import Workspace
 from diffats.store import STATUS, Version
@@ -51,25 +50,9 @@ def drift_picture(drifted: Version | None) -> dict[str, bytes]:
     return drawn({"drift": plots.drift(*drift.compared(drifted))})
 
 
-def medoid_picture(work: Workspace, anchor: Version, painter: plots.Painter) -> dict[str, bytes]:
-    """The sample that the first aligned mode is aligned to; nothing where the anchor is no sample's."""
-    dataset, chosen = anchor.dataset(), anchor.attrs["chosen"]
-    mode, picks = next(iter(chosen.items()))
-    if picks[0] < 0:
-        return {}
-    values = dataset[f"score_{mode}"].values[:, 0]
-    usable = np.isfinite(values)
-    sample = work.samples.read(np.array([picks[0]]))[0]
-    scores = {mode: values[usable] / usable.sum()}
-    figure = plots.medoid(sample, scores, int(usable[: picks[0]].sum()), work.recipe.tensor_modes, painter=painter)
-    return drawn({"medoid": figure})
-
-
-def model_pictures(work: Workspace, fields: evaluation.Fields, painter: plots.Painter, unit: str) -> dict[str, bytes]:
-    """Galleries, reconstructions, spectra and distances to the training samples."""
+def model_pictures(work: Workspace, fields: evaluation.Fields, unit: str) -> dict[str, bytes]:
+    """Profiles, spectra and distances to the training samples."""
     modes = work.recipe.tensor_modes
-    # Neighbouring windows look alike, so the real ones shown are far apart.
-    spread = np.random.default_rng(work.recipe.seed).permutation(len(fields.test))
     sets = {"test": fields.test, "generated": fields.generated}
     if fields.gaussian is not None:
         sets["gaussian"] = fields.gaussian
@@ -78,10 +61,6 @@ def model_pictures(work: Workspace, fields: evaluation.Fields, painter: plots.Pa
     numeric = coordinate is not None and coordinate.dtype.kind in "fiu"
     return drawn(
         {
-            "gallery": plots.gallery(
-                fields.test[spread], fields.generated, modes, gaussian=fields.gaussian, unit=unit, painter=painter
-            ),
-            "reconstruction": reconstruction_figure(work, fields, unit),
             "profiles": plots.spectra_bands(
                 sets,
                 1 + modes.index(profile),
@@ -112,15 +91,3 @@ def deviations_picture(model: Bundle, fields: evaluation.Fields) -> dict[str, by
             title = f"{'core' if stream.mode is None else 'factor'} along {stream.dims[axis]}"
             panels[title] = {kind: np.sqrt(np.mean(values**2, axis=others)) for kind, values in turned.items()}
     return drawn({"deviations": plots.deviations(panels)}) if panels else {}
-
-
-def reconstruction_figure(work: Workspace, fields: evaluation.Fields, unit: str) -> Any:
-    """Best, median and worst test sample beside what its primitive decodes to."""
-    assert fields.reconstruction is not None
-    errors = relative_error(fields.test, fields.reconstruction, fields.mean)
-    order = np.argsort(errors)
-    picks = [int(order[0]), int(order[len(order) // 2]), int(order[-1])]
-    labels = [f"{name}: {errors[i]:.0%}" for name, i in zip(("best", "median", "worst"), picks, strict=True)]
-    return plots.reconstruction_panels(
-        fields.test[picks], fields.reconstruction[picks], work.recipe.tensor_modes, labels=labels, unit=unit
-    )

@@ -22,12 +22,12 @@ from diffats.errors import InputError
 from diffats.primitives import HARMONICS
 from diffats.report import ReportContent, render
 from diffats.sources import sides
-from diffats.stages import align, decompose, drift, evaluate, register, select_anchor, train
+from diffats.stages import align, decompose, drift, evaluate, generate, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
 from diffats.store import STATUS, Version
 
 LIBRARIES = ("diffats", "numpy", "torch", "xarray", "zarr", "icechunk", "dask", "diffusers", "mlflow")
-SHARED_PICTURES = ("gallery", "reconstruction")  # shown where the page cannot be, such as in Prefect
+SHARED_PICTURES = ("gallery", "forecast", "reconstruction")  # shown where the page cannot be, such as in Prefect
 
 
 def report_path(work: Workspace) -> Path:
@@ -44,7 +44,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         raise InputError(f"{work.root}: the model is not evaluated. Run `diffats evaluate RECIPE.toml` first.")
     metrics, evaluated = found
     path, record = report_path(work), registered(work, model, evaluated)
-    identity = hashlib.sha256(json.dumps([evaluated, train.recipe_fingerprint(work), record]).encode()).hexdigest()
+    made_from = [evaluated, train.recipe_fingerprint(work), record, work.recipe.report.model_dump()]
+    identity = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     stamp = path.with_suffix(".json")
     made = json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"] if stamp.is_file() else None
     if made == identity and path.is_file() and not hooks.restart:
@@ -52,6 +53,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     content = gather(work, model, metrics, record)
     pictures = work.root / "pictures"
     pictures.mkdir(exist_ok=True)
+    for earlier in pictures.glob("*.png"):
+        earlier.unlink()
     for name, picture in content.pictures.items():
         (pictures / f"{name}.png").write_bytes(picture)
     for file, text in ((path, render(content)), (stamp, json.dumps({"fingerprint": identity}))):
@@ -95,7 +98,7 @@ def gather(
 ) -> ReportContent:
     """Numbers and pictures of everything that this recipe made."""
     from diffats import plots  # Matplotlib, which a page that is already there does without
-    from diffats.stages import pictures
+    from diffats.stages import galleries, pictures
 
     tucker = select_anchor.require_tucker(work)
     anchor = align.require_anchor(work, tucker)
@@ -103,16 +106,17 @@ def gather(
     generated = evaluate.require_samples(work, model)
     drawn_fields = evaluate.generated_fields(work, model, generated)
     times = evaluate.generated_times(work, model, generated)
-    fields = evaluate.compared(work, model, drawn_fields, times, forecast=False)
+    fields = evaluate.compared(work, model, drawn_fields, times, forecast=work.recipe.makes_forecasts)
     template = work.samples.template()
     unit = str(template[next(iter(template.data_vars))].attrs.get("units", "")).removeprefix("1")
     history = train.history(work, train.model_fingerprint(work, *train.require_normalisation(work)))
-    painter = plots.Painter.fit(fields.test, work.recipe.tensor_modes, unit=unit)
     drifted = drift.measure(work, primitives, train.require_normalisation(work)[1])
     drawn = pictures.data_pictures(work, tucker, primitives, anchor)
-    drawn |= pictures.model_pictures(work, fields, painter, unit)
+    drawn |= pictures.model_pictures(work, fields, unit)
     drawn |= pictures.drawn({"training": plots.training_curves(history), "scorecard": plots.scorecard(metrics)})
-    drawn |= pictures.medoid_picture(work, anchor, painter)
+    searched = generate.truth_indices(work, evaluate.gaussian_limit(model), "train")
+    of_samples, captions = galleries.sample_pictures(work, fields, generated, anchor, primitives_searched=searched)
+    drawn |= of_samples
     drawn |= pictures.deviations_picture(model, fields)
     drawn |= pictures.drift_picture(drifted)
     settings = work.recipe.generate
@@ -146,7 +150,7 @@ def gather(
         provenance=provenance(work, model, {"tucker": tucker, "anchor": anchor, "primitives": primitives}, generated),
         seconds=work.seconds(),
         pictures=drawn,
-        captions={"gallery": painter.description},
+        captions=captions,
         cautions=[
             *([record["verdict"].capitalize() + "."] if record and record["alias"] != "champion" else []),
             *sides.cautions(work.samples),
