@@ -180,7 +180,7 @@ def gather(
         provenance=provenance(work, model, {"tucker": tucker, "anchor": anchor, "primitives": primitives}, generated),
         seconds=work.seconds(),
         pictures=drawn,
-        captions={"gallery": painter.description},
+        captions={"gallery": painter.description, **pictures.distribution_captions(fields)},
         cautions=[
             *([record["verdict"].capitalize() + "."] if record and record["alias"] != "champion" else []),
             *sides.cautions(work.samples),
