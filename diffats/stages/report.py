@@ -103,7 +103,10 @@ def registered(work: Workspace, model: bundle.Bundle, evaluated: str) -> dict[st
     from diffats import registry
 
     tracker = registry.Tracker.for_recipe(work.recipe)
-    return register.outcome(work, tracker, record["key"][2], record["verdict"], evaluated)
+    version, verdict = record["key"][2], record["verdict"]
+    if record["key"][0] != evaluated:
+        verdict = register.SAMPLED_OTHERWISE.format(version)
+    return register.outcome(work, tracker, version, verdict, evaluated)
 
 
 def result(path: Path, identity: str, started: float, *, skipped: bool = False) -> StageResult:
@@ -181,11 +184,16 @@ def gather(
         seconds=work.seconds(),
         pictures=drawn,
         captions={"gallery": painter.description, **pictures.distribution_captions(fields)},
-        cautions=[
-            *([record["verdict"].capitalize() + "."] if record and record["alias"] != "champion" else []),
-            *sides.cautions(work.samples),
-        ],
+        cautions=[*doubts(record), *sides.cautions(work.samples)],
     )
+
+
+def doubts(record: Mapping[str, Any] | None) -> list[str]:
+    """What a reader must know of a registration: why it is no champion, or that its version samples otherwise."""
+    if record is None or (record["alias"] == "champion" and not record["verdict"].startswith("no new version")):
+        return []
+    verdict = str(record["verdict"])
+    return [f"{verdict[0].upper()}{verdict[1:]}."]
 
 
 def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[str, Any]:
