@@ -14,6 +14,7 @@ Numbers = Mapping[str, Any]
 Description = tuple[str, str, str]  # section, title, caption
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_LONG = ("held_out", "credit", "licence")  # texts that come last
 WIDE = 1200  # pixels across from which on a picture takes the page's whole width
 
 
@@ -177,7 +178,9 @@ def data_facts(data: Numbers) -> dict[str, str]:
     left_out = {"unusable": data.get("failed") or None, "dropped at the split": data.get("dropped") or None}
     counted = ", ".join(f"{number(n)} {name}" for name, n in (counts | left_out).items() if n is not None)
     facts |= {"samples": counted.replace(" samples", "", 1)} if counted else {}
-    return facts | plain({key: value for key, value in data.items() if key not in hidden}, {"held_out": "test part"})
+    told = {key: value for key, value in data.items() if key not in hidden}
+    order = [key for key in told if key not in _LONG] + [key for key in _LONG if key in told]
+    return facts | plain({key: told[key] for key in order}, {"held_out": "test part"})
 
 
 def compression_facts(compression: Numbers, errors: Numbers) -> dict[str, str]:

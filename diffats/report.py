@@ -114,16 +114,16 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "Real samples that the model never saw, samples that it made up, and samples of the Gaussian reference, all in "
         "the same colours.",
     ),
-    "reconstruction": (
-        "compression",
-        "What compression loses",
-        "The best, the median and the worst test sample by anomaly error: original, reconstruction, and what differs.",
-    ),
     "scree": (
         "compression",
         "How much each rank keeps",
         "Energy left out when a mode keeps so many columns: median and 5–95 % range over samples; the line marks the "
         "chosen rank, the title says what it keeps.",
+    ),
+    "reconstruction": (
+        "compression",
+        "What compression loses",
+        "The best, the median and the worst test sample by anomaly error: original, reconstruction, and what differs.",
     ),
     "factors": (
         "alignment",
@@ -134,8 +134,8 @@ PICTURES: dict[str, tuple[str, str, str]] = {
     "overlaps": (
         "alignment",
         "Overlap with the anchor",
-        "The smallest cosine between a sample's factor space and the anchor's. Near 0 the alignment is arbitrary in "
-        "one direction and neighbouring samples may jump.",
+        "How many samples have which smallest cosine. Left of the dashed line the alignment is arbitrary in one "
+        "direction.",
     ),
     "medoid": (
         "alignment",
@@ -186,7 +186,19 @@ PICTURES: dict[str, tuple[str, str, str]] = {
     ),
 }
 #: Pictures that are seen only where a reader unfolds them.
-FOLDED = ("scree", "factors", "medoid", "anchors", "profiles", "deviations", "nearest", "scorecard")
+FOLDED = (
+    "scree",
+    "reconstruction",
+    "factors",
+    "overlaps",
+    "medoid",
+    "anchors",
+    "training",
+    "profiles",
+    "deviations",
+    "nearest",
+    "scorecard",
+)
 _SECTIONS = ("top", "compression", "alignment", "drift", "training", "generated", "more")
 
 
@@ -524,7 +536,7 @@ def _code(content: ReportContent) -> str:
     if not where:
         return ""
     return (
-        "import diffats\n\n" + "\n".join(where) + "\n"
+        "import diffats\n" + "\n".join(where) + "\n"
         "samples = model.sample(8, seed=0)        # xarray.Dataset with units and coordinates\n"
         "primitives = model.encode(samples)       # compress any samples of this kind\n"
         "fields = model.decode(primitives)        # and bring them back\n"

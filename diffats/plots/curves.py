@@ -243,7 +243,7 @@ def overlap_histograms(overlaps: Mapping[str, Array], *, minimum: float | None =
     minimum
         The recipe's ``align.min_overlap``.
     """
-    figure = _figure(1.25 * len(overlaps) + 0.55)
+    figure = _figure(1.05 * len(overlaps) + 0.5)
     grid = _axes(figure, len(overlaps), 1, sharex=True)
     edges = np.linspace(0, 1, 41)
     for row, (mode, cosines) in enumerate(overlaps.items()):
@@ -320,7 +320,7 @@ def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     history
         Rows with ``step`` and any of ``loss`` and ``heldout_loss``.
     """
-    figure = _figure(2.5)
+    figure = _figure(2.1)
     ax = _axes(figure, 1, 1)[0, 0]
     for key, label, colour in (("loss", "training", GREY), ("heldout_loss", "held-out", COLOURS["generated"])):
         rows = [(row["step"], value) for row in history if (value := row.get(key)) is not None and np.isfinite(value)]
