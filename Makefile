@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE := deployments/recipes/indian_pines.toml
 ROOT := runs/indian-pines
+FORECAST := runs/karman-small
+CLASSES := $(ROOT)
 MINUTES := 30
 # On two cores, as the README says: the demo with its set-up, the demo alone, the tests.
 DEMO_MINUTES := 4
@@ -16,7 +18,7 @@ FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 PYTHON = $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-newest test-lowest test-install bench quality quality-small soak gpu-check mlflow-ui prefect-ui clean
+.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-newest test-lowest test-install bench quality quality-small soak gpu-check pictures mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -108,6 +110,9 @@ soak: $(STAMP)  ## preprocess, train and generate in a loop on growing data: mem
 
 gpu-check: $(STAMP)  ## what only a GPU can tell: equality with the CPU, speed, exact resume; under 8 minutes on one
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
+
+pictures: $(STAMP)  ## the README's pictures, from the reports of finished runs (options: FORECAST=runs/NAME CLASSES=runs/NAME)
+	$(BIN)/python -m benchmarks.pictures $(FORECAST)=forecast $(CLASSES)=classes
 
 mlflow-ui: $(STAMP)  ## the demo's runs and models, on http://127.0.0.1:5000
 	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
