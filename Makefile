@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE := deployments/recipes/indian_pines.toml
 ROOT := runs/indian-pines
+FORECAST := runs/karman-small
+CLASSES := $(ROOT)
 MINUTES := 30
 # On two cores, as the README says: the demo with its set-up, the demo alone, the tests.
 DEMO_MINUTES := 4
@@ -16,7 +18,7 @@ FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 PYTHON = $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup lock demo test lint types format test-slow test-faults test-newest test-lowest test-install bench quality quality-small soak gpu-check mlflow-ui prefect-ui clean
+.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-newest test-lowest test-install bench quality quality-small soak gpu-check pictures mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -53,6 +55,13 @@ format: $(STAMP)  ## let ruff fix what it can
 
 test-slow: $(STAMP)  ## tests that start servers or take minutes
 	$(BIN)/python -m pytest -m slow
+
+# In `make test` it runs too where Chromium and Playwright are there; here nothing is skipped.
+test-browser: $(STAMP)  ## open the report in the distribution's Chromium: no error, nothing clipped, all pictures there
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get install --yes --no-install-recommends chromium; } || { \
+		echo "Chromium is missing. Install it, for example: sudo apt-get install chromium" >&2; exit 2; }
+	DIFFATS_BROWSER=required $(BIN)/python -m pytest -m browser
 
 # The record of a run that passed becomes docs/reliability.md. DIFFATS_FAULTS_SEED sets the random moments.
 test-faults: $(STAMP)  ## kill processes, fill disks, lose servers; twenty minutes, writes docs/reliability.md
@@ -101,6 +110,9 @@ soak: $(STAMP)  ## preprocess, train and generate in a loop on growing data: mem
 
 gpu-check: $(STAMP)  ## what only a GPU can tell: equality with the CPU, speed, exact resume; under 8 minutes on one
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
+
+pictures: $(STAMP)  ## the README's pictures, from the reports of finished runs (options: FORECAST=runs/NAME CLASSES=runs/NAME)
+	$(BIN)/python -m benchmarks.pictures $(FORECAST)=forecast $(CLASSES)=classes
 
 mlflow-ui: $(STAMP)  ## the demo's runs and models, on http://127.0.0.1:5000
 	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db

@@ -976,6 +976,20 @@ def described(recipe: Recipe) -> dict[str, Any]:
     return tree
 
 
+def given(recipe: Recipe) -> dict[str, Any]:
+    """The options that a recipe names, without places and passwords, as in ``described``.
+
+    >>> recipe = parse_recipe({"name": "a", "data": {"source": "/home/ann/x.zarr", "modes": ["y", "x"],
+    ...                        "sample_dim": "time"}, "decompose": {"ranks": {"y": 4, "x": 4}}, "root": "/home/ann"})
+    >>> given(recipe)["data"], "root" in given(recipe)
+    ({'source': 'x.zarr', 'modes': ['y', 'x'], 'sample_dim': 'time'}, False)
+    """
+    named = recipe.model_dump(mode="json", exclude_unset=True, exclude={"root", "store", "tracking", "compute"})
+    whole = described(recipe)
+    named["data"] |= {key: whole["data"][key] for key in ("source", "storage_options") if key in named["data"]}
+    return named
+
+
 # Options that came later, each with the value that stands for what was done before.
 _PREPARING: tuple[tuple[str, str, Any], ...] = (("data", "bounds", {}), ("data", "transform", {}))
 _LATER: tuple[tuple[str, str, Any], ...] = (

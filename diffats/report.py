@@ -6,18 +6,15 @@ may be missing: the page then leaves the part out.
 
 from __future__ import annotations
 
-import base64
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffats import evaluation
-from diffats.errors import InputError
+from diffats import evaluation, page
+from diffats.page import duration, number, percent, sizes_text
 
 Numbers = Mapping[str, Any]
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 # Below or above these, the page warns. They are rules of thumb, and the page says so.
 ANOMALY_CAUTION = 0.3
@@ -27,6 +24,7 @@ SPREAD_CAUTION = 0.8
 LOW_SHARE_CAUTION = 0.05
 OVERFIT_CAUTION = 1.25
 STOPPED_SHARE = 0.75
+DEFECT_CAUTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,13 @@ class ReportContent:
         The recipe's name.
     created
         When the report was made, as text.
+    recipe, command
+        The recipe as TOML without places and secrets, and the command that repeats the run with it.
     data
         ``title`` (what the data are, a few words), ``description`` (a sentence or two), ``source``, ``credit``,
-        ``licence``, ``split`` and ``conditions`` (text), ``variables`` {name: unit}, ``sizes`` {mode: points},
-        ``samples``, ``train``, ``test``, ``failed``, ``dropped`` (counts), and any further text by its label.
+        ``licence``, ``split``, ``held_out`` (which times or runs test) and ``conditions`` (text), ``variables``
+        {name: unit}, ``sizes`` {mode: points}, ``samples``, ``train``, ``test``, ``failed``, ``dropped`` (counts), and
+        any further text by its label.
     compression
         ``ratio``, ``raw_numbers``, ``primitive_numbers`` (per sample), ``ranks`` {mode: rank}, ``aligned`` (modes),
         ``kind`` (``"tgp"``, ``"mgp"``), ``patch`` {mode: size}.
@@ -58,7 +59,8 @@ class ReportContent:
         ``steps``, ``parameters``, ``heldout_loss``, ``best_heldout_loss``, ``best_step``, ``device``, and further
         numbers by label.
     generation
-        ``count``, ``sampler``, ``steps``, ``guidance``, ``seed``, ``orthonormality_defect`` {factor: median}.
+        ``count``, ``sampler``, ``steps``, ``guidance``, ``seed``, ``orthonormality_defect`` {factor: median,
+        over the root of its rank}.
     metrics
         As `evaluation.evaluate` returns them.
     deciding
@@ -83,6 +85,8 @@ class ReportContent:
 
     name: str
     created: str = ""
+    recipe: str = ""
+    command: str = ""
     data: Numbers = field(default_factory=dict)
     compression: Numbers = field(default_factory=dict)
     errors: Numbers = field(default_factory=dict)
@@ -114,16 +118,16 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "A forecast beside what came",
         "The model was given the condition of a test sample and drew an ensemble; nothing here was in training.",
     ),
-    "reconstruction": (
-        "compression",
-        "What compression loses",
-        "The best, the median and the worst test sample by anomaly error: original, reconstruction, and what differs.",
-    ),
     "scree": (
         "compression",
         "How much each rank keeps",
         "Energy left out when a mode keeps so many columns: median and 5–95 % range over samples; the line marks the "
         "chosen rank, the title says what it keeps.",
+    ),
+    "reconstruction": (
+        "compression",
+        "What compression loses",
+        "The best, the median and the worst test sample by anomaly error: original, reconstruction, and what differs.",
     ),
     "factors": (
         "alignment",
@@ -134,8 +138,8 @@ PICTURES: dict[str, tuple[str, str, str]] = {
     "overlaps": (
         "alignment",
         "Overlap with the anchor",
-        "The smallest cosine between a sample's factor space and the anchor's. Near 0 the alignment is arbitrary in "
-        "one direction and neighbouring samples may jump.",
+        "How many samples have which smallest cosine. Left of the dashed line the alignment is arbitrary in one "
+        "direction.",
     ),
     "medoid": (
         "alignment",
@@ -177,15 +181,17 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "What the Gaussian reference draws",
         "Samples of the model without a network, in the colours of the first picture.",
     ),
+    "quantiles": (
+        "generated",
+        "Values and extremes",
+        "Quantiles against those of test samples: of all values, from 0.01 to 99.99 %, and of the largest and smallest "
+        "value of each sample. On the line both are distributed alike.",
+    ),
+    "power_spectra": ("generated", "Power spectra", "How much structure samples have at each scale, by direction."),
     "profiles": (
         "generated",
         "Values along one mode",
         "Median and 5–95 % range over samples: shaded for real, dashed for generated samples.",
-    ),
-    "power_spectra": (
-        "generated",
-        "Power spectra",
-        "How much structure samples have at each scale. A curve that falls below the real one is too smooth.",
     ),
     "deviations": (
         "generated",
@@ -205,6 +211,20 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "samples come.",
     ),
 }
+#: Pictures that are seen only where a reader unfolds them.
+FOLDED = (
+    "scree",
+    "reconstruction",
+    "factors",
+    "overlaps",
+    "medoid",
+    "anchors",
+    "training",
+    "profiles",
+    "deviations",
+    "nearest",
+    "scorecard",
+)
 _SECTIONS = ("top", "compression", "alignment", "drift", "training", "generated", "more")
 
 
@@ -236,77 +256,22 @@ def render(content: ReportContent) -> str:
         summary=summary(content),
         cautions=cautions(content),
         tiles=_tiles(content),
-        sections=_pictures(content),
-        columns=_columns(content.metrics),
+        sections=page.placed(content.pictures, content.captions, PICTURES, folded=FOLDED, sections=_SECTIONS),
+        columns=lambda names: _columns({name: content.metrics[name] for name in names}),
+        deciding=_deciding(content),
         verdicts=_table_words(content.metrics),
         shown=shown,
         facts=_facts(content),
+        defect_limit=DEFECT_CAUTION,
         code=content.code or _code(content),
         total=sum(content.seconds.values()),
         longest=max(content.seconds.values(), default=0.0),
     )
 
 
-# --- numbers as text ----------------------------------------------------------------------------------------------
-
-
-def number(value: Any) -> str:
-    """Three significant digits, thousands apart by thin spaces; anything but a number as it is.
-
-    >>> number(0.012345), number(1234567), number(None), number(44.0)
-    ('0.0123', '1\u2009234\u2009567', '–', '44')
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if not math.isfinite(value):
-        return "–"
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}".replace(",", "\u2009")
-    if abs(value) >= 1000:
-        return f"{value:,.0f}".replace(",", "\u2009")
-    if abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPT)}"
-    return f"{value:.3g}"
-
-
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
 def shown(metric: Numbers, column: str = "value") -> str:
     """A column of a metric; a distance whose estimate fell below zero is zero, as far as it can tell."""
     return evaluation.written(metric, column, number)
-
-
-def percent(value: Any) -> str:
-    """A share as percent.
-
-    >>> percent(0.0351), percent(0.42), percent(0.0004)
-    ('3.5 %', '42 %', '0.04 %')
-    """
-    if value is None or not math.isfinite(value):
-        return "–"
-    share = 100 * float(value)
-    digits = 0 if abs(share) >= 10 else 1 if abs(share) >= 1 else 2
-    return f"{share:.{digits}f} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(3.21), duration(75), duration(4000)
-    ('3.2 s', '1 min 15 s', '1 h 6 min')
-    """
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 # --- sentences ----------------------------------------------------------------------------------------------------
@@ -326,14 +291,10 @@ def _data_sentences(content: ReportContent) -> list[str]:
     if data.get("samples") is not None:
         sentence += f", {number(data['samples'])} samples"
     if data.get("sizes"):
-        sentence += f" of {_sizes(data['sizes'])}"
+        sentence += f" of {sizes_text(data['sizes'])}"
     if data.get("train") is not None and data.get("test") is not None:
         sentence += f"; {number(data['train'])} for training, {number(data['test'])} kept apart for testing"
     return [sentence + "."]
-
-
-def _sizes(sizes: Mapping[str, int]) -> str:
-    return f"{' × '.join(map(number, sizes.values()))} ({', '.join(sizes)})"
 
 
 def _codec_sentences(content: ReportContent) -> list[str]:
@@ -495,6 +456,12 @@ def _model_cautions(content: ReportContent) -> list[str]:
     spread = content.metrics.get("spread_ratio", {}).get("value")
     if spread is not None and spread < SPREAD_CAUTION:
         found.append(f"Generated samples vary less than real ones (spread {number(spread)} of theirs).")
+    worst = max(content.generation.get("orthonormality_defect", {}).values(), default=0.0)
+    if worst > DEFECT_CAUTION:
+        found.append(
+            f"Generated factors are far from orthonormal (defect {number(worst)}): samples may be too strong or too "
+            "weak in places. Train longer, or take more generate.steps."
+        )
     return found + _training_cautions(content.training)
 
 
@@ -542,49 +509,6 @@ def _tiles(content: ReportContent) -> list[dict[str, str]]:
     return tiles
 
 
-def _pictures(content: ReportContent) -> dict[str, list[dict[str, Any]]]:
-    """Pictures by section, in the order of `PICTURES`."""
-    sections: dict[str, list[dict[str, Any]]] = {section: [] for section in _SECTIONS}
-    order = list(PICTURES)
-    for name in sorted(content.pictures, key=lambda name: _rank(name, order)):
-        section, title, caption = _described(name)
-        width, height = _png_size(name, content.pictures[name])
-        sections[section].append(
-            {
-                "name": name,
-                "title": title,
-                "caption": " ".join(filter(None, (caption, content.captions.get(name, "")))),
-                "uri": "data:image/png;base64," + base64.b64encode(content.pictures[name]).decode("ascii"),
-                "width": width,
-                "height": height,
-            }
-        )
-    return sections
-
-
-def _rank(name: str, order: list[str]) -> tuple[int, str]:
-    key = name if name in PICTURES else name.partition("_")[0]
-    return (order.index(key) if key in PICTURES else len(order), name)
-
-
-def _described(name: str) -> tuple[str, str, str]:
-    if name in PICTURES:
-        return PICTURES[name]
-    kind, _, mode = name.partition("_")
-    if kind in PICTURES and mode:
-        section, title, caption = PICTURES[kind]
-        return section, f"{title}: {mode}", caption
-    return "more", name.replace("_", " ").capitalize(), ""
-
-
-def _png_size(name: str, png: bytes) -> tuple[int, int]:
-    """Width and height from the header, so that the page does not jump while it loads."""
-    if not png.startswith(_PNG) or len(png) < 24:
-        raise InputError(f'picture "{name}" of the report is not a PNG. Give the bytes of plots.png(figure).')
-    width, height = struct.unpack(">II", png[16:24])
-    return width, height
-
-
 def _table_words(table: Mapping[str, Numbers]) -> dict[str, tuple[str, str]]:
     """Of each metric that has references: how the model compares with them, as a word and its tone."""
     found = {}
@@ -595,6 +519,12 @@ def _table_words(table: Mapping[str, Numbers]) -> dict[str, tuple[str, str]]:
         else:
             found[name] = ("too few samples" if "too few test samples" in words else "not distinguishable", "")
     return found
+
+
+def _deciding(content: ReportContent) -> list[str]:
+    """Names of the metrics that decide; all of them where none does."""
+    rows = evaluation.deciding_rows(content.metrics, content.deciding)
+    return [name for name, row in content.metrics.items() if any(row is each for each in rows)] or [*content.metrics]
 
 
 def _columns(table: Mapping[str, Numbers]) -> list[tuple[str, str]]:
@@ -613,98 +543,15 @@ def _columns(table: Mapping[str, Numbers]) -> list[tuple[str, str]]:
 
 def _facts(content: ReportContent) -> dict[str, dict[str, str]]:
     """Small tables of labels and texts, by section."""
+    labels = {"heldout_loss": "held-out loss", "best_heldout_loss": "best held-out loss", "best_step": "at step"}
     return {
-        "data": _data_facts(content.data),
-        "compression": _compression_facts(content),
-        "alignment": _alignment_facts(content),
-        "drift": _drift_facts(content.drift),
-        "training": _plain(
-            content.training,
-            {"heldout_loss": "held-out loss", "best_heldout_loss": "best held-out loss", "best_step": "at step"},
-        ),
-        "generated": _generation_facts(content.generation),
+        "data": page.data_facts(content.data),
+        "compression": page.compression_facts(content.compression, content.errors),
+        "alignment": page.alignment_facts(content.alignment),
+        "drift": page.drift_facts(content.drift),
+        "training": page.plain(content.training, labels),
+        "generated": page.generation_facts(content.generation),
     }
-
-
-def _plain(values: Numbers, labels: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Label and text of every value that has one."""
-    labels = labels or {}
-    return {
-        labels.get(key, key.replace("_", " ")): number(value)
-        for key, value in values.items()
-        if value not in (None, "") and not isinstance(value, Mapping)
-    }
-
-
-def _data_facts(data: Numbers) -> dict[str, str]:
-    facts = {}
-    if data.get("sizes"):
-        facts["one sample"] = _sizes(data["sizes"])
-    if data.get("variables"):
-        facts["variables"] = ", ".join(f"{name} ({unit})" if unit else name for name, unit in data["variables"].items())
-    hidden = ("title", "description", "sizes", "variables")
-    return facts | _plain({key: value for key, value in data.items() if key not in hidden})
-
-
-def _compression_facts(content: ReportContent) -> dict[str, str]:
-    compression, facts = content.compression, {}
-    if compression.get("kind"):
-        kinds = {"tgp": "tensor (Tucker, TGP)", "mgp": "matrix of patches (MGP)"}
-        facts["primitive"] = kinds.get(compression["kind"], str(compression["kind"]))
-    for key, label in (("ranks", "ranks"), ("patch", "patch")):
-        if compression.get(key):
-            facts[label] = ", ".join(f"{mode} {number(n)}" for mode, n in compression[key].items())
-    if compression.get("aligned"):
-        facts["aligned modes"] = ", ".join(compression["aligned"])
-    if compression.get("raw_numbers") and compression.get("primitive_numbers"):
-        facts["numbers per sample"] = (
-            f"{number(compression['raw_numbers'])} raw, {number(compression['primitive_numbers'])} stored"
-        )
-    for key, label in (("anomaly", "anomaly error"), ("relative", "relative error")):
-        if content.errors.get(key):
-            parts = [f"{kind} {percent(value)}" for kind, value in content.errors[key].items() if value is not None]
-            facts[label] = ", ".join(parts)
-    if content.errors.get("over"):
-        facts["errors over"] = str(content.errors["over"])
-    return facts
-
-
-def _alignment_facts(content: ReportContent) -> dict[str, str]:
-    alignment, facts = content.alignment, {}
-    if alignment.get("strategy"):
-        facts["anchor"] = str(alignment["strategy"])
-        if alignment.get("sample") is not None:
-            facts["anchor"] += f", sample {alignment['sample']}"
-    for mode, sigma in alignment.get("overlap_sigma_min", {}).items():
-        parts = [f"{kind} {number(value)}" for kind, value in sigma.items() if value is not None]
-        facts[f"smallest overlap, {mode}"] = ", ".join(parts)
-    return facts
-
-
-def _drift_facts(growths: Sequence[Numbers]) -> dict[str, str]:
-    """The newest growth, and how many there were."""
-    if not growths:
-        return {}
-    newest, alarming = growths[-1], [growth for growth in growths if growth["alarms"]]
-    facts = {
-        "growths": f"{len(growths)}, {len(alarming)} with an alarm",
-        "newest": f"samples {newest['first']} to {newest['stop'] - 1}",
-        "compared": f"{newest['samples']} against {newest['reference']} of the first version",
-    }
-    for name, row in newest["statistics"].items():
-        facts[name.replace("_", " ")] = (
-            f"median {number(row['before'])} before, {number(row['new'])} now; a new sample is the more unusual one "
-            f"with probability {row['effect']:.2f} (p = {number(row['p'])})"
-            f"{': alarm' if name in newest['alarms'] else ''}"
-        )
-    return facts
-
-
-def _generation_facts(generation: Numbers) -> dict[str, str]:
-    facts = _plain(generation, {"count": "samples"})
-    for factor, defect in generation.get("orthonormality_defect", {}).items():
-        facts[f"orthonormality defect, {factor}"] = number(defect)
-    return facts
 
 
 def _code(content: ReportContent) -> str:
@@ -715,7 +562,7 @@ def _code(content: ReportContent) -> str:
     if not where:
         return ""
     return (
-        "import diffats\n\n" + "\n".join(where) + "\n"
+        "import diffats\n" + "\n".join(where) + "\n"
         "samples = model.sample(8, seed=0)        # xarray.Dataset with units and coordinates\n"
         "primitives = model.encode(samples)       # compress any samples of this kind\n"
         "fields = model.decode(primitives)        # and bring them back\n"

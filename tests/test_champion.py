@@ -79,9 +79,9 @@ def judged(recipe: Recipe, value: float, gaussian: float | None) -> None:
     evaluate.evaluation_path(work, identity).write_text(json.dumps(metrics))
 
 
-def registered(recipe: Recipe) -> dict[str, Any]:
+def registered(recipe: Recipe, *, restart: bool = False) -> dict[str, Any]:
     work = Workspace(recipe)
-    return register.run(work, stages.workspace.Hooks(), "run").facts["model"]
+    return register.run(work, stages.workspace.Hooks(restart=restart), "run").facts["model"]
 
 
 def test_a_first_model_that_beats_the_gaussian_is_champion(recipe: Recipe, tracker: FakeTracker) -> None:
@@ -148,7 +148,7 @@ def test_the_registered_model_samples_as_the_evaluated_samples_were_made(recipe:
     other = changed(recipe, generate={"steps": 3, "sampler": "unipc"})
     results = run(other, ALL)
     assert results["train"].skipped
-    second = registered(other)
+    second = registered(other, restart=True)
     assert (first["version"], second["version"]) == ("1", "2")
     served = [bundle.load(directory).recipe.generate for _, directory in tracker.versions]
     assert served == [recipe.generate, other.generate]
@@ -162,6 +162,62 @@ def test_the_registered_model_samples_as_the_evaluated_samples_were_made(recipe:
     np.testing.assert_allclose(again["rgb"], samples["rgb"], atol=1e-4)
     registered(recipe)  # there already
     assert diffats.load(recipe.root).recipe.generate == recipe.generate
+
+
+def test_other_sampling_alone_makes_samples_and_a_report_and_no_version(recipe: Recipe, tracker: FakeTracker) -> None:
+    judged(recipe, 0.1, 0.2)
+    assert registered(recipe)["alias"] == "champion"
+    page = Path(stages.run("report", recipe).location)
+    written = page.read_bytes()
+    other = changed(recipe, generate={"steps": 3})
+    results = run(other, ALL)
+    assert results["train"].skipped
+    assert not results["generate"].skipped
+    model = registered(other)
+    assert (model["version"], model["alias"]) == ("1", "champion")
+    assert "only generate.* differs from version 1" in model["verdict"]
+    assert len(tracker.versions) == 1
+    assert tracker.aliases == {"candidate": "1", "champion": "1"}
+    second = Path(stages.run("report", other).location)
+    assert second.parent != page.parent
+    assert page.read_bytes() == written
+    assert "only generate.* differs from version 1" in second.read_text(encoding="utf-8")
+    stable = Path(recipe.root) / "report.html"
+    assert stable.resolve() == second.resolve()
+    assert not Path(stable.readlink()).is_absolute()
+    again = stages.run("report", recipe)
+    assert again.skipped
+    assert stable.resolve() == page.resolve()  # it is that of the recipe that was run last
+    assert registered(recipe)["verdict"].startswith("first champion")
+    assert (
+        registered(changed(recipe, evaluate={"metric": "spectrum_error"}))["version"] == "2"
+    )  # judged by another measure
+
+
+def test_versions_of_earlier_releases_are_known(recipe: Recipe, tracker: FakeTracker) -> None:
+    registered(recipe)
+    del tracker.versions[0][0]["diffats.model_recipe"]
+    assert registered(recipe)["version"] == "1"
+
+
+def test_a_page_of_an_earlier_release_is_kept(recipe: Recipe, tracker: FakeTracker, monkeypatch: Any) -> None:
+    root = Path(recipe.root)
+    (root / "report.html").write_text("<p>old")
+    (root / "report.json").write_text('{"fingerprint": "0123456789abcdef"}')
+    (root / "pictures").mkdir()
+    monkeypatch.setattr(Path, "symlink_to", refused)  # a file system without links
+    made = Path(stages.run("report", recipe).location)
+    (kept,) = root.glob("reports/*-01234567")
+    assert (kept / "report.html").read_text() == "<p>old"
+    assert (kept / "pictures").is_dir()
+    assert (root / "report.html").read_bytes() == made.read_bytes()
+    assert not (root / "report.html").is_symlink()
+    assert stages.run("report", recipe).skipped
+    assert len(list(root.glob("reports/*"))) == 2
+
+
+def refused(*arguments: Any, **options: Any) -> None:
+    raise OSError("no links here")
 
 
 def test_models_of_other_samples_are_not_compared(

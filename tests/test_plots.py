@@ -51,7 +51,7 @@ def test_alignment_pictures():
 def test_training_curves_with_and_without_held_out_loss():
     history = [{"step": s, "loss": 1 / s, "heldout_loss": 1 / s if s % 10 == 0 else None} for s in range(1, 61)]
     figure = plots.training_curves(history)
-    assert "ends at 0.0167" in figure.axes[0].get_title(loc="left")
+    assert "ends at 0.0167" in figure.legends[0].get_texts()[1].get_text()
     opened(figure)
     opened(plots.training_curves([{"step": 1, "loss": 0.5}]))
     opened(plots.training_curves([]))
@@ -66,6 +66,41 @@ def test_generated_against_real():
     opened(figure)
     assert plots.power_spectra({"test": np.zeros((2, 3, 4))}, ("y", "x")) is None
     opened(plots.nearest_training({"test": RNG.random(20), "generated": np.zeros(20), "train": RNG.random(20)}))
+
+
+def test_quantiles_of_equal_sets_lie_on_the_line():
+    x = RNG.normal(size=(6, 9, 4))
+    x[0, 0, 0] = np.nan
+    figure = plots.quantiles({"test": x, "generated": x[::-1], "train": x + 1}, unit="K")
+    train, generated = figure.axes[0].lines[:2]
+    np.testing.assert_allclose(generated.get_ydata(), generated.get_xdata())
+    np.testing.assert_allclose(train.get_ydata(), train.get_xdata() + 1)
+    low, high = figure.axes[1].lines[2:4]
+    np.testing.assert_allclose([low.get_ydata()[0], high.get_ydata()[-1]], [np.nanmin(x), np.nanmax(x)], rtol=0.5)
+    opened(figure)
+
+
+def test_no_legend_lies_on_curves_and_no_title_is_cut():
+    history = [{"step": s, "loss": 1 / s, "heldout_loss": 1 / s} for s in range(1, 61)]
+    sets = {"test": RNG.normal(size=(6, 9, 8, 12)), "generated": RNG.normal(size=(6, 9, 8, 12))}
+    figures = [
+        plots.training_curves(history),
+        plots.spectra_bands(sets, 3, "band", unit="counts", label="nm"),
+        plots.power_spectra(sets, ("y", "x", "band")),
+        plots.quantiles(sets),
+        plots.nearest_training({"test": RNG.random(20), "generated": RNG.random(20)}),
+    ]
+    for figure in figures:
+        assert figure is not None
+        plots.png(figure)
+        assert not any(ax.get_legend() for ax in figure.axes)
+        boxes = [ax.title.get_window_extent() for ax in figure.axes]
+        boxes += [ax._left_title.get_window_extent() for ax in figure.axes]
+        boxes += [legend.get_window_extent() for legend in figure.legends]
+        for box in boxes:
+            assert box.x0 >= -1
+            assert box.x1 <= figure.bbox.width + 1
+            assert box.y1 <= figure.bbox.height + 1
 
 
 def test_scorecard_draws_ratios_to_the_gaussian():

@@ -1,6 +1,7 @@
 """The report: what it says for good and bad figures, and that it is one safe, self-contained file."""
 
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 
 from diffats import plots
 from diffats.errors import InputError
-from diffats.report import PICTURES, ReportContent, cautions, headline, render, summary
+from diffats.report import FOLDED, PICTURES, ReportContent, cautions, headline, render, summary
 
 PNG = plots.png(Figure(figsize=(1, 0.5), dpi=40))
 METRIC = {
@@ -255,8 +256,35 @@ def test_a_picture_must_be_a_png():
 def test_times_and_numbers_read_well():
     html = render(content())
     assert "4 min 0 s" in html
-    assert "Together 4 min 12 s." in html
+    assert "Together 4 min 12 s, interrupted runs included: each stage" in html
     assert re.search(r"numbers per sample</dt><dd>51\u2009200 raw, 1\u2009376 stored", html)
+
+
+def test_pictures_that_can_wait_are_folded_and_no_metric_is_lost():
+    html = render(content())
+    folds = re.findall(r"<details>.*?</details>", html, re.DOTALL)
+    folded = "".join(folds)
+    for name, (_, title, _) in PICTURES.items():
+        if name != "factors":
+            assert ("<b>" + escape(title).replace("&#x27;", "&#39;") in folded) == (name in FOLDED), name
+    assert "My own" in folded
+    assert html.count("<small>Distance between two clouds.</small>") == 2
+    assert folded.count("<small>Distance between two clouds.</small>") == 1  # what decides is seen at once
+
+
+def test_the_recipe_and_its_command_are_on_the_page():
+    html = render(content(recipe='name = "a"', command="python -m flows.end_to_end a.toml"))
+    assert "name = &#34;a&#34;" in html
+    assert "python -m flows.end_to_end a.toml" in html
+    assert "The recipe" not in render(content())
+
+
+def test_a_defect_is_one_number_with_its_meaning():
+    html = render(content(generation={"orthonormality_defect": {"factor_y": 0.04, "factor_band": 0.6}}))
+    assert "<dt>orthonormality defect</dt><dd>0.6 (band, the largest)</dd>" in html
+    assert "0 is exact" in html
+    assert "far from orthonormal (defect 0.6)" in html
+    assert "far from orthonormal" not in render(content())
 
 
 def test_colour_and_contrast_are_fixed_to_light():

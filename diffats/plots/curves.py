@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from diffats import metrics
+from diffats import distributions, metrics
 
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
@@ -119,10 +119,6 @@ def _finish(ax: Axes, title: str, xlabel: str, ylabel: str, *, grid: str = "y") 
     if grid:
         chosen: Any = grid
         ax.grid(axis=chosen, color=PALE, linewidth=0.7)
-
-
-def _legend(ax: Axes, **options: Any) -> None:
-    ax.legend(handlelength=1.6, **options)
 
 
 def _bare(ax: Axes) -> None:
@@ -248,7 +244,7 @@ def overlap_histograms(overlaps: Mapping[str, Array], *, minimum: float | None =
     minimum
         The recipe's ``align.min_overlap``.
     """
-    figure = _figure(1.25 * len(overlaps) + 0.55)
+    figure = _figure(1.05 * len(overlaps) + 0.5)
     grid = _axes(figure, len(overlaps), 1, sharex=True)
     edges = np.linspace(0, 1, 41)
     for row, (mode, cosines) in enumerate(overlaps.items()):
@@ -282,7 +278,8 @@ def drift(before: Mapping[str, Array], new: Mapping[str, Array], *, columns: int
         _finish(ax, name.replace("_", " "), "", "")
     for ax in list(grid.flat)[len(new) :]:
         ax.set_visible(False)
-    _legend(grid[0, 0], loc="lower right")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, handlelength=1.6)
     return figure
 
 
@@ -324,9 +321,8 @@ def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     history
         Rows with ``step`` and any of ``loss`` and ``heldout_loss``.
     """
-    figure = _figure(2.5)
+    figure = _figure(2.1)
     ax = _axes(figure, 1, 1)[0, 0]
-    best = ""
     for key, label, colour in (("loss", "training", GREY), ("heldout_loss", "held-out", COLOURS["generated"])):
         rows = [(row["step"], value) for row in history if (value := row.get(key)) is not None and np.isfinite(value)]
         if not rows:
@@ -336,13 +332,13 @@ def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
             ax.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
             values = _smooth(values)
             label = "training (smoothed)"
-        ax.plot(steps, values, color=colour, label=label, marker="o" if len(values) == 1 else "", markersize=3)
         if key == "heldout_loss":
-            best = f": held-out loss ends at {values[-1]:.3g}, best {values.min():.3g}"
+            label = f"held-out (ends at {values[-1]:.3g}, best {values.min():.3g})"
+        ax.plot(steps, values, color=colour, label=label, marker="o" if len(values) == 1 else "", markersize=3)
     ax.set_yscale("log")
-    _finish(ax, f"Training{best}", "training step", "loss")
+    _finish(ax, "", "training step", "loss")
     if ax.lines:
-        _legend(ax)
+        figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
     return figure
 
 
@@ -386,8 +382,46 @@ def spectra_bands(
             ax.plot(position, low, color=colour, linewidth=0.9, linestyle=(0, (3, 1.5)))
             ax.plot(position, high, color=colour, linewidth=0.9, linestyle=(0, (3, 1.5)))
         ax.plot(position, middle, color=colour, label=NAMES.get(kind, kind))
-    _finish(ax, f"Values along {mode}: median and 5–95 % range", label or f"{mode} (index)", unit or "value")
-    _legend(ax)
+    _finish(ax, f"along {mode}: median and 5–95 %", label or f"{mode} (index)", unit or "value")
+    figure.legend(loc="outside lower center", ncols=3, handlelength=1.6)
+    return figure
+
+
+@_styled
+def quantiles(sets: Mapping[str, Array], *, unit: str = "") -> Figure:
+    """Quantiles of sets against those of ``test``: of all values, and of each sample's smallest and largest one.
+
+    Parameters
+    ----------
+    sets
+        ``(k, *sizes)`` by kind, ``test`` among them.
+    unit
+        Of the values.
+    """
+    values, ends = distributions.value_quantiles(sets), distributions.extremes(sets)
+    figure = _figure(2.55)
+    left, right = _axes(figure, 1, 2).flat
+    for kind in ("gaussian", "train", "generated"):
+        if kind not in sets:
+            continue
+        colour, wide = COLOURS[kind], 2.2 if kind == "generated" else 1.2
+        left.plot(values["test"], values[kind], color=colour, linewidth=wide * 0.7, label=NAMES[kind])
+        for own, other in zip(ends["test"], ends[kind], strict=True):
+            count = min(len(own), len(other))
+            steps = (np.arange(count) + 0.5) / count
+            pair = np.quantile(own, steps), np.quantile(other, steps)
+            right.plot(*pair, ".", color=colour, markersize=wide * 1.4, alpha=0.8)
+    name = f"test samples ({unit})" if unit else "test samples"
+    _finish(left, "all values", name, f"others ({unit})" if unit else "others", grid="both")
+    _finish(right, "extremes", name, "", grid="both")
+    for ax in (left, right):
+        ends_of = (*ax.get_xlim(), *ax.get_ylim())
+        low, high = min(ends_of), max(ends_of)
+        ax.plot([low, high], [low, high], color=INK, linewidth=0.9, zorder=0.5)
+        ax.set_xlim(low, high)
+        ax.set_ylim(low, high)
+        ax.locator_params(nbins=4)
+    figure.legend(loc="outside lower center", ncols=3, handlelength=1.6, columnspacing=1.2)
     return figure
 
 
@@ -415,18 +449,18 @@ def power_spectra(sets: Mapping[str, Array], modes: Sequence[str], *, least: int
     ]
     if not shown:
         return None
-    figure, panels = _panels(len(shown), 2, 2.0, 0.4)
+    figure, panels = _panels(len(shown), 2 if len(shown) != 3 else 3, 2.0, 0.4)
     for ax, (axis, mode) in zip(panels, shown, strict=True):
         for i, (kind, x) in enumerate(sets.items()):
             frequency, power = metrics.power_spectrum(np.nan_to_num(x), axis)
             colour = COLOURS.get(kind, _SEQUENCE[i % len(_SEQUENCE)])
-            ax.loglog(
-                frequency, np.maximum(power, np.finfo(np.float64).tiny), color=colour, label=NAMES.get(kind, kind)
-            )
-        _frequency_ticks(ax, float(frequency[0]))
-        _finish(ax, f"along {mode}", "cycles per grid step", "power")
+            power, dashes = np.maximum(power, np.finfo(np.float64).tiny), "--" if kind == "gaussian" else "-"
+            ax.loglog(frequency, power, color=colour, linestyle=dashes, label=NAMES.get(kind, kind))
+        _frequency_ticks(ax, float(frequency[0]), 6 // len(shown) + 1)
+        _finish(ax, mode if len(shown) == 3 else f"along {mode}", "", "power" if ax is panels[0] else "")
+    figure.supxlabel("cycles per grid step", fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(3, len(labels)), columnspacing=1.2)
     return figure
 
 
@@ -453,10 +487,11 @@ def deviations(found: Mapping[str, Mapping[str, Array]]) -> Figure:
     return figure
 
 
-def _frequency_ticks(ax: Axes, lowest: float) -> None:
-    """Few plain numbers: the logarithmic default overlaps on short modes."""
+def _frequency_ticks(ax: Axes, lowest: float, most: int) -> None:
+    """Few plain numbers: the logarithmic default overlaps on short modes and in narrow panels."""
     ticks = [0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
-    shown = [tick for tick in ticks if tick >= lowest * 0.95][:: 1 if lowest > 0.02 else 2]
+    shown = [tick for tick in ticks if tick >= lowest * 0.95]
+    shown = shown[:: -(-len(shown) // most)]
     ax.set_xticks(shown, [f"{tick:g}" for tick in shown])
     ax.set_xticks([], minor=True)
 

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ _DOES = {
     "register": "registering in MLflow",
     "report": "drawing pictures and writing the page",
 }
+_NOTE_EVERY = 30.0  # seconds
 log = logging.getLogger("diffats.stages")  # one line for each finished stage
 
 
@@ -109,6 +110,7 @@ def run(
     with writer_lock(work.root):
         records = _Records(work, stage, parent_run)
         shown = progress or LoggedProgress(stage)
+        clock = _Stopwatch(work, stage, restart)
 
         def log_metrics(metrics: dict[str, float], step: int) -> None:
             records.log(metrics, step)
@@ -118,20 +120,63 @@ def run(
         try:
             if stage == "train" and (restart or module.find_bundle(work) is None):
                 records.open()  # not in the middle of the training loop
-            hooks = Hooks(log=log_metrics, progress=shown, restart=restart)
+            hooks = Hooks(log=log_metrics, progress=clock.watching(shown), restart=restart)
             arguments = (parent_run,) if stage == "register" else ()
             with waiting(_DOES.get(stage, "preparing")):
                 result: StageResult = module.run(work, hooks, *arguments)
             if not result.skipped:
-                work.note_seconds(stage, result.seconds)
+                clock.note(done=True)
             records.add(result)
         except BaseException as error:
+            clock.interrupted()
             records.close(error)
             raise
         records.close(None)
     state = "already there" if result.skipped else f"{result.seconds:.1f} s"
     log.info("%s: %s (%s)", stage, result.summary, state)
     return result
+
+
+class _Stopwatch:
+    """What a stage's work has taken so far, noted every half minute: a kill loses no more."""
+
+    def __init__(self, work: Workspace, stage: str, restart: bool) -> None:
+        self.work, self.stage, self.fresh = work, stage, restart
+        self.since = time.monotonic()
+        self.identity = ""  # of the work; empty until something of it is done
+
+    def watching(self, shown: Progress) -> Progress:
+        """The same progress, with a look at the clock."""
+
+        def progress(done: int, total: int, failed: int) -> None:
+            self.identity = self.identity or self._identify()
+            shown(done, total, failed)
+            if time.monotonic() - self.since > _NOTE_EVERY:
+                self.note(done=False)
+
+        return progress
+
+    def note(self, *, done: bool) -> None:
+        """Add the time since the last note."""
+        self.identity, now = self.identity or self._identify(), time.monotonic()
+        add = self.stage == "train"  # more steps continue a training that had ended
+        self.work.note_seconds(self.stage, now - self.since, self.identity, done=done, add=add, fresh=self.fresh)
+        self.since, self.fresh = now, False
+
+    def interrupted(self) -> None:
+        """Note the time of work that was begun and did not end, where the disk takes it."""
+        if self.identity:
+            with suppress(OSError):
+                self.note(done=False)
+
+    def _identify(self) -> str:
+        """A training's directory, which more steps continue whatever the recipe says; else the recipe."""
+        from diffats.stages import train
+
+        if self.stage != "train":
+            return train.recipe_fingerprint(self.work)
+        identity = train.model_fingerprint(self.work, *train.require_normalisation(self.work))
+        return train.training_directory(self.work, identity).name
 
 
 def _take_part(stage: str, module: ModuleType, work: Workspace, restart: bool) -> StageResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffats import evaluation, plots
+from diffats import distributions, evaluation, plots
 from diffats.bundle import Bundle
 from diffats.stages import decompose, drift
 from diffats.stages.workspace import Workspace
@@ -70,9 +70,28 @@ def model_pictures(work: Workspace, fields: evaluation.Fields, unit: str) -> dic
                 label=profile,
             ),
             "power_spectra": plots.power_spectra({name: x - fields.mean for name, x in sets.items()}, modes),
+            "quantiles": plots.quantiles(value_sets(fields), unit=unit),
             "nearest": plots.nearest_training(evaluation.nearest_training(fields)),
         }
     )
+
+
+def value_sets(fields: evaluation.Fields) -> dict[str, Any]:
+    """The sets whose values are compared, ``(k, *sizes)``: of several variables, each in its own scale."""
+    sets = {"test": fields.test, "generated": fields.generated, "train": fields.train}
+    if fields.gaussian is not None:
+        sets["gaussian"] = fields.gaussian
+    return {name: x / fields.scale for name, x in sets.items()} if "component" in fields.modes else sets
+
+
+def distribution_captions(fields: evaluation.Fields) -> dict[str, str]:
+    """What the pictures of values and of spectra show, in words."""
+    sets = {"test": fields.test, "generated": fields.generated, "train": fields.train}
+    rough = distributions.roughness({name: x - fields.mean for name, x in sets.items()}, fields.modes)
+    values = value_sets(fields)
+    scaled = " Each variable is divided by its scale." if "component" in fields.modes else ""
+    tails = distributions.tails_sentence(values["test"], values["generated"])
+    return {"quantiles": f"{tails}{scaled}", "power_spectra": distributions.roughness_sentence(rough)}
 
 
 def deviations_picture(model: Bundle, fields: evaluation.Fields) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diffats.register")
 _WHOSE = {"gaussian": "the Gaussian's", "persistence": "persistence's", "training_mean": "the training mean's"}
+# Of a model that is registered already; a version that samples in another way is asked for.
+SAMPLED_OTHERWISE = (
+    "no new version: only generate.* differs from version {}. `diffats register RECIPE.toml --restart` makes one that "
+    "samples so"
+)
+_MODEL_TAG = "diffats.model_recipe"  # digest of the recipe without generate.*; versions of earlier releases lack it
 PUBLIC = ("name", "version", "alias", "uri")
 
 
@@ -47,7 +54,12 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     path = record_path(work, model)
     tracker = registry.Tracker.for_recipe(work.recipe)
     wanted = tags(work, model, metrics, identity)
-    version = None if hooks.restart else tracker.find(work.recipe.name, wanted)
+    same = {name: value for name, value in wanted.items() if name != _MODEL_TAG}
+    version = None if hooks.restart else tracker.find(work.recipe.name, same)
+    if version is None and not hooks.restart and (known := sampled_otherwise(tracker, work, model)) is not None:
+        told = outcome(work, tracker, known, SAMPLED_OTHERWISE.format(known), identity)
+        log.info("%s", told["verdict"])
+        return result(told, started, skipped=True)
     recorded = read_record(path)
     if version is not None and recorded is not None and recorded["key"] == [identity, redact(tracker.uri), version]:
         return result(outcome(work, tracker, version, recorded["verdict"], identity), started, skipped=True)
@@ -61,6 +73,11 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     log.info("%s", verdict)
     write_record(path, {"key": [identity, redact(tracker.uri), version], "verdict": verdict})
     return result(outcome(work, tracker, version, verdict, identity), started)
+
+
+def sampled_otherwise(tracker: Tracker, work: Workspace, model: bundle.Bundle) -> str | None:
+    """The newest version with this model, from a recipe that differs in nothing but how samples are drawn."""
+    return tracker.find(work.recipe.name, model_tags(work, model))
 
 
 def register(
@@ -120,15 +137,23 @@ def outcome(work: Workspace, tracker: Tracker, version: str, verdict: str, ident
 def tags(work: Workspace, model: bundle.Bundle, metrics: dict[str, Any], identity: str) -> dict[str, str]:
     """What links a model version to its data, anchors and recipe, and tells it from any other."""
     decisive = work.recipe.deciding_metric
+    return model_tags(work, model) | {
+        "diffats.recipe_fingerprint": train.recipe_fingerprint(work),
+        "diffats.evaluation": identity,
+        f"diffats.metric.{decisive}": str(metrics[decisive]["value"]),
+    }
+
+
+def model_tags(work: Workspace, model: bundle.Bundle) -> dict[str, str]:
+    """The part of the tags that does not depend on how samples are drawn."""
     provenance = model.provenance
+    recipe = {section: options for section, options in work.portable.items() if section != "generate"}
     return {
         "diffats.data_version": str(provenance["primitives_snapshot"]),
         "diffats.data_digest": str(provenance["primitives_digest"]),
         "diffats.anchor": str(provenance["anchor_fingerprint"])[:16],
-        "diffats.recipe_fingerprint": train.recipe_fingerprint(work),
         "diffats.weights": train.weights_digest(model.directory),
-        "diffats.evaluation": identity,
-        f"diffats.metric.{decisive}": str(metrics[decisive]["value"]),
+        _MODEL_TAG: hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
     }
 
 

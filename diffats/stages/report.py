@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from diffats import bundle
-from diffats.config import By, Data
+from diffats.config import By, Data, given
 from diffats.errors import InputError
 from diffats.primitives import HARMONICS
 from diffats.report import ReportContent, render
@@ -25,34 +26,39 @@ from diffats.sources import sides
 from diffats.stages import align, decompose, drift, evaluate, generate, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
 from diffats.store import STATUS, Version
+from diffats.toml import toml
 
 LIBRARIES = ("diffats", "numpy", "torch", "xarray", "zarr", "icechunk", "dask", "diffusers", "mlflow")
+REPORTS, PAGE = "reports", "report.html"
 SHARED_PICTURES = ("gallery", "forecast", "reconstruction")  # shown where the page cannot be, such as in Prefect
 
 
-def report_path(work: Workspace) -> Path:
-    """The page of this recipe."""
-    return work.root / "report.html"
+def report_folder(work: Workspace, evaluated: str) -> Path:
+    """The folder of the report on one evaluation under one recipe: the one that is there, or a new one with the day."""
+    key = hashlib.sha256(json.dumps([evaluated, train.recipe_fingerprint(work)]).encode()).hexdigest()[:8]
+    there = sorted((work.root / REPORTS).glob(f"*-{key}"))
+    return there[0] if there else work.root / REPORTS / f"{datetime.now(UTC):%Y%m%d}-{key}"
 
 
 def run(work: Workspace, hooks: Hooks) -> StageResult:
-    """Draw the pictures and write the page."""
+    """Draw the pictures and write the page into a folder of its own; ``report.html`` in the root links to it."""
     started = time.monotonic()
     model = train.require_bundle(work)
     found = evaluate.read_evaluation(work)
     if found is None:
         raise InputError(f"{work.root}: the model is not evaluated. Run `diffats evaluate RECIPE.toml` first.")
     metrics, evaluated = found
-    path, record = report_path(work), registered(work, model, evaluated)
+    folder, record = report_folder(work, evaluated), registered(work, model, evaluated)
+    path, stamp = folder / PAGE, folder / "report.json"
     made_from = [evaluated, train.recipe_fingerprint(work), record, work.recipe.report.model_dump()]
     identity = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    stamp = path.with_suffix(".json")
     made = json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"] if stamp.is_file() else None
     if made == identity and path.is_file() and not hooks.restart:
+        link(work, path)
         return result(path, identity, started, skipped=True)
     content = gather(work, model, metrics, record)
-    pictures = work.root / "pictures"
-    pictures.mkdir(exist_ok=True)
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
     for earlier in pictures.glob("*.png"):
         earlier.unlink()
     for name, picture in content.pictures.items():
@@ -61,7 +67,36 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         partial = file.with_suffix(".partial")
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, file)
+    link(work, path)
     return result(path, identity, started)
+
+
+def link(work: Workspace, page: Path) -> None:
+    """Have ``report.html`` in the root be this page: a relative link, or a copy where there are no links."""
+    _keep_earlier(work)
+    stable, partial, target = work.root / PAGE, work.root / "report.partial", page.relative_to(work.root)
+    if stable.is_symlink() and stable.readlink() == target:
+        return
+    partial.unlink(missing_ok=True)
+    try:
+        partial.symlink_to(target)
+    except OSError:
+        shutil.copyfile(page, partial)
+    os.replace(partial, stable)
+
+
+def _keep_earlier(work: Workspace) -> None:
+    """Move the page that an earlier release wrote into the root itself to a folder of its own."""
+    page, stamp = work.root / PAGE, work.root / "report.json"
+    if not stamp.is_file() or page.is_symlink() or not page.is_file():
+        return
+    day = datetime.fromtimestamp(page.stat().st_mtime, UTC)
+    key = json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"][:8]
+    folder = work.root / REPORTS / f"{day:%Y%m%d}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("pictures", PAGE, "report.json"):  # the stamp last: without it this is not tried again
+        if (work.root / name).exists():
+            os.replace(work.root / name, folder / name)
 
 
 def registered(work: Workspace, model: bundle.Bundle, evaluated: str) -> dict[str, Any] | None:
@@ -72,7 +107,10 @@ def registered(work: Workspace, model: bundle.Bundle, evaluated: str) -> dict[st
     from diffats import registry
 
     tracker = registry.Tracker.for_recipe(work.recipe)
-    return register.outcome(work, tracker, record["key"][2], record["verdict"], evaluated)
+    version, verdict = record["key"][2], record["verdict"]
+    if record["key"][0] != evaluated:
+        verdict = register.SAMPLED_OTHERWISE.format(version)
+    return register.outcome(work, tracker, version, verdict, evaluated)
 
 
 def result(path: Path, identity: str, started: float, *, skipped: bool = False) -> StageResult:
@@ -123,6 +161,8 @@ def gather(
     return ReportContent(
         name=work.recipe.name,
         created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        recipe=toml(given(work.recipe)),
+        command=f"python -m flows.end_to_end {work.recipe.name}.toml",
         data=data_facts(work, tucker, template),
         compression=compression_facts(work, tucker),
         errors=error_facts(tucker),
@@ -142,7 +182,7 @@ def gather(
             "guidance": settings.guidance,
             "initial_slice": model.imposing_described if work.recipe.imposes else "",
             "seed": work.recipe.seed,
-            "orthonormality_defect": defect_facts(generated.dataset()),
+            "orthonormality_defect": defect_facts(model, generated.dataset()),
         },
         metrics=metrics,
         deciding=work.recipe.deciding_metric,
@@ -150,12 +190,17 @@ def gather(
         provenance=provenance(work, model, {"tucker": tucker, "anchor": anchor, "primitives": primitives}, generated),
         seconds=work.seconds(),
         pictures=drawn,
-        captions=captions,
-        cautions=[
-            *([record["verdict"].capitalize() + "."] if record and record["alias"] != "champion" else []),
-            *sides.cautions(work.samples),
-        ],
+        captions=captions | pictures.distribution_captions(fields),
+        cautions=[*doubts(record), *sides.cautions(work.samples)],
     )
+
+
+def doubts(record: Mapping[str, Any] | None) -> list[str]:
+    """What a reader must know of a registration: why it is no champion, or that its version samples otherwise."""
+    if record is None or (record["alias"] == "champion" and not record["verdict"].startswith("no new version")):
+        return []
+    verdict = str(record["verdict"])
+    return [f"{verdict[0].upper()}{verdict[1:]}."]
 
 
 def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[str, Any]:
@@ -175,7 +220,8 @@ def data_facts(work: Workspace, tucker: Version, template: xr.Dataset) -> dict[s
         "source": str(work.portable["data"]["source"]),
         "credit": str(template.attrs.get("references", template.attrs.get("institution", ""))),
         "licence": str(template.attrs.get("license", "")),
-        "split": f"by {data.split.by}, {sides.held_out_text(sides.held_out(samples))}",
+        "split": f"by {data.split.by}",
+        "held_out": sides.held_out_text(sides.held_out(samples)),
         "conditions": ", ".join(conditions) or "none",
         "prepared": preparation(data, template),
         "variables": {str(name): str(v.attrs.get("units", "")) for name, v in template.data_vars.items()},
@@ -237,11 +283,14 @@ def training_facts(work: Workspace, model: bundle.Bundle, history: list[dict[str
     return facts | {"heldout_loss": scored[-1][0], "best_heldout_loss": best, "best_step": step}
 
 
-def defect_facts(generated: xr.Dataset) -> dict[str, float]:
-    """Median orthonormality defect of each generated factor."""
-    names = [str(name) for name in generated.data_vars if str(name).startswith("defect_")]
+def defect_facts(model: bundle.Bundle, generated: xr.Dataset) -> dict[str, float]:
+    """Median orthonormality defect of each generated factor, over the root of its rank: that of a factor of zeros."""
     good = generated["status"].values == STATUS["ok"]
-    return {name.removeprefix("defect_"): float(np.median(generated[name].values[good])) for name in names}
+    factors = [stream for stream in model.layout.streams if f"defect_{stream.name}" in generated]
+    return {
+        stream.name: float(np.median(generated[f"defect_{stream.name}"].values[good])) / stream.shape[-1] ** 0.5
+        for stream in factors
+    }
 
 
 def provenance(

@@ -360,16 +360,42 @@ class Workspace:
             self._finished[version.group, version.fingerprint] = version
         return version
 
-    def note_seconds(self, stage: str, seconds: float) -> None:
-        """Remember how long the newest run of a stage that had work to do took."""
+    def note_seconds(
+        self, stage: str, seconds: float, work: str, *, done: bool, add: bool = False, fresh: bool = False
+    ) -> None:
+        """Remember how long a stage took, with what interrupted runs of the same ``work`` had spent before.
+
+        Parameters
+        ----------
+        seconds
+            Since the last note of this run.
+        work
+            What tells the stage's work from another: a recipe's fingerprint, or a training's directory.
+        done
+            Whether the work is finished; what comes later is other work, unless it is to be added (``add``).
+        fresh
+            Whether the work was begun anew, and what was spent on it before is not to count.
+        """
+        noted = self._noted()
+        known = noted.get(stage, {})
+        same = known.get("work") == work and (add or not known["done"]) and not fresh
+        noted[stage] = {"seconds": seconds + (known["seconds"] if same else 0.0), "work": work, "done": done}
         partial = self._seconds_path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.seconds() | {stage: seconds}, indent=1), encoding="utf-8")
+        partial.write_text(json.dumps(noted, indent=1), encoding="utf-8")
         os.replace(partial, self._seconds_path)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage, in the order in which they first ran."""
+        """Seconds by stage, interrupted runs included, in the order in which they first ran."""
+        return {stage: float(note["seconds"]) for stage, note in self._noted().items()}
+
+    def _noted(self) -> dict[str, dict[str, Any]]:
         path = self._seconds_path
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        # Earlier releases noted the newest run's seconds alone.
+        return {
+            stage: note if isinstance(note, dict) else {"seconds": note, "work": "", "done": True}
+            for stage, note in found.items()
+        }
 
     @property
     def _seconds_path(self) -> Path:
