@@ -24,6 +24,7 @@ from diffats.primitives import Layout, relative_error
 from diffats.proposing import conditions, dims, ranks, samples, values
 from diffats.proposing.draft import Draft, to_toml
 from diffats.sources.opening import KINDS
+from diffats.sources.sides import FEW_TEST_SAMPLES
 from diffats.stages import Workspace, plan
 
 Array = np.ndarray[Any, Any]
@@ -173,7 +174,7 @@ def test_no_test_window_shares_a_point_with_a_training_window(name: str) -> None
     init(NEWCOMERS[name][0]())
     recipe = load_recipe(f"{name}.toml")
     found = Workspace(recipe).samples
-    assert found.is_test.sum() >= (samples.ENOUGH if name == "series" else 20)
+    assert found.is_test.sum() >= (FEW_TEST_SAMPLES if name == "series" else 20)
     start, size = found.starts["time"], recipe.data.windows.size["time"]
     points = [
         set((first[:, None] + np.arange(size)).ravel()) for first in (start[found.is_test], start[~found.is_test])

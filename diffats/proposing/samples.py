@@ -16,9 +16,8 @@ from diffats.errors import SourceError
 from diffats.proposing.dims import Meaning, hours_between, meaning_of, step_in_words
 from diffats.sources import splits
 from diffats.sources.cuts import Grid
+from diffats.sources.sides import FEW_TEST_SAMPLES
 
-#: Test samples below which figures of an evaluation say little.
-ENOUGH = 50
 _TEST, _MOST_TEST = 0.1, 0.2  # share held out; and where that would be too few
 _LENGTHS = (64, 48, 32, 24, 16, 12, 8)
 _BY_STEP = {  # hours: window lengths that are whole days, weeks, years
@@ -28,7 +27,7 @@ _BY_STEP = {  # hours: window lengths that are whole days, weeks, years
     24.0: (28, 21, 14, 7),
     730.0: (24, 12),
 }
-_SHORTEST = 4
+_SHORTEST, _LEAST_PATCH = 4, 16  # windows; and edges of patches as long as there are other choices
 _FEW_RUNS = 5  # below which none of them is held out whole
 _COUNTED = 10**6  # windows above which their test share is not counted
 _BLOCKS = 20  # blocks along a series that is cut into windows
@@ -99,7 +98,7 @@ def choose_samples(
         return _with_split(whole, sizes)
     numbers = beside * math.prod(sizes[mode] for mode in modes)
     whole = Sampling(modes, sample_dim, notes=notes)
-    enough = n * _MOST_TEST >= ENOUGH or (n >= _PICTURES and "time" not in [meanings[mode] for mode in modes])
+    enough = n * _MOST_TEST >= FEW_TEST_SAMPLES or (n >= _PICTURES and "time" not in [meanings[mode] for mode in modes])
     if sample_dim and enough and numbers <= _MANY_NUMBERS:
         return _with_split(whole, sizes)
     found = _cut(whole, dataset, sizes, meanings)
@@ -152,7 +151,7 @@ def _cut(
         worth = min(test, train / 3)  # test samples, as far as there are three times as many to train on
         if best is None or worth > best[0]:
             best = worth, made
-        if worth >= ENOUGH:
+        if worth >= FEW_TEST_SAMPLES:
             break
     if best is None or best[0] < 1:
         return None
@@ -175,7 +174,7 @@ def _window_note(made: Sampling, dataset: xr.Dataset) -> str:
 def _candidates(
     whole: Sampling, dataset: xr.Dataset, sizes: Mapping[str, int], meanings: Mapping[str, Meaning]
 ) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Window sizes and strides: long windows first, side by side or half overlapping, then with more overlap."""
+    """Window sizes and strides: long windows first, side by side; then with ever more overlap; then short ones."""
     time = next((mode for mode in whole.modes if meanings[mode] == "time" and sizes[mode] >= 2 * _SHORTEST), None)
     if time is not None:
         lengths = [n for n in _lengths(dataset, time) if 2 * n <= sizes[time]]
@@ -188,8 +187,10 @@ def _candidates(
         lengths = [n for n in _LENGTHS if all(3 * n <= sizes[dim] for dim in dims)]
     if not dims:
         return
-    short = [n for n in (6, _SHORTEST) if n < min(lengths, default=8)]
-    for chosen, parts in ((lengths, (1, 2)), (lengths, (4, 8)), (short, (1, 2, 4))):
+    least = 1 if time is not None else _LEAST_PATCH
+    long, short = [n for n in lengths if n >= least], [n for n in (*lengths, 6, _SHORTEST) if n < least]
+    short = short or [n for n in (6, _SHORTEST) if n < min(lengths, default=8)]
+    for chosen, parts in ((long, (1,)), (long, (2,)), (long, (4, 8)), (short, (1, 2, 4))):
         for length, part in itertools.product(chosen, parts):
             if length // part:
                 yield dict.fromkeys(dims, length), ({} if part == 1 else dict.fromkeys(dims, length // part))
@@ -216,7 +217,7 @@ def _with_split(made: Sampling, sizes: Mapping[str, int]) -> Sampling:
         why = f"whole entries of {made.sample_dim} are held out, each with all its windows"
     else:
         assert made.sample_dim is not None
-        split = {"test": _TEST if sizes[made.sample_dim] * _TEST >= ENOUGH else _MOST_TEST}
+        split = {"test": _TEST if sizes[made.sample_dim] * _TEST >= FEW_TEST_SAMPLES else _MOST_TEST}
         why = "single samples are held out, chosen by the seed"
     return Sampling(made.modes, made.sample_dim, made.size, made.stride, split, {**made.notes, "split": why})
 
