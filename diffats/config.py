@@ -798,7 +798,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except ValueError as error:
         raise RecipeError(f"recipe {path} is not TOML: {str(error).rstrip('.')}. Mend this line.") from error
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse_recipe(tree, where=str(path))
 
 
@@ -831,7 +831,19 @@ def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     return made
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one key of a recipe as nested mappings, by ``"section.key=value"``.
+
+    Raises
+    ------
+    RecipeError
+        Where it has another form.
+
+    >>> tree = {"name": "a"}
+    >>> apply_override(tree, "data.windows.size={ time = 4 }")
+    >>> tree
+    {'name': 'a', 'data': {'windows': {'size': {'time': 4}}}}
+    """
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise RecipeError(f'override "{override}" is not of the form section.key=value.')

@@ -14,9 +14,9 @@ MODULES = {
     "train": ("torch", "accelerate", "diffusers", "ot", "sklearn"),
     "track": ("mlflow", "sqlalchemy"),
     "flows": ("prefect", "fastapi", "uvicorn", "httpx"),
-    "simulate": ("exponax", "sklearn", "PIL"),
+    "simulate": ("exponax", "sklearn"),
 }
-_PACKAGES = {"ot": "POT", "sklearn": "scikit-learn", "PIL": "pillow"}  # where the names differ
+_PACKAGES = {"ot": "POT", "sklearn": "scikit-learn"}  # where the names differ
 
 
 def missing(*extras: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from diffats import openmp
 
 # Each module adds its verbs to the application; `diffats.cli.application.GROUPS` has their order.
-from diffats.cli import planning, recipes, runs, stages, stores, versions
+from diffats.cli import planning, proposing, recipes, runs, stages, stores, versions
 from diffats.cli.application import app
 from diffats.cli.ending import interrupt_behind, interrupted_code, interruption, leave, terminated_as_interrupted
 from diffats.cli.terminal import errors, progress_bar, say
@@ -23,6 +23,7 @@ __all__ = [
     "main",
     "planning",
     "progress_bar",
+    "proposing",
     "recipes",
     "runs",
     "stages",

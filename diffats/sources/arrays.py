@@ -127,8 +127,7 @@ def open_arrays(path: str, data: Data) -> xr.Dataset:
     SourceError
         Where an array is missing, the number of dims does not fit the recipe, or an array holds Python objects.
     """
-    opener = _opener(path, data)
-    arrays = (_npz_arrays if path.lower().endswith(".npz") else _npy_array)(path, opener)
+    arrays = _arrays(path, data)
     if not path.lower().endswith(".npz") and len(data.variables) == 1:
         arrays = dict(zip(data.variables, arrays.values(), strict=True))  # a lone array has no name of its own
     for name in data.variables:
@@ -153,6 +152,22 @@ def open_arrays(path: str, data: Data) -> xr.Dataset:
     variables = {name: (_dims_of(name, tuple(array.shape), sizes), array) for name, array in arrays.items()}
     coords = {name: variables.pop(name) for name in list(variables) if name in sizes}
     return xr.Dataset(variables, coords=coords)
+
+
+def array_shapes(path: str, data: Data) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of each array of a ``.npy`` or ``.npz`` file, whose axes have no names yet.
+
+    >>> import tempfile
+    >>> path = f"{tempfile.mkdtemp()}/u.npy"
+    >>> np.save(path, np.zeros((5, 4), np.float32))
+    >>> array_shapes(path, Data(source=path, modes=["x"], sample_dim="sample"))
+    {'u': ((5, 4), dtype('float32'))}
+    """
+    return {name: (tuple(array.shape), array.dtype) for name, array in _arrays(path, data).items()}
+
+
+def _arrays(path: str, data: Data) -> dict[str, Any]:
+    return (_npz_arrays if path.lower().endswith(".npz") else _npy_array)(path, _opener(path, data))
 
 
 def _opener(path: str, data: Data) -> Callable[[], IO[bytes]]:

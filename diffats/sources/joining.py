@@ -130,6 +130,10 @@ def _join_variable(parts: list[xr.Variable], dim: str) -> xr.Variable:
 
 
 def _stack(datasets: list[xr.Dataset], names: list[str], dim: str) -> xr.Dataset:
+    along = _scalars(datasets, dim)
+    if along is not None:
+        order = [int(i) for i in np.argsort(along.to_index(), kind="stable")]
+        datasets, names, along = [datasets[i] for i in order], [names[i] for i in order], along[order]
     first = datasets[0]
     for dataset, path in zip(datasets, names, strict=True):
         if dict(dataset.sizes) != dict(first.sizes):
@@ -144,9 +148,20 @@ def _stack(datasets: list[xr.Dataset], names: list[str], dim: str) -> xr.Dataset
         variables[name] = xr.Variable(
             (dim, *var.dims), indexing.LazilyIndexedArray(StackedArray(parts)), var.attrs, var.encoding
         )
-    joined = xr.Dataset(variables, coords=first.coords, attrs=first.attrs)
+    coords = {name: coord.variable for name, coord in first.coords.items()}
+    joined = xr.Dataset(variables, coords=coords if along is None else {**coords, dim: along}, attrs=first.attrs)
     joined.encoding["parts"] = [(name, dim, 1) for name in names]
     return joined
+
+
+def _scalars(datasets: list[xr.Dataset], dim: str) -> xr.Variable | None:
+    """The coordinate along the new dim where each file has a single value of it, such as its time."""
+    if not all(dim in dataset.coords and not dataset[dim].ndim for dataset in datasets):
+        return None
+    values = [xr.Variable((dim,), [dataset[dim].values[()]], dataset[dim].attrs) for dataset in datasets]
+    merged: xr.Variable = xr.Variable.concat(values, dim)  # type: ignore[no-untyped-call]
+    merged.encoding = dict(datasets[0][dim].encoding)
+    return merged
 
 
 def _differing_dim(datasets: list[xr.Dataset], names: list[str], sample_dim: str | None) -> str:

@@ -26,6 +26,7 @@ from diffats.errors import SourceError, StoreError
 from diffats.icechunk_releases import holds_repository, quiet_icechunk
 from diffats.sources.arrays import open_arrays
 from diffats.sources.builtin import open_builtin
+from diffats.sources.images import holds_images, is_image, open_images
 from diffats.sources.joining import join
 from diffats.sources.naming import unknown_name
 from diffats.sources.safety import check_hdf5, check_url, check_zarr, without_odd_names
@@ -154,7 +155,7 @@ def _is_glob(source: str) -> bool:
 def _open_one(path: str, data: Data) -> xr.Dataset:
     name = data.engine or "any known format"
     try:
-        name = data.engine or _recognise(path, data)
+        name = data.engine or recognise(path, data)
         return next((kind.opens for kind in KINDS if kind.name == name), partial(_open_with, name))(path, data)
     except SourceError:
         raise
@@ -166,7 +167,7 @@ def _open_one(path: str, data: Data) -> xr.Dataset:
         ) from error
 
 
-def _recognise(path: str, data: Data) -> str:
+def recognise(path: str, data: Data) -> str:
     """Name of the first of ``KINDS`` that takes a place; "netcdf" where xarray shall guess an engine."""
     place = Place.look(path, data)
     for kind in KINDS:
@@ -174,8 +175,8 @@ def _recognise(path: str, data: Data) -> str:
             return kind.name
     if place.is_folder:
         raise SourceError(
-            f'data.source "{path}" is a folder, but neither a Zarr store nor an Icechunk repository. '
-            f'For files in it, give a glob such as "{Path(path) / "*.nc"}".'
+            f'data.source "{path}" is a folder, but neither a Zarr store nor an Icechunk repository, and holds no '
+            f'images. For files in it, give a glob such as "{Path(path) / "*.nc"}".'
         )
     return _GUESSED
 
@@ -257,13 +258,24 @@ def is_zarr_folder(path: Path) -> bool:
     return path.is_dir() and not set(_ZARR_FILES).isdisjoint(os.listdir(path))
 
 
-def _open_icechunk(path: str, data: Data) -> xr.Dataset:
+def read_icechunk(path: str) -> icechunk.Session:
+    """A session that reads the branch ``main`` of an Icechunk repository as it is now.
+
+    Raises
+    ------
+    SourceError
+        Where it cannot be read.
+    """
     try:
-        session = icechunk.Repository.open(_storage(path)).readonly_session("main")
+        return icechunk.Repository.open(_storage(path)).readonly_session("main")
     except icechunk.IcechunkError as error:
         raise SourceError(f'data.source "{path}" cannot be read as icechunk {explain(error)}') from error
     except StoreError as error:
         raise SourceError(f"data.source: {error}") from error
+
+
+def _open_icechunk(path: str, data: Data) -> xr.Dataset:
+    session = read_icechunk(path)
     dataset = _open_xarray(session.store, engine="zarr", group=data.group, consolidated=False)
     dataset.encoding["snapshot"] = session.snapshot_id
     return dataset
@@ -300,21 +312,60 @@ def _is_undecodable(variable: xr.Variable) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """A format of sources: its name (also for ``data.engine``), what its places look like, and how one is opened."""
+    """A format of sources.
+
+    Attributes
+    ----------
+    name
+        Also for ``data.engine``.
+    recognises, opens
+        What its places look like, and how one is opened.
+    about, example
+        What it is, and a source of it, for ``diffats init --list``.
+    """
 
     name: str
     recognises: Callable[[Place], bool]
     opens: Callable[[str, Data], xr.Dataset]
+    about: str = ""
+    example: str = ""
 
 
 _GUESSED = "netcdf"
 #: The formats that are recognised, first match first. A new one is a row here and the function that opens it.
 KINDS: tuple[Kind, ...] = (
-    Kind("numpy", lambda place: place.path.lower().endswith((".npy", ".npz")), open_arrays),
-    Kind("zarr", lambda place: place.is_zarr, _open_zarr),
-    Kind("icechunk", lambda place: place.is_repository, _open_icechunk),
-    Kind("scipy", lambda place: place.magic.startswith((b"CDF\x01", b"CDF\x02")), partial(_open_with, "scipy")),
-    Kind("h5netcdf", lambda place: place.magic.startswith(b"\x89HDF"), partial(_open_with, "h5netcdf")),
+    Kind(
+        "numpy",
+        lambda place: place.path.lower().endswith((".npy", ".npz")),
+        open_arrays,
+        "NumPy arrays",
+        "fields.npz",
+    ),
+    Kind("zarr", lambda place: place.is_zarr, _open_zarr, "a Zarr store, version 2 or 3", "simulations.zarr"),
+    Kind(
+        "icechunk", lambda place: place.is_repository, _open_icechunk, "an Icechunk repository", "s3://bucket/archive"
+    ),
+    Kind(
+        "scipy",
+        lambda place: place.magic.startswith((b"CDF\x01", b"CDF\x02")),
+        partial(_open_with, "scipy"),
+        "a NetCDF-3 file",
+        "old_model.nc",
+    ),
+    Kind(
+        "h5netcdf",
+        lambda place: place.magic.startswith(b"\x89HDF"),
+        partial(_open_with, "h5netcdf"),
+        "NetCDF-4 or HDF5 files",
+        '"ocean/*.nc"',
+    ),
+    Kind(
+        "images",
+        lambda place: "://" not in place.path and (holds_images if place.is_folder else is_image)(place.path),
+        open_images,
+        "images, a class for each subfolder",
+        "photographs/",
+    ),
 )
 
 

@@ -166,7 +166,7 @@ class _Look:
         forms, tucker = decompose(self.fields[few], layout)
         restored = self.scaling.undo(layout.restore(tucker.to_tensor()), phases)
         anomaly = relative_error(x, restored, self.training_mean)
-        picked = {mode: self.anchor(forms[f"factor_{mode}"]) for mode in layout.aligned}
+        picked = {mode: find_anchor(forms[f"factor_{mode}"], self.strategy) for mode in layout.aligned}
         _, cosines = align(forms, {mode: anchor for mode, (anchor, _) in picked.items()}, layout)
         return {
             "choice": choice,
@@ -181,21 +181,6 @@ class _Look:
             "samples": len(x),
         }
 
-    def anchor(self, U: Array) -> tuple[Array, Array]:
-        """The anchor of factors ``(k, .., n, r)``, ``(.., n, r)``; and which samples it is not, ``(k, ..)``.
-
-        The mean where the recipe has it as anchor, else the medoid.
-        """
-        flat = U.reshape(len(U), -1, *U.shape[-2:])
-        others = np.ones(flat.shape[:2], bool)
-        if self.strategy == "mean":
-            anchors = mean_anchor(projection_sum(flat), flat.shape[-1])
-        else:
-            picks = [medoid(flat[:, batch]) for batch in range(flat.shape[1])]
-            others[picks, np.arange(len(picks))] = False
-            anchors = flat[picks, np.arange(len(picks))]
-        return np.asarray(anchors).reshape(U.shape[1:]), others.reshape(U.shape[:-2])
-
     def overlaps(self, layout: Layout, modes: Sequence[str]) -> dict[str, dict[int, float]]:
         """Median smallest cosine to the anchor by mode and rank; of the leading vectors of each mode's unfolding."""
         tensors = layout.arrange(self.cut(layout, modes)[0])
@@ -209,9 +194,34 @@ class _Look:
             U = U.reshape(*tensors.shape[:-count], *U.shape[1:])
             found[mode] = {}
             for rank in (rank for rank in RANKS if rank <= most):
-                anchor, others = self.anchor(U[..., :rank])
-                found[mode][rank] = _typical(align_to_anchor(U[..., :rank], anchor)[1], others)
+                found[mode][rank] = typical_overlap(U[..., :rank], self.strategy)
         return found
+
+
+def find_anchor(U: Array, strategy: str = "medoid") -> tuple[Array, Array]:
+    """The anchor of factors ``(k, .., n, r)``, ``(.., n, r)``; and which samples it is not, ``(k, ..)``.
+
+    The mean with that strategy, else the medoid.
+    """
+    flat = U.reshape(len(U), -1, *U.shape[-2:])
+    others = np.ones(flat.shape[:2], bool)
+    if strategy == "mean":
+        anchors = mean_anchor(projection_sum(flat), flat.shape[-1])
+    else:
+        picks = [medoid(flat[:, batch]) for batch in range(flat.shape[1])]
+        others[picks, np.arange(len(picks))] = False
+        anchors = flat[picks, np.arange(len(picks))]
+    return np.asarray(anchors).reshape(U.shape[1:]), others.reshape(U.shape[:-2])
+
+
+def typical_overlap(U: Array, strategy: str = "medoid") -> float:
+    """Median over samples of the smallest cosine of factors ``(k, .., n, r)`` to their anchor.
+
+    >>> typical_overlap(np.tile(np.eye(4)[:, :2], (5, 1, 1)))
+    1.0
+    """
+    anchor, others = find_anchor(U, strategy)
+    return _typical(align_to_anchor(U, anchor)[1], others)
 
 
 def _typical(cosines: Array, others: Array) -> float:
