@@ -15,7 +15,7 @@ import xarray as xr
 
 from diffats.config import Data, Recipe, parse_recipe
 from diffats.errors import InputError
-from diffats.primitives import Layout, Moments
+from diffats.primitives import Layout
 from diffats.proposing.conditions import Beside, find_beside
 from diffats.proposing.dims import meaning_of
 from diffats.proposing.draft import Draft
@@ -258,7 +258,7 @@ def _choose_ranks(draft: Draft, seen: Seen) -> Layout | None:
     work = Workspace(recipe)
     if draft.get("decompose") or draft.get("primitive"):
         return None
-    moments = Moments()
+    moments = decompose.no_moments(work.samples)
     moments.add(seen.x)
     scaling, training_mean = decompose.fitted_scaling(work, moments)
     fields = np.asarray(scaling.apply(seen.x), dtype=seen.x.dtype)
