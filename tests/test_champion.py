@@ -75,7 +75,7 @@ def judged(recipe: Recipe, value: float, gaussian: float | None) -> None:
     found = evaluate.read_evaluation(work)
     assert found is not None
     metrics, identity = found
-    metrics["energy_distance"] |= {"value": value, "gaussian": gaussian}
+    metrics[recipe.deciding_metric] |= {"value": value, "gaussian": gaussian}
     evaluate.evaluation_path(work, identity).write_text(json.dumps(metrics))
 
 

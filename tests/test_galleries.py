@@ -13,7 +13,6 @@ from tiny_runs import ALL, CASES, changed, run
 from diffats import evaluation, metrics
 from diffats.config import parse_recipe, portable
 from diffats.stages import Workspace, align, evaluate, galleries, generate, select_anchor, train
-from diffats.stages.report import report_path
 
 PICTURES = {
     "climate": {"forecast", "fields", "film", "plume", "error_in_time"},
@@ -111,4 +110,3 @@ def test_how_samples_are_shown_changes_no_identity(tmp_path: Path) -> None:
     one, two = Workspace(plain), Workspace(shown)
     assert one.scaling_fingerprint == two.scaling_fingerprint
     assert train.recipe_fingerprint(one) == train.recipe_fingerprint(two)
-    assert report_path(one) == report_path(two)
