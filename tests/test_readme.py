@@ -223,7 +223,7 @@ def test_every_file_that_is_named_exists() -> None:
 
 
 def test_the_readme_stays_short() -> None:
-    assert len(TEXT.splitlines()) <= 285
+    assert len(TEXT.splitlines()) <= 295
 
 
 def test_the_citation_names_this_version_and_the_paper() -> None:
