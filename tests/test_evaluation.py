@@ -8,6 +8,7 @@ import pytest
 from diffats import evaluation
 from diffats.errors import InputError
 from diffats.evaluation import Fields, beats, distance_from_ideal, evaluate, gaussian_pca, profile_mode
+from diffats.evaluation.sets import pooled_strata
 
 SIZES = (8, 9, 12)
 MODES = ("y", "x", "band")
@@ -132,7 +133,9 @@ def test_an_index_where_all_is_masked_is_left_out():
 
 def test_fields_far_from_zero_keep_their_digits(monkeypatch):
     expected = evaluate(fields())
-    monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 5 * 8 * np.prod(SIZES))  # blocks that do not divide the count
+    monkeypatch.setattr(
+        "diffats.evaluation.fields._BLOCK_BYTES", 5 * 8 * np.prod(SIZES)
+    )  # blocks that do not divide the count
     assert evaluate(fields()) == expected
     far = {name: getattr(fields(), name).astype(np.float64) + 1e6 for name in SAMPLED[:6]}
     table = evaluate(fields(**far))
@@ -363,9 +366,9 @@ def test_samples_of_another_class_are_told_within_conditions():
 
 
 def test_rare_conditions_are_compared_together():
-    pooled = evaluation._pooled_strata({"a": np.array([0] * 5 + [1, 1, 2]), "b": np.array([0] * 5 + [1, 2, 2])})
+    pooled = pooled_strata({"a": np.array([0] * 5 + [1, 1, 2]), "b": np.array([0] * 5 + [1, 2, 2])})
     assert {name: each.tolist() for name, each in pooled.items()} == {"a": [0] * 5 + [3] * 3, "b": [0] * 5 + [3] * 3}
-    alone = evaluation._pooled_strata({"a": np.array([0] * 7 + [1]), "b": np.array([0] * 7 + [1])})
+    alone = pooled_strata({"a": np.array([0] * 7 + [1]), "b": np.array([0] * 7 + [1])})
     assert set(alone["a"]) == {0}
 
 
