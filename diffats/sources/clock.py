@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from diffats.config import is_phase
+from diffats.config import By, Data, is_phase
 from diffats.errors import SourceError
+from diffats.sources.cuts import Cuts
 from diffats.sources.naming import unknown_name
 from diffats.sources.unreadable import values_of
 
 Array = np.ndarray[Any, Any]
 
+_LARGEST_GAP = 1 / 12  # of a cycle: a month of a year, which the harmonics of a climatology bridge
 # Days of an ordinary year; leap years are stretched to it.
 _YEARS = {"360_day": 360, "all_leap": 366, "366_day": 366}
 
@@ -89,9 +92,127 @@ class Clock:
         return float((time - begin) / (begin.replace(year=time.year + 1) - begin))
 
 
-def wanted_clock(name: str, dataset: xr.Dataset) -> bool:
-    """Whether a name asks for the phase of a time, and is no variable of the source itself."""
-    return is_phase(name) and name not in dataset.variables
+@dataclass(frozen=True, eq=False)
+class Clocks:
+    """The phases of times that a recipe names.
+
+    Attributes
+    ----------
+    data
+        The recipe's section.
+    known
+        By name.
+    shares
+        The same at all points of their coordinates: over the dim of samples, then one mode, as far as they have these.
+    """
+
+    data: Data
+    known: Mapping[str, Clock]
+    shares: Mapping[str, xr.DataArray]
+
+    @classmethod
+    def find(cls, dataset: xr.Dataset, data: Data) -> Clocks:
+        """Those of a source.
+
+        Raises
+        ------
+        SourceError
+            Where a coordinate is missing, holds no times, or has dims that do not do.
+        """
+        names = dict.fromkeys(data.condition.scalars, "data.condition.scalars")
+        names = {name: key for name, key in names.items() if is_phase(name) and name not in dataset.variables}
+        names |= dict.fromkeys(data.climatology, "data.center.by")
+        known = {name: find_clock(key, name, dataset) for name, key in names.items()}
+        return cls(data, known, {name: _shares(clock, dataset, data) for name, clock in known.items()})
+
+    @property
+    def cycles(self) -> dict[str, tuple[float, float]]:
+        """How each counts."""
+        return {name: clock.cycle for name, clock in self.known.items()}
+
+    @property
+    def time_mode(self) -> str | None:
+        """The mode along which the times of the climatology run; None where a sample has one time."""
+        return self._mode(self.data.climatology[0]) if self.data.climatology else None
+
+    def _mode(self, name: str) -> str | None:
+        return next((str(dim) for dim in self.shares[name].dims if dim != self.data.sample_dim), None)
+
+    def phases(self, name: str, cuts: Cuts) -> Array:
+        """Of samples, ``(k, points)``: of each point of the time's mode, or of one."""
+        shares, mode = self.shares[name], self._mode(name)
+        along = self.data.sample_dim in shares.dims
+        values = shares.values if along else shares.values[None]
+        values = values[:, None] if mode is None else values
+        rows, start = np.zeros(cuts.n, np.int64), np.zeros(cuts.n, np.int64)
+        if along:
+            assert cuts.position is not None
+            rows = cuts.position
+        if mode is not None and mode in cuts.size:
+            start = cuts.starts[mode]
+        size = cuts.size.get(str(mode), int(values.shape[1]))
+        return np.asarray(values[rows[:, None], start[:, None] + np.arange(size)])
+
+    def counts(self, name: str, cuts: Cuts) -> Array:
+        """The same in the numbers that users know."""
+        first, length = self.known[name].cycle
+        return first + length * self.phases(name, cuts)
+
+    def check_climatology(self, cuts: Cuts, is_test: Array) -> None:
+        """Refuse phases that no training sample comes near: nothing is known of a climatology there.
+
+        Raises
+        ------
+        SourceError
+            Also where modes contradict each other.
+        """
+        scale, mode = self.data.scale, self.time_mode
+        if isinstance(scale, By) and mode in scale.by:
+            raise SourceError(
+                f'data.scale.by names "{mode}", along which the climatology of data.center runs. '
+                "Take it from data.scale.by."
+            )
+        for name in self.data.climatology:
+            if self._mode(name) != mode:
+                raise SourceError("data.center.by names times along different modes. Name phases of one time.")
+            phases = self.phases(name, cuts)
+            gap = _largest_gap(np.unique(phases), np.unique(phases[~is_test]))
+            if gap > _LARGEST_GAP:
+                raise SourceError(
+                    f'data.center.by "{name}": some samples are {gap:.0%} of a cycle from any time in the training '
+                    "samples, so that no climatology is known there. Hold out other samples (data.split), or use "
+                    'data.center = "point".'
+                )
+
+
+def _largest_gap(phases: Array, known: Array) -> float:
+    """How far a phase is at most from the nearest known one, around the circle; both ascend.
+
+    >>> _largest_gap(np.array([0.0, 0.5, 0.95]), np.array([0.1, 0.4])).__round__(3)
+    0.15
+    """
+    around = np.concatenate([known[-1:] - 1, known, known[:1] + 1])
+    after = np.searchsorted(around, phases)
+    return float(np.minimum(around[after] - phases, np.abs(phases - around[after - 1])).max())
+
+
+def _shares(clock: Clock, dataset: xr.Dataset, data: Data) -> xr.DataArray:
+    """The phases of all points of a coordinate."""
+    times = dataset[clock.coordinate]
+    known = [str(dim) for dim in times.dims if dim == data.sample_dim or dim in data.modes]
+    within = [dim for dim in known if dim != data.sample_dim]
+    if len(known) < times.ndim or len(within) > 1:
+        raise SourceError(
+            f'"{clock.name}" is of a time with dims ({", ".join(map(str, times.dims))}), expected the dim of samples, '
+            "one mode, or both. Name another time."
+        )
+    if not {*known} & {data.sample_dim, *data.windows.size} and clock.name in data.condition.scalars:
+        raise SourceError(
+            f'data.condition.scalars: "{clock.name}" is the same for all samples. Leave it out, or name a time that '
+            "differs between them."
+        )
+    phases = xr.DataArray(clock.phases(values_of(times)), dims=times.dims)
+    return phases.transpose(*(dim for dim in known if dim not in within), *within)
 
 
 def find_clock(key: str, name: str, dataset: xr.Dataset) -> Clock:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from diffats.config import By, Data
+from diffats.config import Data
 from diffats.errors import SourceError
 from diffats.sources import opening, origins, parts, splits
-from diffats.sources.clock import Clock, find_clock, wanted_clock
+from diffats.sources.clock import Clocks
 from diffats.sources.conditions import Labels, check_conditions, find_labels, read_labels, read_scalar
 from diffats.sources.cuts import Cuts, Grid
 from diffats.sources.naming import unknown_name
@@ -25,7 +25,6 @@ from diffats.sources.unreadable import values_of
 
 Array = np.ndarray[Any, Any]
 
-_LARGEST_GAP = 1 / 12  # of a cycle: a month of a year, which the harmonics of a climatology bridge
 _REST = 20  # times as long as a look takes
 _looks: dict[str, tuple[str, float]] = {}  # by data section: what was seen, and until when that serves
 _RESERVED = ("sample", "split", "status", "core", "decomposed_mode", "aligned_mode")  # names the stores use
@@ -96,6 +95,8 @@ class Samples:
         What it was opened with, a path made absolute. Pickling keeps only these: a worker opens the source itself.
     dataset
         The lazy source.
+    clocks
+        The phases of times that the recipe names.
     variables
         Names of the data variables; several are the mode ``component``.
     modes, sizes, dtype
@@ -116,6 +117,7 @@ class Samples:
         self.data, self.seed, self.boundary = data, seed, boundary
         self.dataset = opening.open_source(data)
         self.variables = _find_variables(self.dataset, data)
+        self.clocks = Clocks.find(self.dataset, data)
         self._check_names()
         self._fields = [self._field(name) for name in self.variables]
         self.dtype: np.dtype[Any] = _store_dtype(self._fields)
@@ -129,8 +131,7 @@ class Samples:
         self.grid = self._grid(lengths)
         self._cuts, self.is_test, self.dropped = self._cut()
         self.n, self.starts, self.position = self._cuts.n, dict(self._cuts.starts), self._cuts.position
-        for name in data.climatology:
-            self._check_climatology(name)
+        self.clocks.check_climatology(self._cuts, self.is_test)
 
     def __reduce__(self) -> tuple[Callable[..., Samples], tuple[Data, int, int | None]]:
         return open_samples, (self.data, self.seed, self.boundary)
@@ -144,7 +145,7 @@ class Samples:
     def _check_names(self) -> None:
         data, condition = self.data, self.data.condition
         wanted = [("data.condition.fields", name) for name in condition.fields]
-        wanted += [("data.condition.scalars", name) for name in condition.scalars if name not in self.clocks]
+        wanted += [("data.condition.scalars", name) for name in condition.scalars if name not in self.clocks.known]
         wanted += [("data.condition.labels", condition.labels)] if condition.labels else []
         for key, name in wanted:
             if name not in self.dataset.variables:
@@ -202,14 +203,7 @@ class Samples:
                 f'data.condition.initial.index {initial.index} is outside dim "{initial.dim}" of size '
                 f"{self.sizes[initial.dim]}. Use 0 to {self.sizes[initial.dim] - 1}."
             )
-        check_conditions(self.dataset, self.data, tuple(self._windows), tuple(self.clocks))
-        for name in self.data.condition.scalars:
-            dims = set(self._phases[name].dims) if name in self.clocks else {self.data.sample_dim}
-            if not dims & {self.data.sample_dim, *self._windows}:
-                raise SourceError(
-                    f'data.condition.scalars: "{name}" is the same for all samples. Leave it out, or name a time that '
-                    "differs between them."
-                )
+        check_conditions(self.dataset, self.data, tuple(self._windows), tuple(self.clocks.known))
 
     def _grid(self, lengths: dict[str, int]) -> Grid:
         data = self.data
@@ -328,73 +322,9 @@ class Samples:
             return name, (values if self.data.split.values else np.arange(len(values))), True
         return str(dims[0]), values, name == dims[0]
 
-    @cached_property
-    def clocks(self) -> dict[str, Clock]:
-        """The phases of times that the recipe names, by name."""
-        names = [("data.condition.scalars", name) for name in self.data.condition.scalars]
-        names = [(key, name) for key, name in names if wanted_clock(name, self.dataset)]
-        names += [("data.center.by", name) for name in self.data.climatology]
-        return {name: find_clock(key, name, self.dataset) for key, name in names}
-
-    @cached_property
-    def _phases(self) -> dict[str, xr.DataArray]:
-        """Of all points of their coordinates."""
-        out = {}
-        for name, clock in self.clocks.items():
-            times = self.dataset[clock.coordinate]
-            known = [str(dim) for dim in times.dims if dim == self.data.sample_dim or dim in self.data.modes]
-            within = [dim for dim in known if dim != self.data.sample_dim]
-            if len(known) < times.ndim or len(within) > 1:
-                raise SourceError(
-                    f'"{name}" is of a time with dims ({", ".join(map(str, times.dims))}), expected the dim of '
-                    "samples, one mode, or both. Name another time."
-                )
-            phases = xr.DataArray(clock.phases(values_of(times)), dims=times.dims)
-            out[name] = phases.transpose(*(dim for dim in known if dim not in within), *within)
-        return out
-
     def phases(self, name: str, indices: Sequence[int] | Array) -> Array:
         """The share of the year or day that is over, ``(k, points)``: of each point of the time's mode, or of one."""
-        cuts, phases = self._places(indices), self._phases[name]
-        values = phases.values if self.data.sample_dim in phases.dims else phases.values[None]
-        values = values if phases.ndim > (self.data.sample_dim in phases.dims) else values[:, None]
-        rows = np.zeros(cuts.n, np.int64)
-        if self.data.sample_dim in phases.dims:
-            assert cuts.position is not None
-            rows = cuts.position
-        mode = str(phases.dims[-1]) if phases.ndim else ""
-        size = self._windows.get(mode, int(values.shape[1]))
-        start = cuts.starts[mode] if mode in self._windows else np.zeros(cuts.n, np.int64)
-        return np.asarray(values[rows[:, None], start[:, None] + np.arange(size)])
-
-    def _check_climatology(self, name: str) -> None:
-        """Refuse phases that no training sample comes near: nothing is known of a climatology there."""
-        scale, mode = self.data.scale, self.time_mode
-        if isinstance(scale, By) and mode in scale.by:
-            raise SourceError(
-                f'data.scale.by names "{mode}", along which the climatology of data.center runs. '
-                "Take it from data.scale.by."
-            )
-        if any((self._phases[other].dims[-1:] or ("",))[0] != mode for other in self.data.climatology if mode):
-            raise SourceError("data.center.by names times along different modes. Name phases of one time.")
-        phases = self.phases(name, np.arange(self.n))
-        known = np.unique(phases[~self.is_test])
-        known = np.concatenate([known[-1:] - 1, known, known[:1] + 1])
-        others = np.unique(phases)
-        after = np.searchsorted(known, others)
-        gap = float(np.minimum(known[after] - others, np.abs(others - known[after - 1])).max())
-        if gap > _LARGEST_GAP:
-            raise SourceError(
-                f'data.center.by "{name}": some samples are {gap:.0%} of a cycle from any time in the training '
-                "samples, so that no climatology is known there. Hold out other samples (data.split), or use "
-                'data.center = "point".'
-            )
-
-    @property
-    def time_mode(self) -> str | None:
-        """The mode along which the times of the climatology run; None where a sample has one time."""
-        dims = self._phases[self.data.climatology[0]].dims if self.data.climatology else ()
-        return next((str(dim) for dim in dims if dim != self.data.sample_dim), None)
+        return self.clocks.phases(name, self._places(indices))
 
     def climatology_phases(self, indices: Sequence[int] | Array) -> Array | None:
         """The phases ``(k, points, cycles)`` by which the centre is a climatology; None where it is none."""
@@ -432,8 +362,7 @@ class Samples:
         dict
             ``"initial"`` (k, modes but the initial one's), ``"field_<name>"`` (k, ...), ``"scalar_<name>"`` (k,)
             float64 (a phase of a time as users count it, at the sample's first point), ``"phase_<name>"`` (k, points)
-            float64 of a climatology, ``"label"`` (k,) int64;
-            those that the recipe names.
+            float64 of a climatology, ``"label"`` (k,) int64; those that the recipe names.
         """
         condition, sample_dim, cuts = self.data.condition, self.data.sample_dim, self._places(indices)
         raw: dict[str, Array] = {}
@@ -445,14 +374,12 @@ class Samples:
             dtype = _store_dtype([field])
             raw[f"field_{name}"] = read_windows(field, cuts, sample_dim=sample_dim, dims=dims, dtype=dtype)
         for name in condition.scalars:
-            if name in self.clocks:
-                first, length = self.clocks[name].cycle
-                raw[f"scalar_{name}"] = first + length * self.phases(name, indices)[:, 0]
+            if name in self.clocks.known:
+                raw[f"scalar_{name}"] = self.clocks.counts(name, cuts)[:, 0]
             else:
                 raw[f"scalar_{name}"] = read_scalar(self.dataset[name], cuts, sample_dim)
         for name in self.data.climatology:
-            first, length = self.clocks[name].cycle
-            raw[f"phase_{name}"] = first + length * self.phases(name, indices)
+            raw[f"phase_{name}"] = self.clocks.counts(name, cuts)
         if condition.labels:
             raw["label"] = read_labels(self.dataset[condition.labels], self._labels, cuts, sample_dim)
         return raw
@@ -497,8 +424,8 @@ class Samples:
         """
         condition, dim = self.data.condition, self.growing_dim
         used = [*self.variables, *condition.fields, *filter(None, [condition.labels])]
-        used += [self.clocks[name].coordinate if name in self.clocks else name for name in condition.scalars]
-        used += [self.clocks[name].coordinate for name in self.data.climatology]
+        used += [name for name in condition.scalars if name not in self.clocks.known]
+        used += [clock.coordinate for clock in self.clocks.known.values()]
         first = self.position if dim == self.data.sample_dim else self.starts[dim]
         assert first is not None
         length = self._windows.get(dim, 1)

@@ -126,7 +126,7 @@ def find_mask(work: Workspace) -> Array | None:
 
 def no_moments(samples: sources.Samples) -> FieldMoments:
     """What the statistics of the training samples are gathered in."""
-    mode = samples.time_mode
+    mode = samples.clocks.time_mode
     axis = None if mode is None else samples.modes.index(mode)
     return FieldMoments(samples.transforms, CyclicMoments(axis) if samples.data.climatology else None)
 
@@ -713,8 +713,7 @@ def begin(work: Workspace, cluster: Cluster, scaling: str, shard: int, hooks: Ho
 
 def cycles_attr(samples: sources.Samples) -> dict[str, Any]:
     """What a version says about phases of times; nothing without any."""
-    cycles = {name: clock.cycle for name, clock in samples.clocks.items()}
-    return {"cycles": cycles} if cycles else {}
+    return {"cycles": samples.clocks.cycles} if samples.clocks.known else {}
 
 
 def grow(work: Workspace, previous: Version, cluster: Cluster, identity: str) -> Version:

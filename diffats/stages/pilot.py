@@ -316,7 +316,7 @@ def _condition_shapes(work: Workspace, dims: Mapping[str, Sequence[str]]) -> Con
         field_dims={name: tuple(dims[key]) for name, key in names.items()},
         scalars=tuple(condition.scalars),
         scalar_log=(False,) * len(condition.scalars),
-        cycles={name: clock.cycle for name, clock in samples.clocks.items()},
+        cycles=samples.clocks.cycles,
         n_labels=_LABELS if condition.labels else 0,
     )
 
