@@ -175,7 +175,7 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "Error of the ensemble's mean at each time, relative to the truth of that time, as a mean over test samples.",
     ),
     "fields": ("generated", "The same with the training mean", "All in the same colours."),
-    "samples": ("generated", "Real and generated samples", "All in the same colours."),
+    "samples": ("generated", "Another variable", "All in the same colours."),
     "gaussian": (
         "generated",
         "What the Gaussian reference draws",
@@ -224,6 +224,9 @@ FOLDED = (
     "deviations",
     "nearest",
     "scorecard",
+    "fields",
+    "samples",
+    "gaussian",
 )
 _SECTIONS = ("top", "compression", "alignment", "drift", "training", "generated", "more")
 

@@ -64,9 +64,10 @@ def views(work: Workspace, fields: evaluation.Fields) -> Iterator[View]:
     """The variable that varies most first, then the others.
 
     Samples that are centred at each point look like the mean: their anomalies come first, then the fields themselves.
+    Where the centre is a climatology, anomalies are from the mean of all training samples, with the seasons in them.
     """
     modes, template = work.recipe.tensor_modes, work.samples.template()
-    anomalies = work.recipe.data.center == "point"
+    anomalies = work.recipe.data.center == "point" or bool(work.recipe.data.climatology)
     centre: Any = np.asarray(fields.mean) if anomalies else 0.0
     options: dict[str, Any] = {"template": template, "rgb": work.recipe.report.rgb}
     note = "difference from the training mean" if anomalies else ""
