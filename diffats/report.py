@@ -220,6 +220,7 @@ FOLDED = (
     "medoid",
     "anchors",
     "training",
+    "gaussian",
     "profiles",
     "deviations",
     "nearest",

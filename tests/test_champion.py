@@ -185,6 +185,11 @@ def test_other_sampling_alone_makes_samples_and_a_report_and_no_version(recipe: 
     stable = Path(recipe.root) / "report.html"
     assert stable.resolve() == second.resolve()
     assert not Path(stable.readlink()).is_absolute()
+    measured = changed(recipe, evaluate={"samples": 4})
+    run(measured, ["evaluate"])
+    told = Path(stages.run("report", measured).location).read_text(encoding="utf-8")
+    assert "registered after another evaluation" in told
+    assert "only generate.* differs" not in told
     again = stages.run("report", recipe)
     assert again.skipped
     assert stable.resolve() == page.resolve()  # it is that of the recipe that was run last

@@ -31,6 +31,9 @@ SAMPLED_OTHERWISE = (
     "no new version: only generate.* differs from version {}. `diffats register RECIPE.toml --restart` makes one that "
     "samples so"
 )
+ANOTHER_EVALUATION = (
+    "version {} was registered after another evaluation. `diffats register RECIPE.toml` judges by this one"
+)
 _MODEL_TAG = "diffats.model_recipe"  # digest of the recipe without generate.*; versions of earlier releases lack it
 PUBLIC = ("name", "version", "alias", "uri")
 
@@ -56,11 +59,13 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     wanted = tags(work, model, metrics, identity)
     same = {name: value for name, value in wanted.items() if name != _MODEL_TAG}
     version = None if hooks.restart else tracker.find(work.recipe.name, same)
+    recorded = read_record(path)
     if version is None and not hooks.restart and (known := sampled_otherwise(tracker, work, model)) is not None:
         told = outcome(work, tracker, known, SAMPLED_OTHERWISE.format(known), identity)
         log.info("%s", told["verdict"])
+        if recorded is not None and identity not in recorded.get("sampled", []):
+            write_record(path, recorded | {"sampled": [*recorded.get("sampled", []), identity]})
         return result(told, started, skipped=True)
-    recorded = read_record(path)
     if version is not None and recorded is not None and recorded["key"] == [identity, redact(tracker.uri), version]:
         return result(outcome(work, tracker, version, recorded["verdict"], identity), started, skipped=True)
     if version is None:

@@ -109,7 +109,8 @@ def registered(work: Workspace, model: bundle.Bundle, evaluated: str) -> dict[st
     tracker = registry.Tracker.for_recipe(work.recipe)
     version, verdict = record["key"][2], record["verdict"]
     if record["key"][0] != evaluated:
-        verdict = register.SAMPLED_OTHERWISE.format(version)
+        sampled = evaluated in record.get("sampled", [])
+        verdict = (register.SAMPLED_OTHERWISE if sampled else register.ANOTHER_EVALUATION).format(version)
     return register.outcome(work, tracker, version, verdict, evaluated)
 
 
@@ -196,10 +197,10 @@ def gather(
 
 
 def doubts(record: Mapping[str, Any] | None) -> list[str]:
-    """What a reader must know of a registration: why it is no champion, or that its version samples otherwise."""
-    if record is None or (record["alias"] == "champion" and not record["verdict"].startswith("no new version")):
+    """What a reader must know of a registration: why it is no champion, or that it was not of these samples."""
+    if record is None or (record["alias"] == "champion" and "champion" in record["verdict"]):
         return []
-    verdict = str(record["verdict"])
+    verdict = str(record["verdict"]).replace("`", "")
     return [f"{verdict[0].upper()}{verdict[1:]}."]
 
 
