@@ -158,7 +158,7 @@ def fold_numbers(groups: Array, folds: int) -> Array:
     """Numbers ``(k,)`` of folds of about equal size that leave groups whole, for the delete-a-group jackknife.
 
     >>> fold_numbers(np.array([7, 7, 3, 3, 5]), 2).tolist()
-    [0, 0, 1, 1, 0]
+    [1, 1, 0, 0, 0]
     """
     labels = np.unique(groups, return_inverse=True)[1]
     filled, fold_of = np.zeros(folds), np.zeros(labels.max() + 1, dtype=int)
