@@ -24,6 +24,7 @@ SPREAD_CAUTION = 0.8
 LOW_SHARE_CAUTION = 0.05
 OVERFIT_CAUTION = 1.25
 STOPPED_SHARE = 0.75
+MANY_TIMES = 50
 DEFECT_CAUTION = 0.5
 
 
@@ -437,7 +438,9 @@ def _verdict_cautions(metric: Numbers) -> list[str]:
     if "worse" in words.values():
         text += " Train longer, or review ranks and overlaps first."
     elif known := [each for each in times if each is not None]:
-        text += f" About {math.ceil(max(known))} times as many test samples would tell."
+        more = math.ceil(max(known))
+        few = f"About {more} times as many test samples would tell." if more <= MANY_TIMES else "They are nearly equal."
+        text += f" {few}"
     elif "too few test samples" in words.values():
         text += f" {metric['groups']} do not depend on each other, and {evaluation.LEAST_GROUPS} are needed."
     return [text]
