@@ -165,15 +165,15 @@ PICTURES: dict[str, tuple[str, str, str]] = {
         "In motion",
         "Real and generated samples, all in the same colours.",
     ),
-    "plume": (
-        "generated",
-        "The forecast at a few points",
-        "Where the truth varies most: the truth, and between which values the ensemble's forecasts are.",
-    ),
     "error_in_time": (
         "generated",
         "How the error grows",
         "Error of the ensemble's mean at each time, relative to the truth of that time, as a mean over test samples.",
+    ),
+    "plume": (
+        "generated",
+        "The forecast at a few points",
+        "Where the truth varies most: the truth, and between which values the ensemble's forecasts are.",
     ),
     "fields": ("generated", "The same with the training mean", "All in the same colours."),
     "samples": ("generated", "Another variable", "All in the same colours."),
@@ -261,7 +261,7 @@ def render(content: ReportContent) -> str:
         summary=summary(content),
         cautions=cautions(content),
         tiles=_tiles(content),
-        sections=page.placed(content.pictures, content.captions, PICTURES, folded=FOLDED, sections=_SECTIONS),
+        sections=page.placed(content.pictures, content.captions, PICTURES, folded=_folded(content), sections=_SECTIONS),
         columns=lambda names: _columns({name: content.metrics[name] for name in names}),
         deciding=_deciding(content),
         verdicts=_table_words(content.metrics),
@@ -272,6 +272,11 @@ def render(content: ReportContent) -> str:
         total=sum(content.seconds.values()),
         longest=max(content.seconds.values(), default=0.0),
     )
+
+
+def _folded(content: ReportContent) -> tuple[str, ...]:
+    """Names of pictures that one must ask for: a forecast has others to show first."""
+    return FOLDED + (("plume", "quantiles", "power_spectra") if "forecast" in content.pictures else ())
 
 
 def shown(metric: Numbers, column: str = "value") -> str:
