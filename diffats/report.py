@@ -456,7 +456,7 @@ def _model_cautions(content: ReportContent) -> list[str]:
     deciding = content.metrics.get(content.deciding, {})
     for row in evaluation.deciding_rows(content.metrics, content.deciding):
         found += _verdict_cautions(row)
-    if deciding and evaluation.beats(deciding, "train_vs_test"):
+    if deciding and _suspiciously_close(deciding):
         found.append(
             "The model is closer to the test samples than real training samples are. This happens where training and "
             "test samples come from different regions or times: read small distances with care."
@@ -475,6 +475,14 @@ def _model_cautions(content: ReportContent) -> list[str]:
             "weak in places. Train longer, or take more generate.steps."
         )
     return found + _training_cautions(content.training)
+
+
+def _suspiciously_close(metric: Numbers) -> bool:
+    """Whether the model's number is better than that of real training samples by more than its interval."""
+    honest, interval = metric.get("train_vs_test"), metric.get("intervals", {}).get("value")
+    if not evaluation.beats(metric, "train_vs_test") or honest is None:
+        return False
+    return interval is None or not interval[0] <= honest <= interval[1]
 
 
 def _training_cautions(training: Numbers) -> list[str]:

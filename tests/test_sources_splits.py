@@ -193,6 +193,21 @@ def test_groups_of_a_source() -> None:
         opened(data, **options, split={"group": "flou"})
 
 
+def test_parts_of_a_run_that_is_on_both_sides_are_groups() -> None:
+    """Two photographs, of which columns are held out: windows that are apart count as independent."""
+    data = ramp(photo=2, y=4, x=40).assign_coords(held_out=("x", (np.arange(40) >= 24).astype(int)))
+    options: dict[str, Any] = {"modes": ["y", "x"], "sample_dim": "photo"}
+    cut = {"size": {"x": 4}, "stride": {"x": 2}}
+    held = {"by": "coordinate", "coordinate": "held_out", "values": [1]}
+    samples = opened(data, **options, windows=cut, split=held)
+    test = np.flatnonzero(samples.is_test)
+    assert samples.position is not None
+    cells = np.stack([samples.position[test], samples.starts["x"][test] // 4], axis=1)
+    assert len(np.unique(samples.groups(test))) == len(np.unique(cells, axis=0)) == 8
+    apart = opened(data, **options, windows=cut, split={"test": 0.5})
+    assert len(np.unique(apart.groups(np.arange(apart.n)))) == 2
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.lists(st.booleans(), min_size=6, max_size=30))
 def test_marks_drop_windows_that_touch_both_sides(size: int, stride: int, marks: list[bool]) -> None:

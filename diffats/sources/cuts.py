@@ -35,17 +35,19 @@ class Cuts:
         n = len(position) if position is not None else len(next(iter(starts.values())))
         return Cuts(position, starts, self.size, n)
 
-    def groups(self, of: Ints | None = None) -> Ints:
+    def groups(self, of: Ints | None = None, *, divided: bool = False) -> Ints:
         """Numbers of the groups ``(n,)`` in which samples may depend on each other.
 
         All windows of one entry along the dim of samples, or of all entries with the same number in ``of``
-        (positions,); without such a dim, windows that begin in one cell of a window's size.
+        (positions,); without such a dim, and within entries that are ``divided``, windows that begin in one cell of a
+        window's size.
         """
+        marks = []
         if self.position is not None:
-            entries = self.position if of is None else of[self.position]
-            return np.unique(entries, return_inverse=True)[1]
-        cells = np.stack([start // self.size[dim] for dim, start in self.starts.items()], axis=1)
-        return np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
+            marks.append(self.position if of is None else of[self.position])
+        if self.position is None or divided:
+            marks += [start // self.size[dim] for dim, start in self.starts.items()]
+        return np.unique(np.stack(marks, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -467,7 +467,14 @@ class Samples:
 
     def groups(self, indices: Sequence[int] | Array) -> Array:
         """Numbers of the groups ``(k,)`` in which samples may depend on each other: see `Cuts.groups`."""
-        return self._places(np.asarray(indices, dtype=np.int64)).groups(self._entry_groups)
+        return self._places(np.asarray(indices, dtype=np.int64)).groups(self._entry_groups, divided=self._is_divided)
+
+    @cached_property
+    def _is_divided(self) -> bool:
+        """Whether some entry along the dim of samples has windows on both sides: parts of it count as independent."""
+        if self.position is None or not self.starts:
+            return False
+        return bool(np.intersect1d(self.position[self.is_test], self.position[~self.is_test]).size)
 
     def sample_coords(self, indices: Sequence[int] | Array) -> dict[str, xr.Variable]:
         """Coordinates of samples along ``sample``: their number, their side and where they come from.
