@@ -356,7 +356,10 @@ def _interval(metric: Numbers) -> str:
     if "value" not in metric.get("intervals", {}):
         return ""
     low, high = metric["intervals"]["value"]
-    low = max(low, 0.0) if metric.get("unbiased") else low
+    if metric.get("unbiased"):
+        low, high = max(low, 0.0), max(high, 0.0)
+    if low == high:
+        return ""
     return f" The model's is between {number(low)} and {number(high)} with 90 % confidence."
 
 

@@ -59,8 +59,8 @@ def cautions(samples: Samples) -> list[str]:
         found.append(f"Only {test} test samples: differences may be chance; have {FEW_TEST_SAMPLES} or more.")
     elif groups < FEW_TEST_SAMPLES:
         found.append(
-            f"The {test} test samples make {groups} groups that do not depend on each other: figures may be as "
-            f"uncertain as those of {groups} samples."
+            f"The {test} test samples make {groups} group{'s' if groups > 1 else ''} that do not depend on each other: "
+            f"figures may be as uncertain as those of {groups} sample{'s' if groups > 1 else ''}."
         )
     share = test / samples.n
     if not split.values and not samples.data.grows and not split.test / 2 <= share <= 2 * split.test:
