@@ -264,6 +264,7 @@ def render(content: ReportContent) -> str:
         sections=page.placed(content.pictures, content.captions, PICTURES, folded=_folded(content), sections=_SECTIONS),
         columns=lambda names: _columns({name: content.metrics[name] for name in names}),
         deciding=_deciding(content),
+        by_condition=content.metrics.get(content.deciding, {}).get("parts", []),
         verdicts=_table_words(content.metrics),
         shown=shown,
         facts=_facts(content),

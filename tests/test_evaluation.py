@@ -362,6 +362,11 @@ def test_samples_of_another_class_are_told_within_conditions():
     assert within[1]["value"] > within[0]["value"] + 1
     assert within[0]["intervals"]["value"][0] < within[0]["value"] < within[0]["intervals"]["value"][1]
     assert "within each of 2 conditions" in within[0]["meaning"]
+    named = evaluate(fields(**sets, strata=numbers, condition_names={0: "calm", 1: "lifted"}))
+    parts = named["energy_distance_within"]["parts"]
+    assert {part["condition"]: part["samples"] for part in parts} == {"calm": 12, "lifted": 12}
+    assert sum(part["value"] * part["samples"] for part in parts) / 24 == pytest.approx(within[0]["value"])
+    assert json.loads(json.dumps(named, allow_nan=False)) == named
 
 
 def test_rare_conditions_are_compared_together():

@@ -229,6 +229,9 @@ def test_evaluation_has_its_references(done: Done) -> None:
     else:
         assert metrics["energy_distance"]["train_vs_test"] is not None
         assert metrics["energy_distance"]["gaussian"] is not None
+        within = metrics.get("energy_distance_within", {})
+        assert bool(within) == done.recipe.data.condition.any
+        assert not within or within["parts"][0]["samples"] >= 2
     assert ("crps" in metrics) == generate.conditioned_on_fields(done.work)
     read = evaluate.read_evaluation(done.work)
     assert read is not None

@@ -313,3 +313,11 @@ def test_a_small_distance_within_its_noise_is_not_suspicious():
     assert not any("closer to the test" in each for each in cautions(content(metrics={"energy_distance": metric})))
     sure = metric | {"intervals": {"value": [0.005, 0.015]}}
     assert any("closer to the test" in each for each in cautions(content(metrics={"energy_distance": sure})))
+
+
+def test_what_decides_is_shown_for_each_condition():
+    parts = [{"condition": "calm <sea>", "samples": 12, "value": -0.001, "gaussian": 0.2, "train_vs_test": 0.1}]
+    metrics = {"energy_distance_within": METRIC | {"parts": parts}}
+    html = render(content(metrics=metrics, deciding="energy_distance_within"))
+    assert '<th scope="row">calm &lt;sea&gt;</th><td data-label="Test samples">12</td>' in html
+    assert "The same for each condition" not in render(content())

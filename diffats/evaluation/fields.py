@@ -58,6 +58,8 @@ class Fields:
     strata
         ``(k,)`` each, of ``"train"``, ``"test"`` and ``"generated"``: which condition a sample belongs to (the number
         of its class, say), where samples are to be compared within conditions, too.
+    condition_names
+        Names of these conditions, by their numbers.
     gaussian_within
         ``(k, n_1, .., n_N)``: decoded draws of `gaussian_pca` with ``strata``, for those of the generated samples.
     """
@@ -85,6 +87,7 @@ class Fields:
     groups: Array | None = None
     case_groups: Array | None = None
     strata: Mapping[str, Array] | None = None
+    condition_names: Mapping[int, str] | None = None
     gaussian_within: Array | None = None
 
     def __post_init__(self) -> None:

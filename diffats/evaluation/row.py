@@ -31,13 +31,19 @@ class Row:
     unbiased: bool = False  # an estimate of what cannot be below zero, which may itself be
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     groups: int | None = None
+    parts: Sequence[Mapping[str, Any]] = ()  # the same by condition: its name, samples, and numbers by column
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data: a number for every column, None where there is none."""
         numbers = {column: _number(self.values.get(column)) for column in COLUMNS}
         about = {"better": self.better, "unit": self.unit, "label": self.label, "meaning": self.meaning}
         intervals = {column: list(interval) for column, interval in self.intervals.items()}
-        return numbers | about | {"unbiased": self.unbiased, "intervals": intervals, "groups": self.groups}
+        return (
+            numbers
+            | about
+            | {"unbiased": self.unbiased, "intervals": intervals, "groups": self.groups}
+            | ({"parts": [dict(part) for part in self.parts]} if self.parts else {})
+        )
 
 
 def _number(value: float | None) -> float | None:

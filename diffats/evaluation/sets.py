@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -147,17 +147,31 @@ def within_rows(fields: Fields) -> dict[str, Row]:
     sets, numbers = {"value": fields.generated, "train_vs_test": fields.train}, {"train_vs_test": strata["train"]}
     sets |= {} if fields.gaussian_within is None else {"gaussian": fields.gaussian_within}
     test, scale, shares = flat(fields, fields.test), root_features(fields), {}
+    found = np.unique(strata["test"])
+    parts: list[dict[str, Any]] = [_condition(fields, strata, int(number)) for number in found]
     for name, x in sets.items():
-        a, b = metrics.embed(test, flat(fields, x))
+        a, b = (each / scale for each in metrics.embed(test, flat(fields, x)))
         of_x = numbers.get(name, strata["generated"])
-        shares[name] = metrics.energy_distance_within(a / scale, b / scale, strata["test"], of_x)
-    count = len(np.unique(strata["test"]))
+        shares[name] = metrics.energy_distance_within(a, b, strata["test"], of_x)
+        for number, part in zip(found, parts, strict=True):
+            part[name] = metrics.energy_distance(a[strata["test"] == number], b[of_x == number])
+    count = len(found)
     meaning = (
         f"Distance between the clouds of whole samples within each of {count} conditions, weighted by their share of "
         f"the test samples; those with fewer than {LEAST_IN_STRATUM} samples in some set count as one. The Gaussian "
         "has a mean for each condition. 0 for equal distributions."
     )
-    return {"energy_distance_within": _energy_row(fields, shares, "Energy distance within conditions", meaning)}
+    row = _energy_row(fields, shares, "Energy distance within conditions", meaning)
+    parts.sort(key=lambda part: -int(part["samples"]))
+    return {"energy_distance_within": replace(row, parts=parts)}
+
+
+def _condition(fields: Fields, strata: Mapping[str, Array], number: int) -> dict[str, Any]:
+    """The name of a condition, and how many test samples it has."""
+    names = fields.condition_names or {}
+    whole = len(np.unique(strata["test"])) == 1
+    named = names.get(number, "all" if whole else "others" if names else str(number))
+    return {"condition": named, "samples": int((strata["test"] == number).sum())}
 
 
 def pooled_strata(strata: Mapping[str, Array]) -> dict[str, Array]:

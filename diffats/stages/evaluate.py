@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import time
@@ -142,11 +143,8 @@ def strata(work: Workspace, raw: Mapping[str, Array]) -> Array:
     if "label" in raw:
         return np.asarray(raw["label"], dtype=int)
     out, cuts = np.zeros(len(next(iter(raw.values()))), dtype=int), 4 // len(raw)
-    primitives = fit_normalisation.require_primitives(work).dataset()
     for name, values in raw.items():
-        training = primitives[f"condition_{name}"].values[fit_normalisation.good_samples(primitives, "train")]
-        edges = np.quantile(training, np.arange(1, cuts) / cuts)
-        out = cuts * out + np.searchsorted(edges, values)
+        out = cuts * out + np.searchsorted(scalar_edges(work, name, cuts), values, side="right")
     return out
 
 
@@ -160,6 +158,31 @@ def stored_times(work: Workspace, model: bundle.Bundle, indices: Array) -> dict[
     """Raw phases of the times of raw samples; nothing without a climatology."""
     names = [f"condition_phase_{name}" for name in model.recipe.data.climatology]
     return fit_normalisation.raw_conditions(fit_normalisation.require_primitives(work).dataset()[names], indices)
+
+
+def condition_names(work: Workspace, model: bundle.Bundle) -> dict[int, str]:
+    """What the numbers of `strata` stand for."""
+    names = stratifying(work)
+    if names == ["label"]:
+        return dict(enumerate(map(str, model.label_names)))
+    found, cuts = {0: ""}, 4 // max(1, len(names))
+    for name in names:
+        edges = scalar_edges(work, name, cuts)
+        words = [f"{name.removeprefix('scalar_')} below {edges[0]:.3g}"]
+        words += [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)] + [f"from {edges[-1]:.3g}"]
+        found = {
+            cuts * number + part: f"{text}, {word}".removeprefix(", ")
+            for number, text in found.items()
+            for part, word in enumerate(words)
+        }
+    return found if names else {}
+
+
+def scalar_edges(work: Workspace, name: str, cuts: int) -> Array:
+    """Where the range of a scalar is cut: quantiles of the training samples."""
+    primitives = fit_normalisation.require_primitives(work).dataset()
+    training = primitives[f"condition_{name}"].values[fit_normalisation.good_samples(primitives, "train")]
+    return np.asarray(np.quantile(training, np.arange(1, cuts) / cuts))
 
 
 def compared(
@@ -250,6 +273,7 @@ def physical(work: Workspace, model: bundle.Bundle, generated: Array, strata: Ar
         as_sets=compares_sets(work),
         groups=work.samples.groups(compared_samples),
         strata=numbers,
+        condition_names=None if numbers is None else condition_names(work, model),
     )
 
 
