@@ -495,7 +495,7 @@ def _training_cautions(training: Numbers) -> list[str]:
     if last is None or not best:
         return []
     at = "" if step is None else f" at step {number(step)}"
-    help_ = 'Fewer train.steps help, or train.keep = "best".'
+    help_ = 'Fewer train.steps may do as well, or train.keep = "best".'
     if last > OVERFIT_CAUTION * best:
         return [
             f"The held-out loss rose from {number(best)}{at} to {number(last)} by the end: the model overfits. {help_}"
