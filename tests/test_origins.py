@@ -13,7 +13,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sources_splits import opened, ramp
-from tiny_runs import MODEL, PRIMITIVES, changed, run, small_recipe, waves
+from tiny_runs import MODEL, PRIMITIVES, changed, images, run, small_recipe, waves
 
 import diffats
 from diffats.config import Recipe
@@ -218,3 +218,15 @@ def test_what_grows_gets_the_origins_of_all_its_samples(monkeypatch: pytest.Monk
     np.testing.assert_array_equal(after["split"].values[:42], before["split"].values)
     np.testing.assert_array_equal(after["core"].values[:42], before["core"].values)
     assert not Store.open(Workspace(recipe).store_location).verify()
+
+
+def test_a_coordinate_called_label_may_be_the_class(tmp_path: Path) -> None:
+    """Coordinates of samples travel with the primitives, beside their conditions."""
+    case = images(tmp_path)
+    data = case.dataset.rename(kind="label").set_coords("label")
+    data["label"] = data["label"].astype("U3")
+    data.to_zarr(tmp_path / "named.zarr", zarr_format=2, consolidated=False)
+    named = {"source": str(tmp_path / "named.zarr"), "condition": {"labels": "label"}}
+    recipe = changed(case.recipe, data={**case.recipe.model_dump(mode="json")["data"], **named}, train={"steps": 1})
+    results = run(recipe, MODEL)
+    assert results["generate"].failed == 0

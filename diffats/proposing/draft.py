@@ -107,7 +107,7 @@ def _sections(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def _noted(text: str, note: str) -> Iterator[str]:
     """A line with its reason beside it, or above it where there is no room."""
-    line = f"{text:<{_COLUMN}}# {note}" if note else text
+    line = f"{text + ' ':<{_COLUMN}}# {note}" if note else text
     if len(line) > _WIDTH:
         yield from _comment(note)
         line = text

@@ -328,7 +328,11 @@ def _put_training(draft: Draft, layout: Layout | None) -> None:
         "train.steps", steps, f"about {shown} over the {train} training samples; more steps continue the training"
     )
     if not given:
-        draft.put("train.weighting", "stream", "without given fields as good as the field's error, or better")
+        draft.put(
+            "train.weighting",
+            "stream",
+            "every stream of numbers counts alike: as good or better where no field is given",
+        )
 
 
 def core_patch(layout: Layout) -> int:

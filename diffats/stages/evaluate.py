@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from diffats import bundle, evaluation
 from diffats.config import METRICS
@@ -220,7 +221,7 @@ def compared(
         within["gaussian_within"] = model.fields(unnormalised(model, drawn), stored_times(work, model, training))
     ensembles = forecasts(work, model) if forecast else {}
     if ensembles:
-        cases = generate.truth_indices(work, len(ensembles["truth"]), "test")
+        cases = case_indices(work, len(ensembles["truth"]))
         reconstruction = model.fields(stored_streams(work, model, cases), stored_times(work, model, cases))
         ensembles["truth_reconstruction"] = with_initial_slice(work, reconstruction, ensembles["truth"])
     shown = {name: value[:k] for name, value in (times or {}).items()}
@@ -309,6 +310,15 @@ def encoded(model: bundle.Bundle, fields: Array, phases: Array | None) -> Array:
     return np.asarray(model.layout.flatten(model.normalisation.plain.apply(streams)))
 
 
+def case_indices(work: Workspace, count: int) -> Array:
+    """Test samples for whose conditions ensembles are drawn, seeded, increasing: of as many groups as there are."""
+    good = fit_normalisation.good_samples(fit_normalisation.require_primitives(work).dataset(), "test")
+    order = np.random.default_rng(work.recipe.seed).permutation(good)
+    groups = work.samples.groups(order)
+    rounds = pd.Series(groups).groupby(groups).cumcount().to_numpy()  # of each group the first one first
+    return np.sort(order[np.argsort(rounds, kind="stable")][:count])
+
+
 def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
     """Ensembles under the conditions of test samples, their truth and, with an initial slice, persistence.
 
@@ -318,7 +328,7 @@ def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
         return {}
     members = work.recipe.evaluate.members
     cases = max(1, min(CASES, SET_BYTES // (4 * members * model.layout.raw_numbers)))
-    indices = generate.truth_indices(work, cases, "test")
+    indices = case_indices(work, cases)
     raw = fit_normalisation.raw_conditions(fit_normalisation.require_primitives(work).dataset(), indices)
     repeated = {name: np.repeat(value, members, axis=0) for name, value in raw.items()}
     numbers = np.arange(len(indices) * members)

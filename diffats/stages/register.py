@@ -197,8 +197,9 @@ def first_verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
         words, beaten = [], []
         for key, word in evaluation.compared(row).items():
             beaten.append(bool(evaluation.beats(row, key)))
-            open_question = f" ({word})" if word not in ("better", "worse") else ""
-            outcome = "beats" if beaten[-1] else "does not beat"
+            known = {"better": "beats", "worse": "does not beat"}
+            outcome = known.get(word, "is lower than" if beaten[-1] else "is not lower than")
+            open_question = "" if word in known else f" ({word})"
             words.append(f"{outcome} {_WHOSE[key]} {evaluation.written(row, key)}{open_question}")
         own = evaluation.written(row, "value")
         reasons.append(f"{evaluation.within(row['label'])} {own} {' and '.join(words) or 'has no reference to beat'}")

@@ -135,9 +135,9 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     layout = decompose.layout_of(primitives)
     statistics, conditions = fit_normalisation.read_normalisation(normalisation)
     stored = primitives.dataset()
-    given = [str(name) for name in stored.data_vars if str(name).startswith("condition_")]
+    given = {str(n): str(n).removeprefix("condition_") for n in stored.data_vars if str(n).startswith("condition_")}
     data = PrimitiveSet(
-        stored.rename({name: name.removeprefix("condition_") for name in given}),
+        stored.drop_vars([name for name in given.values() if name in stored.coords]).rename(given),  # say, a class
         layout,
         statistics,
         conditions,
