@@ -77,7 +77,7 @@ def make_lines() -> None:
 
 
 SOURCES: dict[str, tuple[Callable[[], None], dict[str, int]]] = {
-    "series": (make_series, {"time": 48, "lat": 24, "lon": 36}),
+    "series": (make_series, {"time": 12, "lat": 24, "lon": 36}),
     "flow": (make_flow, {"component": 2, "time": 10, "y": 12, "x": 14}),
     "ocean": (make_ocean, {"time": 12, "level": 3, "lat": 10, "lon": 12}),
     "lines": (make_lines, {"time": 40, "x": 64}),
@@ -181,7 +181,7 @@ def test_the_series_example_runs_as_it_is_written(tmp_path: Path, monkeypatch: p
 
     exec(compile(load, "README.md", "exec"), {})
     with xr.open_dataset("series.nc") as raw, xr.open_dataset("generated.nc") as made:
-        assert made["t2m"].sizes == {"sample": 8, "time": 48, "lat": 24, "lon": 36}
+        assert made["t2m"].sizes == {"sample": 8, "time": 12, "lat": 24, "lon": 36}
         assert made["t2m"].attrs["units"] == raw["t2m"].attrs["units"] == "K"
         np.testing.assert_array_equal(made["lat"], raw["lat"])
     with xr.open_datatree("series.zarr", engine="zarr") as tree:
