@@ -10,13 +10,14 @@ import cftime
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_sources_splits import opened, ramp
 from tiny_runs import MODEL, PRIMITIVES, changed, images, run, small_recipe, waves
 
 import diffats
 from diffats.config import Recipe
+from diffats.errors import SourceError
 from diffats.sources import origins
 from diffats.stages import Workspace, align, decompose
 from diffats.store import Store
@@ -42,7 +43,11 @@ def test_a_sample_can_be_read_again_by_its_origin(data: st.DataObject) -> None:
     named = runs is not None and data.draw(st.booleans())
     source = source.assign_coords(y=np.linspace(0, 1, 21), **({"run": labels} if named else {}))
     options = {"modes": ["y", "x"], "sample_dim": None if runs is None else "run"}
-    samples = opened(source, **options, windows={"size": windows, "stride": stride})
+    try:
+        samples = opened(source, **options, windows={"size": windows, "stride": stride})
+    except SourceError:
+        assume(False)  # overlapping windows of one short field: too few blocks
+        raise
     coords = samples.sample_coords(np.arange(samples.n))
     fields = samples.read(np.arange(samples.n))
     for i in range(samples.n):
