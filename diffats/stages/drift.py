@@ -60,8 +60,7 @@ def measure(work: Workspace, primitives: Version, normalisation: Version) -> Ver
     if known is not None and known.complete:
         return known
     base, n, good = growth.base_of(primitives).n, primitives.record.n, primitives.status() == STATUS["ok"]
-    split = primitives.dataset()["split"].values[:base]
-    reference = _some(work, np.flatnonzero(good[:base] & (split == "test")))
+    reference = _some(work, _first_test_samples(primitives))
     if len(reference) < LEAST_REFERENCE:  # training samples lie closer to anchors and statistics than new ones can
         text = "drift is not looked for: the first version has %d good test samples, and %d are needed"
         log.warning(text, len(reference), LEAST_REFERENCE)
@@ -196,6 +195,12 @@ def describe(entry: Growth) -> str:
     )
 
 
+def _first_test_samples(primitives: Version) -> Array:
+    """Good test samples of the first version, with which new ones are compared."""
+    base, good = growth.base_of(primitives).n, primitives.status() == STATUS["ok"]
+    return np.flatnonzero(good[:base] & (primitives.dataset()["split"].values[:base] == "test"))
+
+
 def check(work: Workspace, primitives: Version) -> None:
     """Refuse to go on with samples that have drifted, as :func:`judge` does, or that were not looked at.
 
@@ -206,6 +211,6 @@ def check(work: Workspace, primitives: Version) -> None:
     DriftError
         Where they are too unlike the first ones.
     """
-    if has_grown(primitives):
+    if has_grown(primitives) and len(_first_test_samples(primitives)) >= LEAST_REFERENCE:
         version = work.find("drift", drift_fingerprint(primitives))
         judge(work, entries(work, work.require(version, "drift", "normalise")))
