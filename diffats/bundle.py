@@ -41,6 +41,7 @@ from diffats.primitives import (
     encode,
     nearest_possible,
     outside_domain,
+    transformed,
     turned_axes,
 )
 from diffats.requirements import require
@@ -628,7 +629,11 @@ class Bundle:
         """
         fields = np.asarray(self.scaling.undo(decode(dict(streams), self.layout), self.phases(raw or {})))
         if initial is not None and self.imposing is not None:
-            fields = self.imposing.impose(fields, initial)
+            names = (
+                self.scaling.transforms
+            )  # corrections are added to what the model sees: sums of those have an inverse
+            imposed = self.imposing.impose(transformed(fields, names), transformed(initial, names))
+            fields = self.imposing.place(transformed(imposed, names, inverse=True), initial)
         return nearest_possible(fields, self.values)
 
     def to_impose(self, raw: Mapping[str, Array], impose: bool | None = None) -> Array | None:

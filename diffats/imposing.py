@@ -53,7 +53,7 @@ class Imposing:
         Parameters
         ----------
         generated, truth
-            In physical units; points that are NaN do not count.
+            As the model sees them before centring, transformed where there is a transform; NaN points do not count.
         axis, index
             See `Imposing`; a negative index counts from the end.
         component
@@ -77,7 +77,8 @@ class Imposing:
         """Generated samples ``(k, *sizes)`` with the given slices ``(k, *sizes but one)``.
 
         Points that are missing in either stay as they are. ``fields`` may be changed in place; what comes back holds
-        the given numbers exactly.
+        the given numbers exactly. With a transform, both are numbers that it has transformed, so that sums stay in its
+        range; then `place` puts the given numbers back.
         """
         out = fields.astype(np.result_type(fields, given), copy=False)
         slices = np.moveaxis(out, self.axis, 0)
@@ -88,8 +89,14 @@ class Imposing:
         for place, share in enumerate(self.shares.T.astype(out.dtype)):
             if place != self.index and share.any():
                 slices[place] += share.reshape(by_variable) * correction
+        return self.place(out, given)
+
+    def place(self, fields: Array, given: Array) -> Array:
+        """Samples that hold the given slices, and are otherwise as they are; may change them in place."""
+        own = np.moveaxis(fields, self.axis, 0)[self.index]
+        known = np.isfinite(given) & np.isfinite(own)
         own[known] = given[known]
-        return out
+        return fields
 
     def to_dict(self) -> dict[str, Any]:
         """What was measured, as JSON data."""

@@ -21,6 +21,7 @@ import diffats
 from diffats import bundle, config
 from diffats.config import parse_recipe, portable
 from diffats.errors import InputError, RecipeError, SourceError
+from diffats.imposing import Imposing
 from diffats.primitives import (
     TRANSFORMS,
     CyclicMoments,
@@ -139,7 +140,14 @@ def test_wrong_options_are_told(tmp_path: Path, data: dict[str, Any], words: str
         pictures(tmp_path, **data)
 
 
-@pytest.mark.parametrize(("data", "words"), [({"bounds": {"lihgt": [0, 1]}}, 'data.bounds.*"lihgt".*light')])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"bounds": {"lihgt": [0, 1]}}, 'data.bounds.*"lihgt".*light'),
+        ({"bounds": {"light": [0.2, 0.8]}}, r"data.bounds \[0.2, 0.8\] of .light. hold no number of its type, uint8"),
+        ({"bounds": {"light": [300, 400]}}, "hold no number of its type"),
+    ],
+)
 def test_what_does_not_fit_the_source_is_told(tmp_path: Path, data: dict[str, Any], words: str) -> None:
     with pytest.raises(SourceError, match=words):
         Workspace(pictures(tmp_path, **data)).samples  # noqa: B018
@@ -575,3 +583,21 @@ def test_recipes_without_these_options_are_stored_as_before(tmp_path: Path) -> N
     bounded = portable(changed(recipe, data={"bounds": {"light": [0, "inf"]}}))
     assert json.loads(json.dumps(bounded, allow_nan=False))["data"]["bounds"] == {"light": [0.0, "inf"]}
     assert parse_recipe({**bounded, "root": ""}).data.bounds == {"light": (0, np.inf)}
+
+
+def test_an_imposed_state_leaves_no_value_that_the_transform_excludes(tmp_path: Path) -> None:
+    field = np.exp(2 * waves(24, 6, 8)).astype("f4")
+    source = xr.Dataset({"u": (("run", "t", "x"), field)})
+    source.to_netcdf(tmp_path / "u.nc", engine="h5netcdf")
+    data = {"source": str(tmp_path / "u.nc"), "variables": ["u"], "modes": ["t", "x"], "sample_dim": "run"}
+    data |= {"condition": {"initial": {"dim": "t"}}, "transform": {"u": "log"}}
+    recipe = small_recipe(tmp_path / "root", data, decompose={"ranks": {"t": 3, "x": 3}})
+    run(recipe, MODEL)
+    model = diffats.load(recipe.root)
+    # corrections of the field itself by these would lead below zero
+    model.imposing = Imposing(1, 0, np.ones((1, 6)))
+    given = source["u"].isel(run=3, t=0)
+    sample = model.sample(20, seed=1, conditions={"initial": given / 50})
+    np.testing.assert_array_equal(sample["u"].isel(t=0), np.broadcast_to(given / 50, (20, 8)))
+    assert float(sample["u"].min()) > 0
+    model.encode(sample)

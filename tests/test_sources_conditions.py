@@ -128,6 +128,16 @@ def test_flags_that_do_not_cover_the_data(tmp_path: Path) -> None:
         raw(samples, [0, 2])
 
 
+def test_every_class_has_a_name_of_its_own(tmp_path: Path) -> None:
+    stations = opened(tmp_path, {"kind": ("run", [1000001.0, 1000002.0] * 3)}, condition={"labels": "kind"})
+    assert stations.label_names == ("1000001", "1000002")
+    absent = np.array(["missing", "", "a"] * 2, dtype=object)
+    (tmp_path / "named").mkdir()
+    named = opened(tmp_path / "named", {"kind": ("run", absent)}, condition={"labels": "kind"})
+    assert named.label_names == ("a", "missing", "(missing)")
+    assert raw(named, [0, 1, 2])["label"].tolist() == [1, 2, 0]
+
+
 def test_missing_labels_are_a_class(tmp_path: Path) -> None:
     samples = opened(tmp_path, {"kind": ("run", [1.0, np.nan, 2.0, 1.0, 1.0, 2.0])}, condition={"labels": "kind"})
     assert samples.label_names == ("1", "2", "missing")

@@ -185,11 +185,24 @@ class Values:
         >>> Values(0, np.inf, np.dtype("uint8")).nearest(np.array([-146.0, 3.4, 498.0])).tolist()
         [0.0, 3.0, 255.0]
         """
-        low, high = self.low, self.high
-        if self.whole is not None:
-            least, largest = _range(self.whole, x.dtype)
-            low, high, x = max(float(np.ceil(low)), least), min(float(np.floor(high)), largest), np.rint(x)
-        return np.clip(x, x.dtype.type(low), x.dtype.type(high))
+        low, high = self._limits(x.dtype)
+        return np.clip(x if self.whole is None else np.rint(x), x.dtype.type(low), x.dtype.type(high))
+
+    @property
+    def exist(self) -> bool:
+        """Whether there are any.
+
+        >>> Values(0.2, 0.8).exist, Values(0.2, 0.8, np.dtype("uint8")).exist
+        (True, False)
+        """
+        low, high = self._limits(np.dtype(np.float64))
+        return low <= high
+
+    def _limits(self, real: np.dtype[Any]) -> tuple[float, float]:
+        if self.whole is None:
+            return self.low, self.high
+        least, largest = _range(self.whole, real)
+        return max(float(np.ceil(self.low)), least), min(float(np.floor(self.high)), largest)
 
     def typed(self, x: NumpyArray) -> NumpyArray:
         """Nearest values in the variable's type where that is whole numbers; what is no number becomes 0.

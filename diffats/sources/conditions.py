@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ _MANY_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a label variable, ascending, and their names; the last is "missing" where ``has_missing``."""
+    """The classes of a label variable, ascending, and their names; the last is of missing values if ``has_missing``."""
 
     classes: Array
     names: tuple[str, ...]
@@ -62,9 +62,9 @@ def find_labels(array: xr.DataArray) -> Labels:
         values = np.unique(np.atleast_1d(flags))
         given = str(meanings or "").split()
         order = np.argsort(np.atleast_1d(flags), kind="stable")
-        named = [given[i] for i in order] if len(given) == len(order) == len(values) else [_name(v) for v in values]
+        named = [given[i] for i in order] if len(given) == len(order) == len(values) else _names(values)
         has_missing = array.dtype.kind == "f"
-        return Labels(values, (*named, *(["missing"] if has_missing else [])), has_missing)
+        return Labels(values, _with_missing(named, has_missing), has_missing)
     distinct: Array | None = None
     has_missing = False
     for piece in _pieces(array):
@@ -79,7 +79,27 @@ def find_labels(array: xr.DataArray) -> Labels:
             )
     if distinct is None or not len(distinct):
         raise SourceError(f'data.condition.labels: "{array.name}" holds no values. Name a variable with classes.')
-    return Labels(distinct, (*map(_name, distinct), *(["missing"] if has_missing else [])), has_missing)
+    return Labels(distinct, _with_missing(_names(distinct), has_missing), has_missing)
+
+
+def _names(classes: Array) -> list[str]:
+    """A name for each class; of numbers as short as keeps them apart.
+
+    >>> _names(np.array([1.0, 2.5])), _names(np.array([1000001.0, 1000002.0]))
+    (['1', '2.5'], ['1000001', '1000002'])
+    """
+    if classes.dtype.kind != "f":
+        return [str(value) for value in classes]
+    short = [f"{value:g}" for value in classes]
+    return short if len(set(short)) == len(short) else [f"{value:.17g}" for value in classes]
+
+
+def _with_missing(names: Sequence[str], has_missing: bool) -> tuple[str, ...]:
+    """The names, and last that of the class of missing values, which no other has."""
+    last = "missing"
+    while last in names:
+        last = f"({last})"
+    return (*names, last) if has_missing else tuple(names)
 
 
 def _pieces(array: xr.DataArray) -> Iterator[Array]:
@@ -108,11 +128,6 @@ def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     return "" if value is None or value != value else str(value)
-
-
-def _name(value: Any) -> str:
-    number = np.asarray(value)
-    return f"{number:g}" if number.dtype.kind == "f" else str(value)
 
 
 def _listed(values: Array) -> str:

@@ -14,6 +14,7 @@ import xarray as xr
 
 from diffats.config import Data
 from diffats.errors import SourceError
+from diffats.primitives import Values
 from diffats.sources import opening, origins, parts, splits
 from diffats.sources.clock import Clocks
 from diffats.sources.conditions import Labels, check_conditions, find_labels, read_labels, read_scalar
@@ -154,6 +155,12 @@ class Samples:
             for name in names:
                 if name not in self.variables:
                     raise unknown_name(key, name, self.variables, where="a sample")
+        for name, (low, high) in data.bounds.items():
+            kind = self.dataset[name].dtype
+            if kind.kind in "iub" and not Values(low, high, kind).exist:
+                raise SourceError(
+                    f'data.bounds [{low:g}, {high:g}] of "{name}" hold no number of its type, {kind}. Widen them.'
+                )
         for mode in data.modes:
             if mode in _reserved(self.variables, data.modes):
                 raise SourceError(

@@ -17,6 +17,7 @@ from diffats import bundle, processes
 from diffats.config import NOT_LEARNED
 from diffats.errors import IntegrityError, StoreNotFoundError
 from diffats.imposing import Imposing
+from diffats.primitives import transformed
 from diffats.progress import waiting
 from diffats.stages import align, decompose, drift, fit_normalisation, select_anchor
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
@@ -230,7 +231,8 @@ def measured_imposing(work: Workspace, primitives: Version, model: bundle.Bundle
     modes = work.recipe.tensor_modes
     axis = 1 + modes.index(initial.dim)
     truth = work.samples.read(chosen[good])
-    return Imposing.fit(generated, truth, axis, initial.index, component="component" in modes)
+    made, true = (transformed(x, model.scaling.transforms) for x in (generated, truth))
+    return Imposing.fit(made, true, axis, initial.index, component="component" in modes)
 
 
 def condition_examples(work: Workspace, primitives: Version) -> dict[str, Array]:
