@@ -1517,7 +1517,7 @@ ROWS["Sources that change while they are read"] = (
         "a file that is cut",
         "tiny.npy cut to 2000 bytes",
         ON_READING,
-        "tiny.npy",  # was changed while it was read, or, where it is opened again at that moment, ends too early
+        "was changed while it was read. When it is complete, run the same command",
         plain_npy,
         SHARDS,
         meanwhile=cut("tiny.npy"),

@@ -142,8 +142,9 @@ def run_moments(
     shared: Array | None = None,
 ) -> tuple[FieldMoments, Counter[str]]:
     """Moments of the good training samples of a run of shards, and how much is missing beside the mask ``shared``."""
-    mask = shared
-    moments, counts = no_moments(sources.open_samples(data, seed, boundary, fresh=False)), Counter[str]()
+    mask, counts = shared, Counter[str]()
+    with steady(data, pass_name):
+        moments = no_moments(sources.open_samples(data, seed, boundary, fresh=False))
     for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
         with steady(data, pass_name):
             samples = sources.open_samples(data, seed, boundary, fresh=False)
