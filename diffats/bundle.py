@@ -45,7 +45,7 @@ from diffats.primitives import (
     turned_axes,
 )
 from diffats.requirements import require
-from diffats.storage import sync_to_disk
+from diffats.storage import replace_text, sync_to_disk
 
 # 5 and 6 are of recipes that name options which earlier releases do not know: 6 of how numbers are prepared.
 PLAIN_FORMAT, LATER_FORMAT, FORMAT = 4, 5, 6
@@ -165,10 +165,10 @@ def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str)
     wanted = {**description, "recipe": dict(recipe), "provenance": provenance}
     wanted["format"] = format_of(recipe, description["conditions"])
     if wanted != description:
-        _replace_text(directory / "bundle.json", signed(wanted))
+        replace_text(directory / "bundle.json", signed(wanted))
     latest_file = directory.parent / LATEST
     if not latest_file.is_file() or latest_file.read_text(encoding="utf-8") != directory.name:
-        _replace_text(latest_file, directory.name)
+        replace_text(latest_file, directory.name)
 
 
 def signed(description: Mapping[str, Any]) -> str:
@@ -179,12 +179,6 @@ def signed(description: Mapping[str, Any]) -> str:
 def _text_digest(description: Mapping[str, Any]) -> str:
     as_read = json.loads(json.dumps(description))
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
-
-
-def _replace_text(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def latest(root: Path) -> Path | None:

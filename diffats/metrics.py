@@ -120,7 +120,9 @@ def energy_contributions(test: Array, x: Array) -> tuple[Array, Array]:
     return of_test, 2 * between.mean(axis=0) - 2 * cdist(x, x).sum(axis=1) / (len(x) - 1)
 
 
-def energy_distance_within(test: Array, x: Array, test_strata: Array, x_strata: Array) -> tuple[float, Array, Array]:
+def energy_distance_within(
+    test: Array, x: Array, test_strata: Array, x_strata: Array
+) -> tuple[float, Array, Array, dict[int, float]]:
     """Energy distance within strata, a mean weighted by their share of the test samples.
 
     Parameters
@@ -136,6 +138,8 @@ def energy_distance_within(test: Array, x: Array, test_strata: Array, x_strata: 
         In the units of the features.
     of_test, of_x
         ``(k,)`` and ``(m,)``: what each sample adds to it, as `energy_contributions` has it.
+    parts
+        The distance in each stratum.
 
     Examples
     --------
@@ -144,14 +148,15 @@ def energy_distance_within(test: Array, x: Array, test_strata: Array, x_strata: 
     >>> energy_distance_within(x, x + 3, strata, strata)[0], energy_distance_within(x, x[::-1], strata, strata[::-1])[0]
     (5.0, -0.5)
     """
-    distance, of_test, of_x = 0.0, np.zeros(len(test)), np.zeros(len(x))
+    distance, of_test, of_x, parts = 0.0, np.zeros(len(test)), np.zeros(len(x)), {}
     for stratum in np.unique(test_strata):
         mine, theirs = test_strata == stratum, x_strata == stratum
         share = float(mine.mean())
-        distance += share * energy_distance(test[mine], x[theirs])
         of_test[mine], added = energy_contributions(test[mine], x[theirs])
         of_x[theirs] = added * share * len(x) / theirs.sum()
-    return distance, of_test, of_x
+        parts[int(stratum)] = float(of_test[mine].mean() + added.mean()) / 2
+        distance += share * parts[int(stratum)]
+    return distance, of_test, of_x, parts
 
 
 def fold_numbers(groups: Array, folds: int) -> Array:

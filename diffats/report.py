@@ -228,7 +228,6 @@ FOLDED = (
     "scorecard",
     "fields",
     "samples",
-    "gaussian",
 )
 _SECTIONS = ("top", "compression", "alignment", "drift", "training", "generated", "more")
 

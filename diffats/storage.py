@@ -171,6 +171,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     sync_to_disk(path.parent)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """The same of a text file."""
+    replace_file(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
 def sync_to_disk(path: Path) -> None:
     """Wait until a file or the names in a directory are on disk, where a loss of power leaves them."""
     descriptor = os.open(path, os.O_RDONLY)

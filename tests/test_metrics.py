@@ -376,7 +376,9 @@ def test_contributions_within_move_as_their_distance_does() -> None:
     distances, deviations = [], []
     for _ in range(200):
         a, b = rng.normal(size=(80, 2)) + strata[:, None], rng.normal(0.5, 1.2, size=(80, 2)) + others[:, None]
-        distance, of_a, of_b = metrics.energy_distance_within(a, b, strata, others)
+        distance, of_a, of_b, parts = metrics.energy_distance_within(a, b, strata, others)
+        assert distance == pytest.approx((60 * parts[0] + 20 * parts[1]) / 80)
+        assert parts[1] == pytest.approx(metrics.energy_distance(a[strata == 1], b[others == 1]))
         distances.append(distance)
         parts = ((of_a, strata, strata), (of_b, others, strata))
         deviations.append(

@@ -55,10 +55,12 @@ class Seen:
 
     ``pairs``: test samples and each set that is compared with them, in the few dimensions that both span; pair by pair,
     so that no column depends on what stands in another. ``powers``: spectra ``(k, frequencies)`` by set and mode.
+    ``nearest``: distances ``(k,)`` to the nearest training sample, by set.
     """
 
     pairs: Mapping[str, tuple[Array, Array]]
     powers: Mapping[str, Mapping[str, Array]]
+    nearest: Mapping[str, Array]
 
     @classmethod
     def of(cls, fields: Fields) -> Seen:
@@ -70,13 +72,14 @@ class Seen:
                 a, b = metrics.embed(test, flat(fields, x))
                 pairs[name] = a, b
         sets = {"test": fields.test, **fields.sets_and_codec}
-        return cls(pairs, {name: powers_of(fields, x) for name, x in sets.items()})
+        return cls(pairs, {name: powers_of(fields, x) for name, x in sets.items()}, nearest_training(fields))
 
     def part(self, test: Array, others: Array) -> Seen:
         """Only these test samples, and of the other sets only those."""
         rows = {name: test if name in ("test", "codec") else others for name in self.powers}
         powers = {name: {m: power[rows[name]] for m, power in each.items()} for name, each in self.powers.items()}
-        return Seen({name: (a[test], b[others]) for name, (a, b) in self.pairs.items()}, powers)
+        nearest = {name: each[test if name == "test" else others] for name, each in self.nearest.items()}
+        return Seen({name: (a[test], b[others]) for name, (a, b) in self.pairs.items()}, powers, nearest)
 
 
 def profile_mode(modes: Sequence[str], sizes: Mapping[str, int]) -> str:
@@ -152,9 +155,10 @@ def within_rows(fields: Fields) -> dict[str, Row]:
     for name, x in sets.items():
         a, b = (each / scale for each in metrics.embed(test, flat(fields, x)))
         of_x = numbers.get(name, strata["generated"])
-        shares[name] = metrics.energy_distance_within(a, b, strata["test"], of_x)
+        distance, of_test, of_set, by_condition = metrics.energy_distance_within(a, b, strata["test"], of_x)
+        shares[name] = distance, of_test, of_set
         for number, part in zip(found, parts, strict=True):
-            part[name] = metrics.energy_distance(a[strata["test"] == number], b[of_x == number])
+            part[name] = by_condition[int(number)]
     count = len(found)
     meaning = (
         f"Distance between the clouds of whole samples within each of {count} conditions, weighted by their share of "
@@ -193,8 +197,8 @@ def classifier_rows(fields: Fields, seen: Seen) -> dict[str, Row]:
         return {}
     scale, shares, judged = root_features(fields), {}, {}
     for name, (a, b) in seen.pairs.items():
-        distance = metrics.energy_distance(a / scale, b / scale)
-        shares[name] = (distance, *metrics.energy_contributions(a / scale, b / scale))
+        of_test, of_set = metrics.energy_contributions(a / scale, b / scale)
+        shares[name] = float(of_test.mean() + of_set.mean()) / 2, of_test, of_set
         judged[name] = metrics.two_sample_hits(a, b, seed=fields.seed)
     meaning = "Distance between the two clouds of whole samples; 0 for equal distributions."
     return {
@@ -328,9 +332,9 @@ def profile_rows(fields: Fields) -> dict[str, Row]:
     }
 
 
-def novelty_rows(fields: Fields) -> dict[str, Row]:
+def novelty_rows(fields: Fields, seen: Seen) -> dict[str, Row]:
     """Whether the model copies its training samples."""
-    median = {name: float(np.median(distances)) for name, distances in nearest_training(fields).items()}
+    median = {name: float(np.median(distances)) for name, distances in seen.nearest.items()}
     columns = {"generated": "value", "train": "train_vs_test", "gaussian": "gaussian"}
     values = {columns[name]: m / median["test"] for name, m in median.items() if name != "test" and median["test"] > 0}
     z_train = primitives_of(fields).get("train")

@@ -54,7 +54,7 @@ def evaluate(fields: Fields) -> Metrics:
 def _repeated_rows(fields: Fields, seen: Seen) -> dict[str, Row]:
     """Rows that are quick to compute: their intervals are from computing them again without some samples."""
     rows = set_rows(fields, seen) if fields.as_sets else {}
-    return rows | spectrum_rows(seen) | profile_rows(fields) | novelty_rows(fields) | pooled_rows(fields)
+    return rows | spectrum_rows(seen) | profile_rows(fields) | novelty_rows(fields, seen) | pooled_rows(fields)
 
 
 def _with_intervals(fields: Fields, seen: Seen) -> dict[str, Row]:

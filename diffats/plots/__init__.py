@@ -1,15 +1,12 @@
 """Pictures: every function returns a matplotlib `Figure`, without pyplot; `png` makes bytes of it."""
 
 from diffats.plots.curves import (
-    COLOURS,
-    NAMES,
     anchors,
     deviations,
     drift,
     factors_before_after,
     nearest_training,
     overlap_histograms,
-    png,
     power_spectra,
     quantiles,
     scorecard,
@@ -21,6 +18,7 @@ from diffats.plots.fields import forecast, gallery, medoid, reconstruction_panel
 from diffats.plots.forecasts import error_in_time, plume, time_mode
 from diffats.plots.motion import film
 from diffats.plots.painter import Painter, largest_component
+from diffats.plots.style import COLOURS, NAMES, png
 
 __all__ = [
     "COLOURS",

@@ -1,138 +1,35 @@
-"""Pictures: every function returns a matplotlib `Figure`, without pyplot; `png` makes bytes of it.
-
-Figures are 4.1 inches wide with type that stays readable when a phone shrinks them to its width. Colours are Okabe and
-Ito's, which colour-blind readers tell apart; one thing has one colour in all pictures.
-"""
+"""Curves, bars and histograms: what the report shows beside samples. Each function returns a matplotlib `Figure`."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.lines import Line2D
 
 from diffats import distributions, metrics
-
-Array = npt.NDArray[Any]
-P = ParamSpec("P")
-R = TypeVar("R")
-INK, GREY, PALE = "#22303c", "#8a949e", "#e3e7eb"
-COLOURS = {
-    "test": INK,
-    "train": "#56b4e9",
-    "generated": "#d55e00",
-    "gaussian": GREY,
-    "anchor": "#0072b2",
-    "good": "#009e73",
-}
-NAMES = {"test": "real (test)", "train": "real (training)", "generated": "generated", "gaussian": "Gaussian reference"}
-WIDTH, DPI = 4.1, 210
-_SEQUENCE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.0,
-    "axes.titlesize": 8.8,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8.0,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "lines.linewidth": 1.5,
-    "axes.formatter.use_mathtext": True,
-    "hatch.linewidth": 0.5,
-}
-
-
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw with the house style, whatever the process's own matplotlib settings are."""
-
-    @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.rc_context(_STYLE):
-            drawn = draw(*args, **kwargs)
-        if isinstance(drawn, Figure):
-            _take_literally(drawn)
-        return drawn
-
-    return styled
-
-
-def _take_literally(figure: Figure) -> None:
-    """Have names and units with dollar signs be no mathematics, which might not even parse; ticks have theirs later."""
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and "$" in text.get_text():
-            text.set_parse_math(False)
-
-
-@_styled
-def png(figure: Figure) -> bytes:
-    """PNG bytes, the same for the same figure."""
-    out = io.BytesIO()
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(out, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return out.getvalue()
-
-
-def _figure(height: float, width: float = WIDTH) -> Figure:
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-
-
-def _axes(figure: Figure, rows: int, columns: int, **options: Any) -> Array:
-    return np.asarray(figure.subplots(rows, columns, squeeze=False, **options))
-
-
-def _panels(count: int, columns: int, height: float, extra: float) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels in rows of ``height``, ``extra`` for a legend; what is left over stays empty."""
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = _figure(height * rows + extra)
-    axes = list(_axes(figure, rows, columns).flat)
-    for ax in axes[count:]:
-        ax.set_axis_off()
-    return figure, axes[:count]
-
-
-def _finish(ax: Axes, title: str, xlabel: str, ylabel: str, *, grid: str = "y") -> None:
-    ax.set_title(title)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    if grid:
-        chosen: Any = grid
-        ax.grid(axis=chosen, color=PALE, linewidth=0.7)
-
-
-def _bare(ax: Axes) -> None:
-    """An axes that holds a picture: no ticks, no frame."""
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
+from diffats.plots.style import (
+    COLOURS,
+    GREY,
+    INK,
+    NAMES,
+    PALE,
+    SEQUENCE,
+    Array,
+    finish,
+    new_axes,
+    new_figure,
+    new_panels,
+    styled,
+)
 
 # --- compression and alignment ------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
     """Energy left out against rank, by mode: median and the 5 to 95 % range over samples, and the rank chosen.
 
@@ -143,7 +40,7 @@ def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
     ranks
         The ranks chosen.
     """
-    figure, panels = _panels(len(spectra), 2, 1.75, 0.35)
+    figure, panels = new_panels(len(spectra), 2, 1.75, 0.35)
     for ax, (mode, energies) in zip(panels, spectra.items(), strict=True):
         left = _energy_left(np.atleast_2d(energies))[:, :-1]
         rank = np.arange(1, left.shape[1] + 1)
@@ -159,7 +56,7 @@ def scree(spectra: Mapping[str, Array], ranks: Mapping[str, int]) -> Figure:
             ax.axvline(chosen, color=COLOURS["generated"], linewidth=1.1)
             ax.plot([chosen], [max(float(middle[chosen - 1]), 1e-12)], "o", color=COLOURS["generated"], markersize=4)
             title = f"{mode}: rank {chosen}, {_percent(kept)}"
-        _finish(ax, title, "rank", "energy left out")
+        finish(ax, title, "rank", "energy left out")
     return figure
 
 
@@ -180,7 +77,7 @@ def _percent(kept: float) -> str:
     return "> 99.999 %"
 
 
-@_styled
+@styled
 def factors_before_after(
     before: Array, after: Array, anchor: Array, mode: str, *, columns: int = 3, lines: int = 60, coordinate: str = ""
 ) -> Figure:
@@ -202,8 +99,8 @@ def factors_before_after(
     before, after = (_first_batch(x, 3)[:lines] for x in (before, after))
     anchor = _first_batch(anchor[None], 3)[0]
     count = min(columns, anchor.shape[1])
-    figure = _figure(3.3)
-    grid = _axes(figure, 2, count, sharex=True, sharey=True)
+    figure = new_figure(3.3)
+    grid = new_axes(figure, 2, count, sharex=True, sharey=True)
     position = np.arange(anchor.shape[0])
     alpha = float(np.clip(14 / len(before), 0.12, 0.6))
     edge = 1.1 * max(float(np.quantile(np.abs(before[..., :count]), 0.998)), float(np.abs(anchor[:, :count]).max()))
@@ -217,10 +114,10 @@ def factors_before_after(
             ax.set_ylim(-edge, edge)
             name = f"column {column + 1}" if row == 0 else ""
             xlabel = (coordinate or f"{mode} (index)") if row == 1 else ""
-            _finish(ax, name, xlabel, f"loading {title}" if column == 0 else "")
+            finish(ax, name, xlabel, f"loading {title}" if column == 0 else "")
     handles = [
-        matplotlib.lines.Line2D([], [], color=COLOURS["anchor"], linewidth=1.6, label="anchor"),
-        matplotlib.lines.Line2D([], [], color=GREY, label="samples"),
+        Line2D([], [], color=COLOURS["anchor"], linewidth=1.6, label="anchor"),
+        Line2D([], [], color=GREY, label="samples"),
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return figure
@@ -233,7 +130,7 @@ def _first_batch(x: Array, ndim: int) -> Array:
     return x
 
 
-@_styled
+@styled
 def overlap_histograms(overlaps: Mapping[str, Array], *, minimum: float | None = None) -> Figure:
     """How well samples can be aligned: the smallest cosine between a sample's factor space and the anchor's, by mode.
 
@@ -244,8 +141,8 @@ def overlap_histograms(overlaps: Mapping[str, Array], *, minimum: float | None =
     minimum
         The recipe's ``align.min_overlap``.
     """
-    figure = _figure(1.05 * len(overlaps) + 0.5)
-    grid = _axes(figure, len(overlaps), 1, sharex=True)
+    figure = new_figure(1.05 * len(overlaps) + 0.5)
+    grid = new_axes(figure, len(overlaps), 1, sharex=True)
     edges = np.linspace(0, 1, 41)
     for row, (mode, cosines) in enumerate(overlaps.items()):
         ax = grid[row, 0]
@@ -256,11 +153,11 @@ def overlap_histograms(overlaps: Mapping[str, Array], *, minimum: float | None =
             ax.axvline(minimum, color=COLOURS["generated"], linewidth=1.1, linestyle="--")
         last = row == len(overlaps) - 1
         title = f"{mode}: median {np.median(smallest):.2f}, smallest {smallest.min():.2g}"
-        _finish(ax, title, "smallest overlap with the anchor (1: same space)" if last else "", "samples")
+        finish(ax, title, "smallest overlap with the anchor (1: same space)" if last else "", "samples")
     return figure
 
 
-@_styled
+@styled
 def drift(before: Mapping[str, Array], new: Mapping[str, Array], *, columns: int = 2) -> Figure:
     """Distributions of earlier and new samples: the share of samples below each value.
 
@@ -270,12 +167,12 @@ def drift(before: Mapping[str, Array], new: Mapping[str, Array], *, columns: int
         ``(m,)`` and ``(k,)`` of each statistic.
     """
     rows = -(-len(new) // columns)
-    figure = _figure(1.05 * rows + 0.4)
-    grid = _axes(figure, rows, columns)
+    figure = new_figure(1.05 * rows + 0.4)
+    grid = new_axes(figure, rows, columns)
     for ax, name in zip(grid.flat, new, strict=False):
-        for values, label, colour in ((before[name], "first", COLOURS["test"]), (new[name], "new", _SEQUENCE[1])):
+        for values, label, colour in ((before[name], "first", COLOURS["test"]), (new[name], "new", SEQUENCE[1])):
             ax.ecdf(values, label=label, color=colour, linewidth=1.2)
-        _finish(ax, name.replace("_", " "), "", "")
+        finish(ax, name.replace("_", " "), "", "")
     for ax in list(grid.flat)[len(new) :]:
         ax.set_visible(False)
     handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -283,7 +180,7 @@ def drift(before: Mapping[str, Array], new: Mapping[str, Array], *, columns: int
     return figure
 
 
-@_styled
+@styled
 def anchors(factors: Mapping[str, Array], *, columns: int = 4) -> Figure:
     """The anchors themselves: the first columns of every aligned mode, by mode.
 
@@ -295,16 +192,16 @@ def anchors(factors: Mapping[str, Array], *, columns: int = 4) -> Figure:
         At most so many columns.
     """
     count = len(factors)
-    figure = _figure(1.6 * count + 0.3)
-    grid = _axes(figure, count, 1)
+    figure = new_figure(1.6 * count + 0.3)
+    grid = new_axes(figure, count, 1)
     handles: list[Any] = []
     labels: list[Any] = []
     for ax, (mode, factor) in zip(grid.flat, factors.items(), strict=True):
         shown = _first_batch(factor[None], 3)[0][:, :columns]
-        for column, colour in zip(range(shown.shape[1]), _SEQUENCE, strict=False):
+        for column, colour in zip(range(shown.shape[1]), SEQUENCE, strict=False):
             ax.plot(shown[:, column], color=colour, label=f"column {column + 1}")
         handles, labels = max((handles, labels), ax.get_legend_handles_labels(), key=lambda pair: len(pair[0]))
-        _finish(ax, f"anchor of {mode}", f"{mode} (index)", "loading")
+        finish(ax, f"anchor of {mode}", f"{mode} (index)", "loading")
     figure.legend(handles, labels, loc="outside upper right", ncols=2, columnspacing=1.0, handlelength=1.6)
     return figure
 
@@ -312,7 +209,7 @@ def anchors(factors: Mapping[str, Array], *, columns: int = 4) -> Figure:
 # --- training and generation --------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     """Training and held-out loss against steps.
 
@@ -321,8 +218,8 @@ def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     history
         Rows with ``step`` and any of ``loss`` and ``heldout_loss``.
     """
-    figure = _figure(2.1)
-    ax = _axes(figure, 1, 1)[0, 0]
+    figure = new_figure(2.1)
+    ax = new_axes(figure, 1, 1)[0, 0]
     for key, label, colour in (("loss", "training", GREY), ("heldout_loss", "held-out", COLOURS["generated"])):
         rows = [(row["step"], value) for row in history if (value := row.get(key)) is not None and np.isfinite(value)]
         if not rows:
@@ -336,7 +233,7 @@ def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
             label = f"held-out (ends at {values[-1]:.3g}, best {values.min():.3g})"
         ax.plot(steps, values, color=colour, label=label, marker="o" if len(values) == 1 else "", markersize=3)
     ax.set_yscale("log")
-    _finish(ax, "", "training step", "loss")
+    finish(ax, "", "training step", "loss")
     if ax.lines:
         figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
     return figure
@@ -349,7 +246,7 @@ def _smooth(values: Array, share: float = 0.04) -> Array:
     return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1))
 
 
-@_styled
+@styled
 def spectra_bands(
     sets: Mapping[str, Array], axis: int, mode: str, *, coordinate: Array | None = None, unit: str = "", label: str = ""
 ) -> Figure:
@@ -370,24 +267,24 @@ def spectra_bands(
     label
         Of the horizontal axis, with its unit.
     """
-    figure = _figure(2.9)
-    ax = _axes(figure, 1, 1)[0, 0]
+    figure = new_figure(2.9)
+    ax = new_axes(figure, 1, 1)[0, 0]
     for i, (kind, x) in enumerate(sets.items()):
         _, (low, middle, high) = metrics.band_statistics(x, axis, (0.05, 0.5, 0.95))
         position = np.arange(len(middle)) if coordinate is None else coordinate
-        colour = COLOURS.get(kind, _SEQUENCE[i % len(_SEQUENCE)])
+        colour = COLOURS.get(kind, SEQUENCE[i % len(SEQUENCE)])
         if i == 0:
             ax.fill_between(position, low, high, color=colour, alpha=0.16, linewidth=0)
         else:
             ax.plot(position, low, color=colour, linewidth=0.9, linestyle=(0, (3, 1.5)))
             ax.plot(position, high, color=colour, linewidth=0.9, linestyle=(0, (3, 1.5)))
         ax.plot(position, middle, color=colour, label=NAMES.get(kind, kind))
-    _finish(ax, f"along {mode}: median and 5–95 %", label or f"{mode} (index)", unit or "value")
+    finish(ax, f"along {mode}: median and 5–95 %", label or f"{mode} (index)", unit or "value")
     figure.legend(loc="outside lower center", ncols=3, handlelength=1.6)
     return figure
 
 
-@_styled
+@styled
 def quantiles(sets: Mapping[str, Array], *, unit: str = "") -> Figure:
     """Quantiles of sets against those of ``test``: of all values, and of each sample's smallest and largest one.
 
@@ -399,8 +296,8 @@ def quantiles(sets: Mapping[str, Array], *, unit: str = "") -> Figure:
         Of the values.
     """
     values, ends = distributions.value_quantiles(sets), distributions.extremes(sets)
-    figure = _figure(2.55)
-    left, right = _axes(figure, 1, 2).flat
+    figure = new_figure(2.55)
+    left, right = new_axes(figure, 1, 2).flat
     for kind in ("gaussian", "train", "generated"):
         if kind not in sets:
             continue
@@ -412,8 +309,8 @@ def quantiles(sets: Mapping[str, Array], *, unit: str = "") -> Figure:
             pair = np.quantile(own, steps), np.quantile(other, steps)
             right.plot(*pair, ".", color=colour, markersize=wide * 1.4, alpha=0.8)
     name = f"test samples ({unit})" if unit else "test samples"
-    _finish(left, "all values", name, f"others ({unit})" if unit else "others", grid="both")
-    _finish(right, "extremes", name, "", grid="both")
+    finish(left, "all values", name, f"others ({unit})" if unit else "others", grid="both")
+    finish(right, "extremes", name, "", grid="both")
     for ax in (left, right):
         ends_of = (*ax.get_xlim(), *ax.get_ylim())
         low, high = min(ends_of), max(ends_of)
@@ -425,7 +322,7 @@ def quantiles(sets: Mapping[str, Array], *, unit: str = "") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def power_spectra(sets: Mapping[str, Array], modes: Sequence[str], *, least: int = 8) -> Figure | None:
     """Mean power spectrum along each mode, for real and generated samples.
 
@@ -449,22 +346,22 @@ def power_spectra(sets: Mapping[str, Array], modes: Sequence[str], *, least: int
     ]
     if not shown:
         return None
-    figure, panels = _panels(len(shown), 2 if len(shown) != 3 else 3, 2.0, 0.4)
+    figure, panels = new_panels(len(shown), 2 if len(shown) != 3 else 3, 2.0, 0.4)
     for ax, (axis, mode) in zip(panels, shown, strict=True):
         for i, (kind, x) in enumerate(sets.items()):
             frequency, power = metrics.power_spectrum(np.nan_to_num(x), axis)
-            colour = COLOURS.get(kind, _SEQUENCE[i % len(_SEQUENCE)])
+            colour = COLOURS.get(kind, SEQUENCE[i % len(SEQUENCE)])
             power, dashes = np.maximum(power, np.finfo(np.float64).tiny), "--" if kind == "gaussian" else "-"
             ax.loglog(frequency, power, color=colour, linestyle=dashes, label=NAMES.get(kind, kind))
         _frequency_ticks(ax, float(frequency[0]), 6 // len(shown) + 1)
-        _finish(ax, mode if len(shown) == 3 else f"along {mode}", "", "power" if ax is panels[0] else "")
+        finish(ax, mode if len(shown) == 3 else f"along {mode}", "", "power" if ax is panels[0] else "")
     figure.supxlabel("cycles per grid step", fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(3, len(labels)), columnspacing=1.2)
     return figure
 
 
-@_styled
+@styled
 def deviations(found: Mapping[str, Mapping[str, Array]]) -> Figure:
     """Deviation against position on the principal axes, for real and generated samples.
 
@@ -473,15 +370,15 @@ def deviations(found: Mapping[str, Mapping[str, Array]]) -> Figure:
     found
         By title of a panel, then by kind: ``(n,)``.
     """
-    figure, panels = _panels(len(found), 2, 1.9, 0.4)
+    figure, panels = new_panels(len(found), 2, 1.9, 0.4)
     for ax, (title, curves) in zip(panels, found.items(), strict=True):
         for i, (kind, values) in enumerate(curves.items()):
-            colour = COLOURS.get(kind, _SEQUENCE[i % len(_SEQUENCE)])
+            colour = COLOURS.get(kind, SEQUENCE[i % len(SEQUENCE)])
             position = np.arange(1, len(values) + 1)
             ax.semilogy(
                 position, np.maximum(values, np.finfo(np.float64).tiny), color=colour, label=NAMES.get(kind, kind)
             )
-        _finish(ax, title, "principal axis", "deviation")
+        finish(ax, title, "principal axis", "deviation")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
     return figure
@@ -496,7 +393,7 @@ def _frequency_ticks(ax: Axes, lowest: float, most: int) -> None:
     ax.set_xticks([], minor=True)
 
 
-@_styled
+@styled
 def nearest_training(distances: Mapping[str, Array]) -> Figure:
     """Histograms of the distance to the nearest training sample: generated samples at zero would be copies.
 
@@ -505,8 +402,8 @@ def nearest_training(distances: Mapping[str, Array]) -> Figure:
     distances
         ``(k,)`` by kind: ``test``, ``generated``, ``train`` (leaving itself out), ``gaussian``.
     """
-    figure = _figure(2.5)
-    ax = _axes(figure, 1, 1)[0, 0]
+    figure = new_figure(2.5)
+    ax = new_axes(figure, 1, 1)[0, 0]
     top = max(float(np.quantile(d, 0.99)) for d in distances.values()) * 1.05 or 1.0
     edges = np.linspace(0, top, 41)
     for kind, values in distances.items():
@@ -522,12 +419,12 @@ def nearest_training(distances: Mapping[str, Array]) -> Figure:
             label=NAMES.get(kind, kind),
         )
     ax.set_xlim(0, top)
-    _finish(ax, "New samples or copies?", "distance to the nearest training sample (0: a copy)", "samples")
+    finish(ax, "New samples or copies?", "distance to the nearest training sample (0: a copy)", "samples")
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
     return figure
 
 
-@_styled
+@styled
 def scorecard(table: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     """Each metric of the model and of honest data relative to the Gaussian reference: left of the line is better.
 
@@ -550,8 +447,8 @@ def scorecard(table: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     ]
     if not rows:
         return None
-    figure = _figure(0.34 * len(rows) + 1.15)
-    ax = _axes(figure, 1, 1)[0, 0]
+    figure = new_figure(0.34 * len(rows) + 1.15)
+    ax = new_axes(figure, 1, 1)[0, 0]
     position = np.arange(len(rows))[::-1]
     lowest = max(0.02, 0.7 * min(min(row[1:]) for row in rows))
     model = np.maximum([row[1] for row in rows], lowest)
@@ -568,7 +465,7 @@ def scorecard(table: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     ax.set_xticks([], minor=True)
     ax.set_yticks(position, [row[0] for row in rows])
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    _finish(ax, "", "", "", grid="x")
+    finish(ax, "", "", "", grid="x")
     figure.supxlabel("relative to the Gaussian reference (left of 1 beats it)", fontsize=8)
     figure.legend(loc="outside upper right", ncols=2)
     return figure

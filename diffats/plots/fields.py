@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffats.plots.coordinates import Coordinate, degrees
-from diffats.plots.curves import COLOURS, GREY, INK, PALE, WIDTH, Array, _bare, _figure, _styled
 from diffats.plots.painter import Painter
 from diffats.plots.sheet import Sheet, fitted
+from diffats.plots.style import COLOURS, GREY, INK, PALE, WIDTH, Array, bare, new_figure, styled
 
 MISSING = "#e4e8eb"  #: behind the hatching of missing points
 #: Titles of the rows of a gallery, by kind.
@@ -127,7 +127,7 @@ class Grid:
 
 def draw(ax: Axes, painter: Painter, picture: Array, *, aspect: Any = "auto", **options: Any) -> Any:
     """A picture of `Painter.paint` on axes; missing points are hatched."""
-    _bare(ax)
+    bare(ax)
     missing = (picture[..., -1] == 0) if picture.ndim == 3 else np.isnan(picture)
     if missing.any():
         ax.patch.set(facecolor=MISSING, hatch="//////", edgecolor="#aeb7bf", linewidth=0.0)
@@ -164,7 +164,7 @@ def _degrees(coordinate: Coordinate, flipped: bool, most: int) -> tuple[list[flo
     return places.tolist(), [degrees(float(tick), coordinate.kind) for tick in ticks]
 
 
-@_styled
+@styled
 def gallery(
     rows: Mapping[str, Sequence[Array | None]],
     painter: Painter,
@@ -221,7 +221,7 @@ def _head(painter: Painter) -> float:
     return _TOP + (_LINE if painter.heading else 0.0)
 
 
-@_styled
+@styled
 def forecast(truth: Array, ensemble: Array, painter: Painter) -> Figure:
     """What came, below it one forecast of it, the mean of all, and how far the mean is off.
 
@@ -256,7 +256,7 @@ def forecast(truth: Array, ensemble: Array, painter: Painter) -> Figure:
     return sheet.figure
 
 
-@_styled
+@styled
 def reconstruction_panels(original: Array, reconstruction: Array, painter: Painter, *, labels: Sequence[str]) -> Figure:
     """A row for each sample: original, reconstruction, and their difference.
 
@@ -308,7 +308,7 @@ def _error_scale(errors: Array, *, signed: bool) -> dict[str, Any]:
     return {"cmap": colours, "vmin": -edge if signed else 0.0, "vmax": edge}
 
 
-@_styled
+@styled
 def medoid(sample: Array, scores: Mapping[str, Array], index: int, painter: Painter) -> Figure:
     """The anchor sample, and how its similarity to all others compares with the other samples'.
 
@@ -324,7 +324,7 @@ def medoid(sample: Array, scores: Mapping[str, Array], index: int, painter: Pain
         How to show the sample, of slices one.
     """
     painter = painter.cut()
-    figure = _figure(max(1.9, 0.95 * len(scores) + 0.5))
+    figure = new_figure(max(1.9, 0.95 * len(scores) + 0.5))
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(0.42, 0.58)))
     ax = left.subplots()
     picture = painter.paint(sample)[0]

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from diffats import metrics
 from diffats.plots.coordinates import Coordinate
-from diffats.plots.curves import COLOURS, GREY, Array, _figure, _finish, _panels, _styled
 from diffats.plots.painter import Painter
 from diffats.plots.sheet import fitted
+from diffats.plots.style import COLOURS, GREY, Array, finish, new_figure, new_panels, styled
 
 _LINES = {"persistence": (GREY, "--"), "codec": (COLOURS["good"], ":"), "training_mean": (COLOURS["train"], "-.")}
 _NAMES = {"persistence": "persistence", "codec": "compression alone", "training_mean": "training mean"}
@@ -22,7 +22,7 @@ def time_mode(painter: Painter) -> str:
     return next((mode for mode, known in painter.coordinates.items() if known.kind == "time"), "")
 
 
-@_styled
+@styled
 def plume(
     truth: Array, ensemble: Array, painter: Painter, *, persistence: Array | None = None, points: int = 4
 ) -> Figure | None:
@@ -52,7 +52,7 @@ def plume(
     members = _series(painter, ensemble, mode)[0]
     still = None if persistence is None else _series(painter, persistence[None], mode)[0][0]
     time, _ = painter.coordinates[mode].numbers
-    figure, panels = _panels(len(places), 2, 1.45, 0.55)
+    figure, panels = new_panels(len(places), 2, 1.45, 0.55)
     for number, (ax, place) in enumerate(zip(panels, places, strict=True)):
         own = np.stack([member[place] for member in members])
         for low, high, alpha in ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35)):
@@ -72,7 +72,7 @@ def plume(
         ax.plot(time, series[0][place], color=COLOURS["test"], linewidth=1.1, label="truth (test)")
         name = ", ".join(painter.coordinates[each].name(i) for each, i in zip(modes, place, strict=True))
         last = number >= len(places) - 2
-        _finish(ax, fitted(name, 1.6, 8.8), painter.coordinates[mode].label if last else "", "")
+        finish(ax, fitted(name, 1.6, 8.8), painter.coordinates[mode].label if last else "", "")
     figure.supylabel(painter.value_label, fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, columnspacing=1.0, handlelength=1.4)
@@ -105,7 +105,7 @@ def spread_points(spread: Array, count: int) -> list[tuple[int, ...]]:
     return found
 
 
-@_styled
+@styled
 def error_in_time(
     truth: Array, ensemble: Array, modes: tuple[str, ...], time: Coordinate, references: Mapping[str, Array]
 ) -> Figure:
@@ -125,7 +125,7 @@ def error_in_time(
         ``(cases, *sizes)`` by name: ``persistence``, ``codec``, ``training_mean``.
     """
     axis = modes.index(time.mode) + 1
-    figure = _figure(2.6)
+    figure = new_figure(2.6)
     ax = figure.subplots()
     hours, _ = time.numbers
     mean = errors_by_step(ensemble.mean(axis=1), truth, axis)
@@ -134,7 +134,7 @@ def error_in_time(
         colour, style = _LINES[name]
         ax.plot(hours, errors_by_step(x, truth, axis), color=colour, linestyle=style, linewidth=1.3, label=_NAMES[name])
     ax.set_ylim(bottom=0.0)
-    _finish(ax, f"Error of the forecast, mean over {len(truth)} cases", time.label, "relative L2 error")
+    finish(ax, f"Error of the forecast, mean over {len(truth)} cases", time.label, "relative L2 error")
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.8)
     return figure
 

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from diffats.plots.curves import GREY, Array, _styled
 from diffats.plots.fields import Grid, draw, row_title
 from diffats.plots.painter import Painter
 from diffats.plots.sheet import Sheet
+from diffats.plots.style import GREY, Array, styled
 
 FRAMES, BYTES = 60, 1_000_000  #: a film has at most so many
 _SECONDS = 6.0
@@ -28,7 +28,7 @@ _SIZES = (
 _WHITE = [252] * 3  # what Pillow takes white for when it looks for the nearest entry of a palette
 
 
-@_styled
+@styled
 def film(rows: Mapping[str, Sequence[Array]], painter: Painter) -> bytes:
     """Samples of several kinds below each other, all slices one after the other.
 

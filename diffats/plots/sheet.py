@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffats.plots.curves import DPI, WIDTH
+from diffats.plots.style import DPI, WIDTH
 
 
 class Sheet:

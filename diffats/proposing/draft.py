@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from diffats.toml import in_toml, key_in_toml
 
 _WIDTH, _COLUMN = 120, 40
 
@@ -83,7 +83,7 @@ class Draft:
             if _is_section(section, key, value):
                 continue
             dotted = f"{section}.{key}" if section else key
-            yield from _noted(f"{_key(key)} = {to_toml(value)}", self.notes.get(dotted, ""))
+            yield from _noted(f"{key_in_toml(key)} = {in_toml(value)}", self.notes.get(dotted, ""))
         for text in self.besides.get(section, []):
             yield from _comment(text)
 
@@ -125,29 +125,10 @@ def _comment(text: str) -> Iterator[str]:
     yield line
 
 
-def to_toml(value: Any) -> str:
-    """A value in TOML.
-
-    >>> to_toml({"time": 6, "a b": [1.5, True, 'say "x"']})
-    '{ time = 6, "a b" = [1.5, true, "say \\\\"x\\\\""] }'
-    """
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {to_toml(each)}" for key, each in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(to_toml, value)) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else to_toml(name)
-
-
 def told(guess: Mapping[str, Any]) -> str:
     """A guess in one line.
 
     >>> told({"key": "data.center", "value": "point", "why": "there is a mask"})
     'data.center = "point": there is a mask'
     """
-    return f"{guess['key']} = {to_toml(guess['value'])}: {guess['why']}"
+    return f"{guess['key']} = {in_toml(guess['value'])}: {guess['why']}"

@@ -65,7 +65,7 @@ def find_fields(dataset: xr.Dataset, source: str, wanted: Sequence[str] = ()) ->
         else:
             groups[frozenset(_sizes(dataset[name]))].append(name)
     if not groups:
-        raise _nothing(dataset, source, others)
+        raise _nothing(source, others)
     chosen = max(groups.values(), key=lambda names: sum(math.prod(_sizes(dataset[name]).values()) for name in names))
     for names in groups.values():
         if names is not chosen:
@@ -99,10 +99,8 @@ def _sizes(array: xr.DataArray) -> dict[str, int]:
     return {str(dim): int(n) for dim, n in array.sizes.items() if n != 1}
 
 
-def _nothing(dataset: xr.Dataset, source: str, others: dict[str, str]) -> SourceError:
-    listed = "; ".join(f"{name} ({what})" for name, what in list(others.items())[:_LISTED])
-    more = f" and {len(others) - _LISTED} more" if len(others) > _LISTED else ""
-    found = f"It has: {listed}{more}." if others else "It has no variables."
+def _nothing(source: str, others: dict[str, str]) -> SourceError:
+    found = f"It has: {listed_others(others)}." if others else "It has no variables."
     fix = "Convert complex ones to their real and imaginary parts." if "complex" in others.values() else ""
     return SourceError(
         f"{source} has no field to learn from: no variable of real numbers along two dims or more. {found} "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from diffats.config import Data, Recipe, parse_recipe
+from diffats.config import Recipe, parse_recipe
 from diffats.errors import InputError
 from diffats.primitives import Layout
 from diffats.proposing.conditions import Beside, find_beside
@@ -82,8 +82,8 @@ def propose(source: str, given: Mapping[str, Any]) -> Proposal:
     beside = find_beside(opened.dataset, fields.names, sampling)
     _put_data(draft, opened, fields, sampling)
     _put_beside(draft, beside, fields, sampling)
-    seen = _read(draft, opened.dataset, sampling)
-    _put_values(draft, seen, fields, opened.dataset)
+    seen = _read(draft, opened.dataset)
+    _put_values(draft, seen)
     choice = _choose_ranks(draft, seen)
     _put_training(draft, choice)
     return _checked(draft, source)
@@ -205,7 +205,7 @@ def _put_beside(draft: Draft, beside: Beside, fields: Fields, sampling: Sampling
 # --- values -------------------------------------------------------------------------------------------------------
 
 
-def _read(draft: Draft, dataset: xr.Dataset, sampling: Sampling) -> Seen:
+def _read(draft: Draft, dataset: xr.Dataset) -> Seen:
     """Some training samples, and what they show."""
     work = Workspace(_provisional(draft))
     indices = decompose.training_choice(work, _SAMPLES)
@@ -231,7 +231,7 @@ def _provisional(draft: Draft) -> Recipe:
     return parse_recipe({**kept, "data": data, **some})
 
 
-def _put_values(draft: Draft, seen: Seen, fields: Fields, dataset: xr.Dataset) -> None:
+def _put_values(draft: Draft, seen: Seen) -> None:
     if seen.mask is not None:
         draft.put("data.missing", "mask", seen.notes["missing"])
     draft.put("data.center", seen.center, seen.notes.get("center", ""))
@@ -239,10 +239,6 @@ def _put_values(draft: Draft, seen: Seen, fields: Fields, dataset: xr.Dataset) -
         share = min(0.9, math.ceil(200 * seen.bad + 1) / 100)
         note = f"{seen.bad:.0%} of the samples that were read are missing, infinite or zero throughout: left out"
         draft.put("data.max_failed", share, note)
-    whole = {name: dataset[name].dtype for name in fields.names if dataset[name].dtype.kind == "u"}
-    if whole and "bounds" in Data.model_fields:
-        bounds = {name: [0, int(np.iinfo(dtype).max)] for name, dtype in whole.items()}
-        draft.put("data.bounds", bounds, "what their type can hold; generated values are kept inside")
     if seen.shift:
         draft.put("train.shift", list(seen.shift), seen.notes["shift"])
     elif "shift" in seen.notes:
@@ -254,15 +250,15 @@ def _put_values(draft: Draft, seen: Seen, fields: Fields, dataset: xr.Dataset) -
 
 def _choose_ranks(draft: Draft, seen: Seen) -> Layout | None:
     """Put the ranks into the draft; those that are given stay."""
-    recipe = _provisional(draft)
-    work = Workspace(recipe)
     if draft.get("decompose") or draft.get("primitive"):
         return None
+    work = Workspace(_provisional(draft))
+    phases = work.samples.climatology_phases(decompose.training_choice(work, _SAMPLES)[seen.usable])
     moments = decompose.no_moments(work.samples)
-    moments.add(seen.x)
+    moments.add(seen.x, phases)
     scaling, training_mean = decompose.fitted_scaling(work, moments)
-    fields = np.asarray(scaling.apply(seen.x), dtype=seen.x.dtype)
-    anomalies = fields - np.asarray(scaling.apply(training_mean[None]))
+    fields = np.asarray(scaling.apply(seen.x, phases), dtype=seen.x.dtype)
+    anomalies = decompose.deviations(fields, scaling, training_mean)
     fields, anomalies = (_shifted(each, seen.shift, work.samples.sizes) for each in (fields, anomalies))
     choice = choose(fields, anomalies, work.samples.sizes, keep=_kept(draft, work.samples.sizes))
     if choice is None:

@@ -60,11 +60,6 @@ class Sampling:
     split: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def overlaps(self) -> bool:
-        """Whether neighbouring windows share points."""
-        return any(self.stride.get(dim, n) < n for dim, n in self.size.items())
-
 
 def choose_samples(
     dataset: xr.Dataset, sizes: Mapping[str, int], given: Mapping[str, Any], *, beside: int = 1

@@ -36,6 +36,8 @@ class Seen:
     ----------
     x
         ``(k, *sizes)``: the samples that are usable.
+    usable
+        ``(n,)``: which of the samples that were read these are.
     mask
         Points that are missing in all of them, or None.
     bad
@@ -49,6 +51,7 @@ class Seen:
     """
 
     x: npt.NDArray[np.floating]
+    usable: npt.NDArray[np.bool_]
     mask: npt.NDArray[np.bool_] | None
     bad: float
     center: str
@@ -96,7 +99,7 @@ def look_at(
             f"{mask.mean():.0%} of the points are missing, the same in every sample: filled, and missing again"
         )
         notes["center"] = "the mean of each point is subtracted, as there is a mask"
-        return Seen(usable, mask, bad, "point", (), notes)
+        return Seen(usable, good, mask, bad, "point", (), notes)
     z = _standardised(usable, sizes)
     mean, variance = z.mean(axis=0), z.var(axis=0)
     around: list[str] = []
@@ -113,7 +116,7 @@ def look_at(
         names = " and ".join(around)
         notes["shift"] = f"the ends meet along {names}, and all points are alike: trained on random shifts"
     center, notes["center"] = _center(float(mean.var()), bool(around), set(windowed), dataset)
-    return Seen(usable, None, bad, center, tuple(around), notes)
+    return Seen(usable, good, None, bad, center, tuple(around), notes)
 
 
 def common_mask(x: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_] | None:

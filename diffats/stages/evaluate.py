@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from diffats.imposing import Imposing
 from diffats.simulate import residuals
 from diffats.stages import decompose, fit_normalisation, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
+from diffats.storage import replace_file, replace_text
 from diffats.store import STATUS, Version
 
 Array = npt.NDArray[Any]
@@ -77,13 +77,33 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         return result(work, metrics, identity, started, skipped=True)
     fields, times = generated_fields(work, model, generated), generated_times(work, model, generated)
     strata = generated_strata(work, model, generated)
-    metrics = evaluation.evaluate(compared(work, model, fields, times, strata))
+    sets = compared(work, model, fields, times, strata)
+    metrics = evaluation.evaluate(sets)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    keep_ensemble(path, sets.ensemble)
+    replace_text(path, json.dumps(metrics, indent=1))
     check_metric(work, metrics)
     return result(work, metrics, identity, started)
+
+
+def keep_ensemble(path: Path, ensemble: Array | None) -> None:
+    """Keep the ensembles of an evaluation for its report's pictures, and those of no other."""
+    for other in path.parent.glob("*.npy"):
+        other.unlink()
+    if ensemble is not None:
+        kept = ensemble.astype(np.float32)
+        replace_file(path.with_suffix(".npy"), lambda file: _save(file, kept))
+
+
+def _save(file: Path, array: Array) -> None:
+    with file.open("wb") as opened:
+        np.save(opened, array, allow_pickle=False)
+
+
+def kept_ensemble(work: Workspace, generated: Version) -> Array | None:
+    """What `keep_ensemble` kept of this evaluation; None where it is another's, or there are no forecasts."""
+    path = evaluation_path(work, evaluation_fingerprint(work, generated)).with_suffix(".npy")
+    return np.load(path, allow_pickle=False) if path.is_file() else None
 
 
 def check_metric(work: Workspace, metrics: dict[str, Any]) -> None:
@@ -194,6 +214,7 @@ def compared(
     strata: Array | None = None,
     *,
     forecast: bool = True,
+    ensemble: Array | None = None,
 ) -> evaluation.Fields:
     """Equal counts of test, training, generated and Gaussian samples, in physical units.
 
@@ -207,6 +228,8 @@ def compared(
         ``(k,)``: which condition each belongs to, where samples are compared within conditions, too.
     forecast
         Whether to draw ensembles under test conditions, for recipes that are conditioned on fields or scalars.
+    ensemble
+        These, where they were drawn before.
     """
     plain = physical(work, model, generated, strata)
     k = len(plain.test)
@@ -219,7 +242,7 @@ def compared(
         stored = stored_strata(work, generate.truth_indices(work, len(z_train), "train"))
         drawn = evaluation.gaussian_within(z_train, stored, plain.strata["generated"], seed=work.recipe.seed)
         within["gaussian_within"] = model.fields(unnormalised(model, drawn), stored_times(work, model, training))
-    ensembles = forecasts(work, model) if forecast else {}
+    ensembles = forecasts(work, model, ensemble) if forecast else {}
     if ensembles:
         cases = case_indices(work, len(ensembles["truth"]))
         reconstruction = model.fields(stored_streams(work, model, cases), stored_times(work, model, cases))
@@ -319,9 +342,10 @@ def case_indices(work: Workspace, count: int) -> Array:
     return np.sort(order[np.argsort(rounds, kind="stable")][:count])
 
 
-def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
+def forecasts(work: Workspace, model: bundle.Bundle, ensemble: Array | None = None) -> dict[str, Any]:
     """Ensembles under the conditions of test samples, their truth and, with an initial slice, persistence.
 
+    They are drawn where they are not given.
     The model samples with its own options: the recipe's for this recipe's model, the registered ones for a champion.
     """
     if not generate.conditioned_on_fields(work):
@@ -330,14 +354,15 @@ def forecasts(work: Workspace, model: bundle.Bundle) -> dict[str, Any]:
     cases = max(1, min(CASES, SET_BYTES // (4 * members * model.layout.raw_numbers)))
     indices = case_indices(work, cases)
     raw = fit_normalisation.raw_conditions(fit_normalisation.require_primitives(work).dataset(), indices)
-    repeated = {name: np.repeat(value, members, axis=0) for name, value in raw.items()}
-    numbers = np.arange(len(indices) * members)
-    # Another seed than the stored samples', so that the ensemble does not repeat their noise.
-    streams = model.generate(numbers, work.recipe.seed + 1, repeated)
-    fields = model.fields(streams, repeated, model.to_impose(repeated))
     truth = work.samples.read(indices)
-    out: dict[str, Any] = {"case_groups": work.samples.groups(indices)}
-    out |= {"ensemble": fields.reshape(len(indices), members, *fields.shape[1:]), "truth": truth}
+    if ensemble is None:
+        repeated = {name: np.repeat(value, members, axis=0) for name, value in raw.items()}
+        numbers = np.arange(len(indices) * members)
+        # Another seed than the stored samples', so that the ensemble does not repeat their noise.
+        streams = model.generate(numbers, work.recipe.seed + 1, repeated)
+        fields = model.fields(streams, repeated, model.to_impose(repeated))
+        ensemble = fields.reshape(len(indices), members, *fields.shape[1:])
+    out: dict[str, Any] = {"case_groups": work.samples.groups(indices), "ensemble": ensemble, "truth": truth}
     initial = work.recipe.data.condition.initial
     if initial is not None:
         axis = 1 + work.recipe.tensor_modes.index(initial.dim)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import subprocess
 import time
@@ -20,6 +19,7 @@ from diffats import bundle, evaluation
 from diffats.errors import InputError, redact
 from diffats.stages import evaluate, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
+from diffats.storage import replace_text
 
 if TYPE_CHECKING:
     from diffats.registry import Tracker
@@ -119,9 +119,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Keep what was decided; it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, json.dumps(record, indent=1))
 
 
 def outcome(work: Workspace, tracker: Tracker, version: str, verdict: str, identity: str) -> dict[str, Any]:

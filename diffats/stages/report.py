@@ -25,6 +25,7 @@ from diffats.report import ReportContent, render
 from diffats.sources import sides
 from diffats.stages import align, decompose, drift, evaluate, generate, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
+from diffats.storage import replace_text
 from diffats.store import STATUS, Version
 from diffats.toml import toml
 
@@ -63,10 +64,8 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         earlier.unlink()
     for name, picture in content.pictures.items():
         (pictures / f"{name}.png").write_bytes(picture)
-    for file, text in ((path, render(content)), (stamp, json.dumps({"fingerprint": identity}))):
-        partial = file.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, file)
+    replace_text(path, render(content))
+    replace_text(stamp, json.dumps({"fingerprint": identity}))
     link(work, path)
     return result(path, identity, started)
 
@@ -145,11 +144,14 @@ def gather(
     generated = evaluate.require_samples(work, model)
     drawn_fields = evaluate.generated_fields(work, model, generated)
     times = evaluate.generated_times(work, model, generated)
-    fields = evaluate.compared(work, model, drawn_fields, times, forecast=work.recipe.makes_forecasts)
+    ensemble = evaluate.kept_ensemble(work, generated)
+    forecast = work.recipe.makes_forecasts
+    fields = evaluate.compared(work, model, drawn_fields, times, forecast=forecast, ensemble=ensemble)
     template = work.samples.template()
     unit = str(template[next(iter(template.data_vars))].attrs.get("units", "")).removeprefix("1")
-    history = train.history(work, train.model_fingerprint(work, *train.require_normalisation(work)))
-    drifted = drift.measure(work, primitives, train.require_normalisation(work)[1])
+    normalised = train.require_normalisation(work)
+    history = train.history(work, train.model_fingerprint(work, *normalised))
+    drifted = drift.measure(work, primitives, normalised[1])
     drawn = pictures.data_pictures(work, tucker, primitives, anchor)
     drawn |= pictures.model_pictures(work, fields, unit)
     drawn |= pictures.drawn({"training": plots.training_curves(history), "scorecard": plots.scorecard(metrics)})

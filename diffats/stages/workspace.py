@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -20,6 +19,7 @@ from diffats.errors import InputError, SourceError, StoreNotFoundError
 from diffats.primitives import decomposed_modes
 from diffats.progress import waiting
 from diffats.sources.opening import absolute
+from diffats.storage import replace_text
 from diffats.store import Store, Version
 from diffats.store.location import absolute as absolute_place
 
@@ -289,7 +289,9 @@ class Workspace:
         split = self.recipe.data.split
         if split.by != "sample" or not self.recipe.data.windows.size:
             return {}
-        held = sources.open_samples(self.data, self.recipe.seed).holds_out  # the boundary of others plays no part
+        held = sources.open_samples(
+            self.data, self.recipe.seed, fresh=False
+        ).holds_out  # the boundary of others plays no part
         return {} if held == "samples" else {"holds_out": held}
 
     @cached_property
@@ -380,9 +382,7 @@ class Workspace:
         known = noted.get(stage, {})
         same = known.get("work") == work and (add or not known["done"]) and not fresh
         noted[stage] = {"seconds": seconds + (known["seconds"] if same else 0.0), "work": work, "done": done}
-        partial = self._seconds_path.with_suffix(".partial")
-        partial.write_text(json.dumps(noted, indent=1), encoding="utf-8")
-        os.replace(partial, self._seconds_path)
+        replace_text(self._seconds_path, json.dumps(noted, indent=1))
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage, interrupted runs included, in the order in which they first ran."""
