@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny_runs import ALL, CASES, changed, run
 
-from diffats import evaluation, metrics
+from diffats import bundle, evaluation, metrics
 from diffats.config import parse_recipe, portable
 from diffats.stages import Workspace, align, evaluate, galleries, generate, select_anchor, train
 
@@ -58,6 +58,19 @@ def test_the_nearest_is_the_nearest(drawn: Any) -> None:
     for place, found in zip(chosen["generated"], rows["nearest"], strict=True):
         gaps = np.linalg.norm(drawn.fields.z_train - drawn.fields.z_generated[place], axis=1)
         np.testing.assert_array_equal(found, train_set[np.argmin(gaps)])
+
+
+def test_the_report_shows_the_ensembles_that_were_evaluated(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if drawn.fields.ensemble is None:
+        pytest.skip("no forecasts")
+    kept = evaluate.kept_ensemble(drawn.work, evaluate.require_samples(drawn.work, train.require_bundle(drawn.work)))
+    np.testing.assert_allclose(kept, drawn.fields.ensemble, rtol=1e-4, atol=1e-4)
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(bundle.Bundle, "generate", refuse)
+    assert Path(run(drawn.work.recipe, ["report"])["report"].location).is_file()
 
 
 def test_the_first_view_is_of_what_varies_most_and_less_its_mean(drawn: Any) -> None:
