@@ -599,14 +599,25 @@ def test_a_flow_tells_drift_before_it_stops(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_a_training_waits_for_the_comparison(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
-    write(tmp_path, 24)
+    write(tmp_path, 40)
     run(recipe, PRIMITIVES)
-    append(tmp_path, 24, 30)
+    append(tmp_path, 40, 46)
     run(recipe, ["decompose", "align"])
+    assert drift.can_be_judged(primitives(recipe))
     with pytest.raises(SourceError.__mro__[1], match="diffats normalise"):
         run(recipe, ["train"])
     assert select_anchor.anchor_version(Workspace(recipe), tucker(recipe)) is not None
     assert fit_normalisation.normalisation_version(Workspace(recipe)) is not None
+
+
+def test_a_training_goes_on_where_there_is_too_little_to_compare_with(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    write(tmp_path, 16)
+    run(recipe, PRIMITIVES)
+    append(tmp_path, 16, 24)
+    run(recipe, ["decompose", "align", "fit_normalisation"])
+    assert not drift.can_be_judged(primitives(recipe))
+    assert not run(recipe, ["train"])["train"].skipped
 
 
 def test_the_picture_has_a_panel_for_each_statistic() -> None:

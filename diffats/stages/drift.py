@@ -61,7 +61,7 @@ def measure(work: Workspace, primitives: Version, normalisation: Version) -> Ver
         return known
     base, n, good = growth.base_of(primitives).n, primitives.record.n, primitives.status() == STATUS["ok"]
     reference = _some(work, _first_test_samples(primitives))
-    if len(reference) < LEAST_REFERENCE:  # training samples lie closer to anchors and statistics than new ones can
+    if not can_be_judged(primitives):  # training samples lie closer to anchors and statistics than new ones can
         text = "drift is not looked for: the first version has %d good test samples, and %d are needed"
         log.warning(text, len(reference), LEAST_REFERENCE)
         return None
@@ -201,6 +201,11 @@ def _first_test_samples(primitives: Version) -> Array:
     return np.flatnonzero(good[:base] & (primitives.dataset()["split"].values[:base] == "test"))
 
 
+def can_be_judged(primitives: Version) -> bool:
+    """Whether the first version has enough test samples to compare new ones with."""
+    return len(_first_test_samples(primitives)) >= LEAST_REFERENCE
+
+
 def check(work: Workspace, primitives: Version) -> None:
     """Refuse to go on with samples that have drifted, as :func:`judge` does, or that were not looked at.
 
@@ -211,6 +216,6 @@ def check(work: Workspace, primitives: Version) -> None:
     DriftError
         Where they are too unlike the first ones.
     """
-    if has_grown(primitives) and len(_first_test_samples(primitives)) >= LEAST_REFERENCE:
+    if has_grown(primitives) and can_be_judged(primitives):
         version = work.find("drift", drift_fingerprint(primitives))
         judge(work, entries(work, work.require(version, "drift", "normalise")))
