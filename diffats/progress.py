@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 log = logging.getLogger(__name__)
-_EVERY = 10.0  # seconds between two lines of a log
+EVERY = 10.0  # seconds between two lines of a log
 _GAP = "  "  # between two facts
 
 
@@ -125,10 +126,28 @@ class LoggedProgress(ProgressLine):
     def __call__(self, done: int, total: int, failed: int) -> None:
         """Log where ten seconds have passed."""
         super().__call__(done, total, failed)
-        if self.told - max(self.shown, self.started) < _EVERY or done == self.there:
+        if self.told - max(self.shown, self.started) < EVERY or done == self.there:
             return  # workers' first answers come together
         self.shown = self.told
         log.info("%s%s%s", self.stage, _GAP, self)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Log every ten seconds what is waited for, for a ``with`` block."""
+        ended = threading.Event()
+
+        def tell() -> None:
+            while not ended.wait(EVERY):
+                if self.awaited:
+                    log.info("%s%s%s", self.stage, _GAP, self)
+
+        teller = threading.Thread(target=tell, name="progress", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
 
 
 _shown: ContextVar[ProgressLine | None] = ContextVar("shown", default=None)

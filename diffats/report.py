@@ -366,7 +366,9 @@ def _interval(metric: Numbers) -> str:
 def _of_all(content: ReportContent) -> str:
     """On how many metrics the model is better than all references that they have."""
     won = evaluation.tally(content.metrics).values()
-    return f"of {len(won)} metrics with references it is better on {sum(won)}"
+    others = len(content.metrics) - len(won)
+    beside = f" ({others} without)" if others else ""
+    return f"it is better on {sum(won)} of {len(won)} metrics with references{beside}"
 
 
 def headline(content: ReportContent) -> str | None:
@@ -477,7 +479,7 @@ def _model_cautions(content: ReportContent) -> list[str]:
             f"Generated factors are far from orthonormal (defect {number(worst)}): samples may be too strong or too "
             "weak in places. Train longer, or take more generate.steps."
         )
-    return found + _training_cautions(content.training)
+    return found + _training_cautions(content.training, convinced=headline(content) in ("yes", None))
 
 
 def _suspiciously_close(metric: Numbers) -> bool:
@@ -488,8 +490,8 @@ def _suspiciously_close(metric: Numbers) -> bool:
     return interval is None or not interval[0] <= honest <= interval[1]
 
 
-def _training_cautions(training: Numbers) -> list[str]:
-    """Whether the held-out loss stopped falling before the end."""
+def _training_cautions(training: Numbers, *, convinced: bool) -> list[str]:
+    """Whether the held-out loss stopped falling before the end; or did not, where the model does not convince yet."""
     last, best, step, steps = (training.get(k) for k in ("heldout_loss", "best_heldout_loss", "best_step", "steps"))
     if last is None or not best:
         return []
@@ -501,6 +503,8 @@ def _training_cautions(training: Numbers) -> list[str]:
         ]
     if step is not None and steps and step < STOPPED_SHARE * steps:
         return [f"The held-out loss has not fallen since step {number(step)} of {number(steps)}. {help_}"]
+    if step == steps and not convinced:
+        return ["The held-out loss was still falling at the last step. With more train.steps the training continues."]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 from hypothesis import given
@@ -123,3 +124,15 @@ def test_logged_progress(
         now[0] = seconds
         shown(done, total, 3)
     assert [record.message for record in caplog.records] == lines
+
+
+def test_a_log_tells_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    line, told = LoggedProgress("plan"), []
+    came = threading.Event()
+    monkeypatch.setattr(progress.log, "info", lambda text, *parts: (told.append(text % parts), came.set()))
+    with showing(line), line.telling(), waiting("reading"):
+        assert came.wait(60)
+    assert told[0].startswith("plan  reading  elapsed 0:0")
+    assert line.awaited == ""
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]

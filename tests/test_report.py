@@ -154,7 +154,7 @@ def test_the_headline_follows_from_all_rows():
     table = {"energy_distance": won, "sliced_wasserstein": lost, "spectrum_error": lost}
     assert headline(content(metrics=table)) == "partly"
     page = render(content(metrics=table))
-    assert "of 3 metrics with references it is better on 1" in page
+    assert "it is better on 1 of 3 metrics with references" in page
     assert '<b class="good">yes</b>' in page  # in its row alone
     assert headline(content(metrics={**table, "sliced_wasserstein": won})) == "yes"
     assert headline(content(metrics={"energy_distance": lost, "spectrum_error": won})) == "no"
@@ -183,7 +183,7 @@ def test_a_difference_within_its_interval_is_no_verdict(interval, groups, answer
 def test_compression_is_not_counted_among_what_the_model_wins():
     metric = METRIC | {"gaussian": None, "training_mean": 1.0}
     text = " ".join(summary(content(metrics={"energy_distance": METRIC, "anomaly_error": metric})))
-    assert "of 1 metrics with references it is better on 1" in text
+    assert "it is better on 1 of 1 metrics with references (1 without)" in text
 
 
 def test_a_forecast_must_beat_both_trivial_predictors():
@@ -206,7 +206,10 @@ def test_the_mean_of_an_ensemble_must_be_right_too():
     both = content(metrics={"crps": crps, "relative_l2": mean | {"value": 0.3}}, deciding="crps")
     assert headline(both) == "yes"
     assert "By both measures the model beats persistence and the training mean;" in " ".join(summary(both))
-    assert "beats persistence and the training mean (forecast, CRPS and forecast, relative L2); of 2" in render(both)
+    assert (
+        "beats persistence and the training mean (forecast, CRPS and forecast, relative L2); it is better on 2 of"
+        in render(both)
+    )
 
 
 def test_an_estimate_below_zero_is_zero_within_its_noise():

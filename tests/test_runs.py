@@ -101,12 +101,12 @@ def test_a_training_from_its_checkpoint_to_its_report(root: Path) -> None:
     for group in ("tucker", "anchor", "primitives", "normalisation"):
         put(root, group)
     assert runs.describe(root).state == "begun"
-    assert "waves  begun, up to normalise  no model" in shown(root)
+    assert "waves  stopped after normalise  no model" in shown(root)
     train(root, steps=1200, model=False)
     assert "waves  interrupted: train at step 1,200  no model" in shown(root)
     train(root, steps=2500, model=True)
     assert "waves of mine (" in shown(root)
-    assert "begun, up to train  no registered model" in shown(root)
+    assert "stopped after train  no registered model" in shown(root)
     evaluate(root, "e1e1", 0.5)
     register(root, 2500, 1, "e1e1", "first champion: CRPS 0.5 beats persistence's 1")
     (root / "report.html").write_text("<p>")

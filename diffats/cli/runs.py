@@ -60,7 +60,7 @@ def _state(run: Run) -> str:
     stages = [_VERBS.get(stage, stage) for stage in run.finished]
     where = " ".join(_VERBS.get(word, word) for word in run.unfinished.split(" "))
     if run.state == "begun":
-        return f"begun, up to {stages[-1]}" if stages else "begun"
+        return f"stopped after {stages[-1]}" if stages else "begun"
     return f"{run.state}: {where}" if where else run.state
 
 

@@ -93,7 +93,9 @@ class _Row:
 def progress_bar(stage: str) -> Iterator[ProgressLine]:
     """How far a stage is: a line that is renewed in a terminal, lines of the log elsewhere."""
     if not (sys.stderr.isatty() and processes.is_main()):
-        yield LoggedProgress(stage)
+        logged = LoggedProgress(stage)
+        with showing(logged), logged.telling():
+            yield logged
         return
     from rich.live import Live
 

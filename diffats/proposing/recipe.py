@@ -34,6 +34,7 @@ _TOKENS, _PATCH_TOKENS = 16, 64  # of a core, and of one whose tokens are patche
 _EPOCHS, _EPOCHS_GIVEN = 100, 50  # passes over the training samples; and where fields are given, which teach more
 _STEPS = (300, 3000)
 _HIGH_ERROR = 0.3
+_LOW_OVERLAP = 0.2  # below which a draft says so
 _SHORT_MODE = 4  # the network makes no tokens along a mode as short as this
 
 
@@ -306,6 +307,8 @@ def _put_layout(draft: Draft, choice: Choice) -> None:
         draft.say(section, f"The anomaly error of {choice.error:.0%} is high: these samples are hardly compressible.")
     if choice.overlap < OVERLAP:
         draft.say(section, "The overlap is small: samples of these data have little in common for factors to align to.")
+    elif choice.overlap < _LOW_OVERLAP:
+        draft.say(section, "The overlap is low. If generated samples look blotched, lower ranks are worth a try.")
 
 
 def _put_training(draft: Draft, layout: Layout | None) -> None:

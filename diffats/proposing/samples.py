@@ -28,6 +28,7 @@ _BY_STEP = {  # hours: window lengths that are whole days, weeks, years
     730.0: (24, 12),
 }
 _SHORTEST, _LEAST_PATCH = 4, 16  # windows; and edges of patches as long as there are other choices
+_GOOD_RUNS, _MOST_TEST_RUNS = 12, 0.3  # held out, so that intervals tell; and the share where there are few
 _FEW_RUNS = 5  # below which none of them is held out whole
 _COUNTED = 10**6  # windows above which their test share is not counted
 _BLOCKS = 20  # blocks along a series that is cut into windows
@@ -151,7 +152,9 @@ def _cut(
     if best is None or best[0] < 1:
         return None
     made = best[1]
-    notes = {**made.notes, "windows": _window_note(made, dataset)}
+    why = "the longest tried that gives" if best[0] >= FEW_TEST_SAMPLES else "no length tried gives"
+    note = f"{_window_note(made, dataset)}; {why} {FEW_TEST_SAMPLES} test samples"
+    notes = {**made.notes, "windows": note}
     return Sampling(made.modes, made.sample_dim, made.size, made.stride, made.split, notes)
 
 
@@ -202,19 +205,28 @@ def _lengths(dataset: xr.Dataset, dim: str) -> tuple[int, ...]:
 
 def _with_split(made: Sampling, sizes: Mapping[str, int]) -> Sampling:
     """Hold out blocks of a series, whole runs of an ensemble, or samples."""
-    if made.size and (made.sample_dim is None or sizes[made.sample_dim] < _FEW_RUNS):
+    entries = 0 if made.sample_dim is None else sizes[made.sample_dim]
+    if made.size and entries < _FEW_RUNS:
         blocks = {dim: _block(n, made.stride.get(dim, n), sizes[dim], len(made.size)) for dim, n in made.size.items()}
         shown, where = " x ".join(map(str, blocks.values())), " and ".join(blocks)
         why = f"whole blocks of {shown} points along {where} are held out; no window is in both parts"
         split: dict[str, Any] = {"by": "block", "test": _MOST_TEST, "block": blocks}
     elif made.size:
-        split = {"test": _MOST_TEST}
+        split = {"test": _share_of_runs(entries)}
         why = f"whole entries of {made.sample_dim} are held out, each with all its windows"
     else:
-        assert made.sample_dim is not None
-        split = {"test": _TEST if sizes[made.sample_dim] * _TEST >= FEW_TEST_SAMPLES else _MOST_TEST}
+        split = {"test": _TEST if entries * _TEST >= FEW_TEST_SAMPLES else _MOST_TEST}
         why = "single samples are held out, chosen by the seed"
     return Sampling(made.modes, made.sample_dim, made.size, made.stride, split, {**made.notes, "split": why})
+
+
+def _share_of_runs(runs: int) -> float:
+    """The share of whole runs that is held out: more of few, which tell little.
+
+    >>> [_share_of_runs(runs) for runs in (10, 40, 60, 100)]
+    [0.3, 0.3, 0.2, 0.2]
+    """
+    return _MOST_TEST if runs * _MOST_TEST >= _GOOD_RUNS else _MOST_TEST_RUNS
 
 
 def _block(size: int, stride: int, length: int, dims: int) -> int:

@@ -25,6 +25,7 @@ _CHANCE = 3.0  # over the number of samples: the same of few samples
 _EVEN_SPREAD = 0.5  # smallest variance along such a dim, relative to its mean
 _SMOOTH = 0.7  # step from point to point, relative to one between points far apart
 _MEETS = 1.3  # step from the last to the first point, relative to the others
+_SHORTEST_CIRCLE = 16  # points: the ends of fewer may seem to meet by chance
 _TOO_MANY_BAD = 0.5
 
 
@@ -178,7 +179,7 @@ def wraps(x: npt.NDArray[np.floating], axis: int) -> bool:
     (True, False, False)
     """
     n = x.shape[axis]
-    if n < 8:
+    if n < _SHORTEST_CIRCLE:
         return False
     values = np.moveaxis(x, axis, -1)
     inside = math.sqrt(float(np.mean(np.diff(values, axis=-1) ** 2, dtype=np.float64)))
