@@ -476,3 +476,56 @@ def test_the_outlook_says_what_is_left(copied: Recipe, tmp_path: Path) -> None:
     more = changed(copied, train={"steps": 1000 + steps})
     told = re.escape(f"{encoded}about ") + r"\d+ \w+" + re.escape(f" to train 1,000 of {1000 + steps:,} steps")
     assert re.fullmatch(told, outlook(Workspace(more), stages.STAGES))
+
+
+# --- what is compared with what -----------------------------------------------------------------------------------
+
+
+def test_samples_are_compared_within_quarters_of_a_scalar(finished: Recipe) -> None:
+    work, model = Workspace(finished), train.require_bundle(Workspace(finished))
+    nu = np.linspace(1, 2, N)
+    training = nu[np.arange(N) % 4 != 1]
+    found = evaluate.strata(work, {"scalar_nu": nu})
+    assert found.tolist() == [int((value >= np.quantile(training, [0.25, 0.5, 0.75])).sum()) for value in nu]
+    assert np.ptp(np.bincount(found[np.arange(N) % 4 != 1])) <= 1
+    low, middle, high = np.quantile(training, [0.25, 0.5, 0.75])
+    assert evaluate.condition_names(work, model) == {
+        0: f"nu below {low:.3g}",
+        1: f"nu {low:.3g} to {middle:.3g}",
+        2: f"nu {middle:.3g} to {high:.3g}",
+        3: f"nu from {high:.3g}",
+    }
+
+
+def test_two_scalars_are_cut_at_their_medians(finished: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        evaluate, "scalar_edges", lambda work, name, cuts: np.array({"scalar_a": [1.0], "scalar_b": [5.0]}[name])
+    )
+    work = Workspace(changed(finished, data={"condition": {"scalars": ["a", "b"]}}))
+    raw = {"scalar_a": np.array([0, 0, 2, 2]), "scalar_b": np.array([4, 6, 4, 6])}
+    assert evaluate.strata(work, raw).tolist() == [0, 1, 2, 3]
+    model = train.require_bundle(Workspace(finished))
+    names = evaluate.condition_names(work, model)
+    assert names == {
+        0: "a below 1, b below 5",
+        1: "a below 1, b from 5",
+        2: "a from 1, b below 5",
+        3: "a from 1, b from 5",
+    }
+
+
+def test_ensembles_are_drawn_for_every_group_before_any_has_two(tmp_path: Path) -> None:
+    data = write(tmp_path, fields())
+    flow = np.full(N, 3)
+    flow[np.arange(N) % 4 == 1] = [0, 0, 0, 0, 1, 1, 2]  # of the test samples
+    xr.Dataset(coords={"flow": ("run", flow)}).to_zarr(tmp_path / "u.zarr", mode="a", zarr_format=3, consolidated=False)
+    data["split"]["group"] = "flow"
+    recipe = small_recipe(tmp_path / "root", data, decompose={"ranks": {"y": 3, "x": 3}})
+    run(recipe, PRIMITIVES)
+    work = Workspace(recipe)
+    chosen = [evaluate.case_indices(work, count) for count in range(1, 8)]
+    assert all((np.arange(N) % 4 == 1)[indices].all() and (np.diff(indices) > 0).all() for indices in chosen)
+    assert [len(indices) for indices in chosen] == [1, 2, 3, 4, 5, 6, 7]
+    assert sorted(flow[chosen[2]]) == [0, 1, 2]
+    assert sorted(flow[chosen[4]]) == [0, 0, 1, 1, 2]
+    assert chosen[2].tolist() == evaluate.case_indices(Workspace(recipe), 3).tolist()

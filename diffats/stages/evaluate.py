@@ -189,8 +189,9 @@ def condition_names(work: Workspace, model: bundle.Bundle) -> dict[int, str]:
     found, cuts = {0: ""}, 4 // max(1, len(names))
     for name in names:
         edges = scalar_edges(work, name, cuts)
-        words = [f"{name.removeprefix('scalar_')} below {edges[0]:.3g}"]
-        words += [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)] + [f"from {edges[-1]:.3g}"]
+        ranges = [f"below {edges[0]:.3g}"]
+        ranges += [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)] + [f"from {edges[-1]:.3g}"]
+        words = [f"{name.removeprefix('scalar_')} {text}" for text in ranges]
         found = {
             cuts * number + part: f"{text}, {word}".removeprefix(", ")
             for number, text in found.items()
