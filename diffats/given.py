@@ -16,6 +16,7 @@ from diffats.errors import InputError
 from diffats.primitives import ConditionLayout
 
 log = logging.getLogger("diffats.given")
+_SLIGHT = 0.05  # of the width of a range: outside by so much is no reason to worry
 Array = npt.NDArray[Any]
 
 
@@ -177,6 +178,8 @@ def known_points(name: str, value: Array, examples: Array) -> Array:
 def check_range(layout: ConditionLayout, places: Mapping[str, Array], limit: float | None) -> None:
     """Warn of conditions outside of the range of training; refuse those further outside than ``limit`` of its widths.
 
+    Being outside by a twentieth of the width, as new samples of the same kind are, is remarked on and not warned of.
+
     Parameters
     ----------
     places
@@ -195,7 +198,8 @@ def check_range(layout: ConditionLayout, places: Mapping[str, Array], limit: flo
         far = f"by {excess[worst]:.3g} of its width" if np.isfinite(excess[worst]) else "which is one value"
         if limit is not None and excess[worst] > limit:
             raise InputError(f"{text} ({far}; max_extrapolation is {limit:g}). Give one that is nearer, or raise it.")
-        log.warning("%s (%s): the model extrapolates", text, far)
+        slight = excess[worst] <= _SLIGHT
+        log.log(logging.INFO if slight else logging.WARNING, "%s (%s): the model extrapolates", text, far)
 
 
 def _outside(name: str, place: float, span: tuple[float, float], count: int, of: int) -> str:

@@ -160,6 +160,17 @@ def test_a_warning_names_the_range(values: list[float], words: str, caplog: pyte
         check_range(layout, places, 0.05)
 
 
+def test_slightly_outside_of_the_range_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    layout = ConditionLayout.fit({"scalar_re": np.array([30.0, 130.0])})
+    with caplog.at_level("INFO"):
+        check_range(layout, layout.places({"scalar_re": np.array([29.0, 100.0, 134.0])}), None)
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert "by 0.0" in record.getMessage()
+    with pytest.raises(InputError, match="max_extrapolation is 0"):
+        check_range(layout, layout.places({"scalar_re": np.array([134.0])}), 0.0)
+
+
 def test_values_where_training_has_none_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     examples = np.ones((3, 4), "f4")
     examples[:, 0] = np.nan  # land
@@ -304,6 +315,7 @@ def test_stored_samples_begin_with_what_is_given_and_their_conditions_are_judged
         run(changed(recipe, generate={"max_extrapolation": 0.01}), ["generate"])  # though they are there
     assert run(changed(recipe, generate={"max_extrapolation": 0.5}), ["generate"])["generate"].skipped
     caplog.clear()
+    caplog.set_level("INFO")  # it is outside by less than a twentieth
     run(changed(recipe, generate={"steps": 1}), ["generate"])
     told = [record.getMessage() for record in caplog.records if record.name == "diffats.given"]
     assert [text for text in told if 'condition "re" of 1 of 4 samples is 1000, outside of the range' in text]
