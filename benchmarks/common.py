@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import threadpoolctl
 
-from diffats.storage import replace_file
+from diffats.disk import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,11 +6,9 @@ the coordinates of a sample, and some training conditions to draw from.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -25,6 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from diffats import grids, sources
 from diffats.config import Recipe, completed, names_later, parse_recipe, prepares_fields
+from diffats.digests import file_digest, is_signed, signed
+from diffats.disk import replace_folder, replace_text
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.given import Expected, as_array, check_range, known_points
 from diffats.imposing import Imposing
@@ -45,7 +45,6 @@ from diffats.primitives import (
     turned_axes,
 )
 from diffats.requirements import require
-from diffats.storage import replace_text, sync_to_disk
 
 # 5 and 6 are of recipes that name options which earlier releases do not know: 6 of how numbers are prepared.
 PLAIN_FORMAT, LATER_FORMAT, FORMAT = 4, 5, 6
@@ -93,40 +92,34 @@ def save(
     measure_imposing
         Finds with the finished model how its samples are to be corrected by a given initial slice.
     """
-    partial = destination.with_name(destination.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    shutil.copyfile(weights, partial / WEIGHTS)
-    if calibration is not None:
-        shutil.copyfile(calibration, partial / CALIBRATION)
     arrays = {f"scaling.{name}": value for name, value in scaling.to_arrays().items()}
     arrays |= {f"anchors.{mode}": anchor for mode, anchor in anchors.items()}
     arrays |= {f"normalisation.{name}": value for name, value in normalisation.to_arrays().items()}
     arrays |= {f"examples.{name}": value for name, value in examples.items()}
-    try:
-        save_file({name: np.array(value, order="C") for name, value in arrays.items()}, partial / ARRAYS)
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"{partial / ARRAYS} cannot be written ({error})") from error
-    description = {
-        "format": format_of(recipe, conditions.to_dict()),
-        "release": importlib.metadata.version("diffats"),
-        "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
-        "recipe": dict(recipe),
-        "layout": layout.to_dict(),
-        "conditions": conditions.to_dict(),
-        "template": template,
-        "label_names": label_names,
-        "condition_dims": dict(condition_dims or {}),
-        "condition_units": dict(condition_units or {}),
-        "provenance": dict(provenance),
-    }
-    imposing = None if measure_imposing is None else measure_imposing(Bundle(partial, description, arrays))
-    description |= {} if imposing is None else {"imposing": imposing.to_dict()}
-    (partial / "bundle.json").write_text(signed(description), encoding="utf-8")
-    for path in (*partial.iterdir(), partial):
-        sync_to_disk(path)  # before its name says that it is whole
-    shutil.rmtree(destination, ignore_errors=True)
-    os.replace(partial, destination)
+    with replace_folder(destination) as partial:
+        shutil.copyfile(weights, partial / WEIGHTS)
+        if calibration is not None:
+            shutil.copyfile(calibration, partial / CALIBRATION)
+        try:
+            save_file({name: np.array(value, order="C") for name, value in arrays.items()}, partial / ARRAYS)
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{partial / ARRAYS} cannot be written ({error})") from error
+        description = {
+            "format": format_of(recipe, conditions.to_dict()),
+            "release": importlib.metadata.version("diffats"),
+            "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
+            "recipe": dict(recipe),
+            "layout": layout.to_dict(),
+            "conditions": conditions.to_dict(),
+            "template": template,
+            "label_names": label_names,
+            "condition_dims": dict(condition_dims or {}),
+            "condition_units": dict(condition_units or {}),
+            "provenance": dict(provenance),
+        }
+        imposing = None if measure_imposing is None else measure_imposing(Bundle(partial, description, arrays))
+        description |= {} if imposing is None else {"imposing": imposing.to_dict()}
+        (partial / "bundle.json").write_text(as_stored(description), encoding="utf-8")
     return destination
 
 
@@ -165,25 +158,20 @@ def ask_for(directory: Path, recipe: Mapping[str, Any], recipe_fingerprint: str)
     wanted = {**description, "recipe": dict(recipe), "provenance": provenance}
     wanted["format"] = format_of(recipe, description["conditions"])
     if wanted != description:
-        replace_text(directory / "bundle.json", signed(wanted))
+        replace_text(directory / "bundle.json", as_stored(wanted))
     latest_file = directory.parent / LATEST
     if not latest_file.is_file() or latest_file.read_text(encoding="utf-8") != directory.name:
         replace_text(latest_file, directory.name)
 
 
-def signed(description: Mapping[str, Any]) -> str:
-    """A description as it is stored: with its own digest."""
-    return json.dumps({**description, "digest": _text_digest(description)}, indent=1)
-
-
-def _text_digest(description: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(description))
-    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+def as_stored(description: Mapping[str, Any]) -> str:
+    """A description as ``bundle.json`` has it: with its own digest."""
+    return json.dumps({**description, "digest": signed(description)["digest"]}, indent=1)
 
 
 def latest(root: Path) -> Path | None:
     """The bundle under a root that a recipe asked for last, the newest one where that is not known."""
-    found = [file.parent for file in root.glob("bundles/*/bundle.json") if file.parent.suffix != ".partial"]
+    found = [file.parent for file in root.glob("bundles/[!.]*/bundle.json")]
     asked = root / "bundles" / LATEST
     name = asked.read_text(encoding="utf-8") if asked.is_file() else ""
     newest = sorted(found, key=lambda directory: (directory / "bundle.json").stat().st_mtime_ns)
@@ -232,12 +220,6 @@ def load(path: str | Path, *, device: str = "auto") -> Bundle:
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, SafetensorError)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_description(directory: Path) -> dict[str, Any]:
     """``bundle.json``, if this version can read it, and it and the other files match their digests."""
     file = directory / "bundle.json"
@@ -250,12 +232,12 @@ def _read_description(directory: Path) -> dict[str, Any]:
             f"{FORMAT}. "
             f"Load it with the version that wrote it (diffats {description.get('release', 'of another number')})."
         )
-    digest = description.pop("digest", None)
-    if "files" in description and digest != _text_digest(description):  # earlier bundles have neither
+    if "files" in description and not is_signed(description):  # earlier bundles have neither
         raise IntegrityError(f"{file} of this bundle does not match its digest. Copy it again, or train again.")
     for name, expected in description.get("files", {}).items():
         if name in (ARRAYS, WEIGHTS, CALIBRATION) and file_digest(directory / name) != expected:
             raise IntegrityError(f"{directory / name} of this bundle does not match its digest. Copy it again.")
+    description.pop("digest", None)
     return description
 
 

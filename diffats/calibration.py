@@ -24,10 +24,10 @@ from torch import Tensor
 
 from diffats import config
 from diffats.diffusion import Diffusion, Network, random_source
+from diffats.disk import replace_file
 from diffats.errors import IntegrityError
 from diffats.models import resolve_device
 from diffats.primitives import Layout
-from diffats.storage import replace_file
 
 LEVELS = 33
 BATCHES = 8

@@ -11,8 +11,6 @@ import os
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -160,26 +158,3 @@ def _cause(error: Exception) -> str:
     if MESSAGES["request refused"].is_in(error):  # whose answers have no body
         return "access refused"
     return reason(error)
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` make a file that takes the place of ``path`` whole, or not at all, also after a loss of power."""
-    scratch = path.with_name(f".{path.name}.partial")
-    write(scratch)
-    sync_to_disk(scratch)
-    scratch.replace(path)
-    sync_to_disk(path.parent)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """The same of a text file."""
-    replace_file(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
-
-
-def sync_to_disk(path: Path) -> None:
-    """Wait until a file or the names in a directory are on disk, where a loss of power leaves them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -38,6 +38,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffats import calibration, config
 from diffats.diffusion import Diffusion, Draw, element_weights, random_source
+from diffats.digests import file_digest, is_signed, signed
+from diffats.disk import replace_file, replace_folder, replace_text
 from diffats.errors import InputError, Terminated, TrainingDivergedError
 from diffats.loader import PrimitiveSet
 from diffats.models import Denoiser, resolve_device
@@ -45,7 +47,6 @@ from diffats.muon import Muon, orthogonalise
 from diffats.pace import Pace, Precision, fast_products, precisions
 from diffats.primitives import field_sensitivity
 from diffats.progress import duration, waiting
-from diffats.storage import replace_file, sync_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -125,24 +126,16 @@ def average_decay(step: int, decay: float) -> float:
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoint-<step>`` so that it is there whole or not at all, and remove all but the last two."""
     final = directory / f"checkpoint-{checkpoint.step}"
-    scratch = directory / f".{final.name}.partial"
-    for begun in directory.glob(".checkpoint-*.partial"):  # also of another step, by a process that was killed
+    for begun in directory.glob(".checkpoint-*"):  # also of another step, by a process that was killed
         shutil.rmtree(begun, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    digests = {}
-    for name, tensors in checkpoint.tensors.items():
-        path = scratch / f"{name}.safetensors"
-        calibration.save_tensors(path, tensors)
-        digests[path.name] = _sha256(path)
-        sync_to_disk(path)
-    state = {"step": checkpoint.step, "files": digests, **checkpoint.state}
-    path = scratch / "state.json"
-    path.write_text(json.dumps({**state, "digest": _state_digest(state)}, indent=1), encoding="utf-8")
-    sync_to_disk(path)
-    if final.exists():  # a damaged one of the same step
-        shutil.rmtree(final)
-    scratch.rename(final)
-    sync_to_disk(directory)
+    with replace_folder(final) as folder:
+        digests = {}
+        for name, tensors in checkpoint.tensors.items():
+            path = folder / f"{name}.safetensors"
+            calibration.save_tensors(path, tensors)
+            digests[path.name] = file_digest(path)
+        state = signed({"step": checkpoint.step, "files": digests, **checkpoint.state})
+        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     for _, old in _checkpoints(directory)[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -191,26 +184,17 @@ _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, Safetens
 
 def _load_checkpoint(path: Path, step: int) -> Checkpoint:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if state.pop("digest", None) != _state_digest(state):
+    if not is_signed(state):
         raise ValueError("state.json does not match its digest")
+    del state["digest"]
     tensors = {}
     for name, digest in state.pop("files").items():
-        if _sha256(path / name) != digest:
+        if file_digest(path / name) != digest:
             raise ValueError(f"{name} does not match its digest")
         tensors[name.removesuffix(".safetensors")] = load_file(path / name)
     if state.pop("step") != step:
         raise ValueError("state.json is of another step")
     return Checkpoint(step, tensors, state)
-
-
-def _state_digest(state: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(state))
-    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -272,7 +256,7 @@ def read_history(directory: Path) -> list[dict[str, float]]:
 
 def _write_history(directory: Path, rows: list[dict[str, float]]) -> None:
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    replace_file(directory / HISTORY, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_text(directory / HISTORY, text)
 
 
 # The training itself

@@ -60,8 +60,8 @@ def test_a_root_stands_for_the_bundle_that_was_asked_for_last(tmp_path: Path) ->
         os.utime(second / "bundle.json")
         assert diffats.load(recipe.root).directory == second
     latest.unlink()
-    shutil.copytree(first, first.with_name("killed.partial"))  # left by a save that was cut short
-    os.utime(first.with_name("killed.partial") / "bundle.json")
+    shutil.copytree(first, first.with_name(".killed.partial"))  # left by a save that was cut short
+    os.utime(first.with_name(".killed.partial") / "bundle.json")
     assert diffats.load(recipe.root).directory == second
 
 

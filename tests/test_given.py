@@ -369,7 +369,7 @@ def edited(model: Bundle, folder: Path, **changes: Any) -> Path:
     description = {**json.loads((folder / "bundle.json").read_text()), **changes}
     del description["digest"]
     (folder / "bundle.json").write_text(
-        bundle.signed({key: value for key, value in description.items() if value is not None})
+        bundle.as_stored({key: value for key, value in description.items() if value is not None})
     )
     return folder
 

@@ -135,7 +135,7 @@ def test_a_bundle_that_was_half_written_is_written_again(
     assert steps == []
     run(recipe, ["generate"])
     assert content(recipe) == content(unbroken)
-    assert not list(Path(recipe.root).glob("bundles/*.partial"))
+    assert not list(Path(recipe.root).glob("bundles/.*"))
 
 
 def test_nothing_of_a_stage_is_left_in_the_way(unbroken: Recipe) -> None:

@@ -41,6 +41,7 @@ import diffats
 from diffats import bundle, cli, plots, stages
 from diffats.compute import open_cluster
 from diffats.config import Compute, Data, Recipe, parse_recipe
+from diffats.digests import file_digest
 from diffats.errors import DiffatsError, InputError, IntegrityError, RecipeError, SourceError, redact
 from diffats.registry import Tracker, download
 from diffats.report import ReportContent, render
@@ -637,9 +638,9 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change ``bundle.json``, as somebody would who also mends its digests."""
     tree = json.loads((folder / "bundle.json").read_text())
     change(tree)
-    tree["files"] = {name: bundle.file_digest(folder / name) for name in tree["files"]}
+    tree["files"] = {name: file_digest(folder / name) for name in tree["files"]}
     tree.pop("digest")
-    (folder / "bundle.json").write_text(bundle.signed(tree))
+    (folder / "bundle.json").write_text(bundle.as_stored(tree))
 
 
 def layout(key: str, value: Any) -> Callable[[dict[str, Any]], object]:

@@ -13,6 +13,7 @@ from tiny_runs import ALL, MODEL, PRIMITIVES, changed, content, run, small_recip
 import diffats
 from diffats import bundle
 from diffats.config import Recipe
+from diffats.digests import file_digest
 from diffats.errors import IntegrityError
 from diffats.loader import PrimitiveSet
 from diffats.primitives import turned_axes
@@ -160,7 +161,7 @@ def test_a_calibration_that_was_laid_beside_a_model_is_not_used(spectral: Recipe
     shutil.copytree(calibrated, tmp_path / "without")
     description = json.loads((tmp_path / "without" / "bundle.json").read_text())
     del description["digest"], description["files"][bundle.CALIBRATION]
-    (tmp_path / "without" / "bundle.json").write_text(bundle.signed(description))
+    (tmp_path / "without" / "bundle.json").write_text(bundle.as_stored(description))
     with pytest.raises(IntegrityError, match="calibrated"):
         bundle.load(tmp_path / "without")
 
@@ -176,8 +177,8 @@ def test_coordinates_that_do_not_fit_are_refused(copied: Recipe, what: str) -> N
     save_file(arrays, directory / bundle.ARRAYS)
     description = json.loads((directory / "bundle.json").read_text())
     del description["digest"]
-    description["files"][bundle.ARRAYS] = bundle.file_digest(directory / bundle.ARRAYS)
-    (directory / "bundle.json").write_text(bundle.signed(description))
+    description["files"][bundle.ARRAYS] = file_digest(directory / bundle.ARRAYS)
+    (directory / "bundle.json").write_text(bundle.as_stored(description))
     with pytest.raises(IntegrityError, match=r"Train again|train again"):
         bundle.load(directory)
 

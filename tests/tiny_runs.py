@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 
 from diffats import stages
-from diffats.bundle import CALIBRATION, WEIGHTS, file_digest
+from diffats.bundle import CALIBRATION, WEIGHTS
 from diffats.compute import open_cluster
 from diffats.config import Recipe, parse_recipe
+from diffats.digests import file_digest
 from diffats.stages import (
     StageResult,
     Workspace,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -15,6 +14,7 @@ from mlflow.store.db.utils import _initialize_tables
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from diffats.disk import put_in_place
 from diffats.errors import DiffatsError, redact
 
 PORT = 5000
@@ -107,4 +107,4 @@ def make_database(database: Path) -> None:
         _initialize_tables(engine)  # type: ignore[no-untyped-call]
     finally:
         engine.dispose()
-    os.replace(partial, database)
+    put_in_place(partial, database)

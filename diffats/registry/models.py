@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
-from diffats.bundle import file_digest
+from diffats.digests import file_digest
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.messages import MESSAGES
 from diffats.registry.connection import absolute, asking, database_of

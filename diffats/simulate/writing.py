@@ -7,9 +7,7 @@ alone, so a simulation that was stopped and run again gives the same bits as one
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import logging
 import math
 import shutil
@@ -27,6 +25,8 @@ import zarr
 
 from diffats.compute import open_cluster
 from diffats.config import Recipe, Simulate
+from diffats.digests import json_digest
+from diffats.disk import put_in_place
 from diffats.errors import RecipeError, SimulationError, StoreError
 from diffats.simulate.drawing import Array
 from diffats.store.lock import store_lock
@@ -141,7 +141,7 @@ def simulate(recipe: Recipe, *, restart: bool = False, progress: Progress | None
         made = 0
         if not skipped:
             made = _make(recipe, settings, problem, whole, partial, progress)
-            (partial / "data.zarr").rename(place)
+            put_in_place(partial / "data.zarr", place)
         _drop(partial)
     tests = int((whole["held_out"].values > 0).sum())
     total = int(whole.sizes["sample"])
@@ -156,8 +156,7 @@ def fingerprint(settings: Simulate) -> str:
     options = settings.model_dump(mode="json")
     if settings.strips == 1:
         del options["strips"]  # data that were made before it came stay what they are
-    content = json.dumps([options, find_problem(settings).VERSION], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return json_digest([options, find_problem(settings).VERSION])
 
 
 def _settings(recipe: Recipe) -> Simulate:

@@ -9,7 +9,6 @@ of the training, and do nothing in other stages.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import shutil
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffats import processes
 from diffats.config import Recipe
+from diffats.digests import text_digest
 from diffats.errors import InputError, StoreNotFoundError, redact
 from diffats.progress import LoggedProgress, ProgressLine, waiting
 from diffats.requirements import require
@@ -393,7 +393,7 @@ def start_tracking(recipe: Recipe, *, latest: bool = False) -> tuple[str, str]:
 
 
 def _place(root: Path) -> str:
-    return hashlib.sha256(f"{socket.gethostname()}:{root.resolve()}".encode()).hexdigest()[:16]
+    return text_digest(f"{socket.gethostname()}:{root.resolve()}")[:16]
 
 
 def finish_tracking(recipe: Recipe, parent_run: str, status: str = "FINISHED") -> None:

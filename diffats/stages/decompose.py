@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import sys
@@ -22,6 +21,7 @@ import xarray as xr
 from diffats import sources
 from diffats.compute import Cluster, open_cluster
 from diffats.config import Data
+from diffats.digests import text_digest
 from diffats.errors import DiffatsError, InputError, NonFiniteError, SourceError, TooManyFailedError
 from diffats.primitives import (
     CyclicMoments,
@@ -81,7 +81,7 @@ def tucker_fingerprint(work: Workspace) -> str | None:
         return None
     half = len(scaling.fingerprint) // 2
     lineage = fingerprint("tucker", work.encoding, work.scaling_fingerprint, scaling.digest)
-    return lineage[:half] + hashlib.sha256(work.source_digest.encode()).hexdigest()[:half]
+    return lineage[:half] + text_digest(work.source_digest)[:half]
 
 
 def tucker_version(work: Workspace) -> Version | None:

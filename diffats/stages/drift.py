@@ -6,7 +6,6 @@ nor fitted statistics. An alarm stays until there are new anchors: a later growt
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from functools import partial
@@ -18,6 +17,7 @@ import xarray as xr
 
 from diffats import drift
 from diffats.compute import open_cluster
+from diffats.digests import text_digest
 from diffats.errors import DriftError
 from diffats.primitives import Layout, Normalisation
 from diffats.stages import decompose, growth, select_anchor
@@ -42,7 +42,7 @@ def drift_fingerprint(primitives: Version) -> str:
     """
     base = growth.base_of(primitives)
     lineage = fingerprint("drift", {}, base.fingerprint, base.digest)
-    state = hashlib.sha256(f"{primitives.fingerprint} {primitives.digest}".encode()).hexdigest()
+    state = text_digest(f"{primitives.fingerprint} {primitives.digest}")
     return lineage[: len(lineage) // 2] + state[: len(state) // 2]
 
 

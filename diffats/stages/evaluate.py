@@ -17,12 +17,12 @@ import pandas as pd
 
 from diffats import bundle, evaluation
 from diffats.config import METRICS
+from diffats.disk import replace_file, replace_text
 from diffats.errors import InputError
 from diffats.imposing import Imposing
 from diffats.simulate import residuals
 from diffats.stages import decompose, fit_normalisation, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace, fingerprint
-from diffats.storage import replace_file, replace_text
 from diffats.store import STATUS, Version
 
 Array = npt.NDArray[Any]

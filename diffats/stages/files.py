@@ -221,7 +221,7 @@ def _checkpoints(directory: Path) -> list[str]:
 
 def _bundles(root: Path) -> list[str]:
     found = []
-    for directory in sorted(path for path in root.glob("bundles/*/") if path.suffix != ".partial"):
+    for directory in sorted(root.glob("bundles/[!.]*/")):
         try:
             if not (directory / "bundle.json").is_file():
                 raise IntegrityError(f"{directory}: bundle.json of this bundle is lost. Train again: it is made anew.")

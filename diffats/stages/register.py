@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffats import bundle, evaluation
+from diffats.digests import json_digest
+from diffats.disk import replace_text
 from diffats.errors import InputError, redact
 from diffats.stages import evaluate, generate, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
-from diffats.storage import replace_text
 
 if TYPE_CHECKING:
     from diffats.registry import Tracker
@@ -156,7 +156,7 @@ def model_tags(work: Workspace, model: bundle.Bundle) -> dict[str, str]:
         "diffats.data_digest": str(provenance["primitives_digest"]),
         "diffats.anchor": str(provenance["anchor_fingerprint"])[:16],
         "diffats.weights": train.weights_digest(model.directory),
-        _MODEL_TAG: hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+        _MODEL_TAG: json_digest(recipe),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -19,13 +18,14 @@ import xarray as xr
 
 from diffats import bundle
 from diffats.config import By, Data, given
+from diffats.digests import json_digest
+from diffats.disk import put_in_place, replace_text
 from diffats.errors import InputError
 from diffats.primitives import HARMONICS
 from diffats.report import ReportContent, render
 from diffats.sources import sides
 from diffats.stages import align, decompose, drift, evaluate, generate, register, select_anchor, train
 from diffats.stages.workspace import Hooks, StageResult, Workspace
-from diffats.storage import replace_text
 from diffats.store import STATUS, Version
 from diffats.toml import toml
 
@@ -36,7 +36,7 @@ SHARED_PICTURES = ("gallery", "forecast", "reconstruction")  # shown where the p
 
 def report_folder(work: Workspace, evaluated: str) -> Path:
     """The folder of the report on one evaluation under one recipe: the one that is there, or a new one with the day."""
-    key = hashlib.sha256(json.dumps([evaluated, train.recipe_fingerprint(work)]).encode()).hexdigest()[:8]
+    key = json_digest([evaluated, train.recipe_fingerprint(work)])[:8]
     there = sorted((work.root / REPORTS).glob(f"*-{key}"))
     return there[0] if there else work.root / REPORTS / f"{datetime.now(UTC):%Y%m%d}-{key}"
 
@@ -52,7 +52,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     folder, record = report_folder(work, evaluated), registered(work, model, evaluated)
     path, stamp = folder / PAGE, folder / "report.json"
     made_from = [evaluated, train.recipe_fingerprint(work), record, work.recipe.report.model_dump()]
-    identity = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    identity = json_digest(made_from)
     made = json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"] if stamp.is_file() else None
     if made == identity and path.is_file() and not hooks.restart:
         link(work, path)
@@ -81,7 +81,7 @@ def link(work: Workspace, page: Path) -> None:
         partial.symlink_to(target)
     except OSError:
         shutil.copyfile(page, partial)
-    os.replace(partial, stable)
+    put_in_place(partial, stable)
 
 
 def _keep_earlier(work: Workspace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from diffats import bundle, processes
 from diffats.config import NOT_LEARNED
+from diffats.digests import file_digest, json_digest
 from diffats.errors import IntegrityError, StoreNotFoundError
 from diffats.imposing import Imposing
 from diffats.primitives import transformed
@@ -248,7 +248,7 @@ def condition_examples(work: Workspace, primitives: Version) -> dict[str, Array]
 
 def recipe_fingerprint(work: Workspace) -> str:
     """Digest of the whole portable recipe."""
-    return hashlib.sha256(json.dumps(work.portable, sort_keys=True).encode()).hexdigest()
+    return json_digest(work.portable)
 
 
 def history(work: Workspace, identity: str) -> list[dict[str, float]]:
@@ -288,4 +288,4 @@ def result(work: Workspace, path: Path, identity: str, started: float, *, skippe
 
 def weights_digest(path: Path) -> str:
     """SHA-256 of the averaged weights."""
-    return hashlib.sha256((path / "weights.safetensors").read_bytes()).hexdigest()
+    return file_digest(path / "weights.safetensors")

@@ -280,7 +280,7 @@ def _models(work: Workspace) -> Reason:
 
 def _bundles(work: Workspace) -> Iterable[str]:
     """Digests of the primitives that the models under the root were trained on."""
-    for path in sorted(work.root.glob("bundles/*/bundle.json")):
+    for path in sorted(work.root.glob("bundles/[!.]*/bundle.json")):
         try:
             yield str(json.loads(path.read_text(encoding="utf-8"))["provenance"]["primitives_digest"])
         except (OSError, ValueError, KeyError) as error:

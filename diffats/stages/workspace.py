@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -15,11 +14,12 @@ import xarray as xr
 
 from diffats import sources
 from diffats.config import Data, Recipe, portable, portable_place
+from diffats.digests import json_digest
+from diffats.disk import replace_text
 from diffats.errors import InputError, SourceError, StoreNotFoundError
 from diffats.primitives import decomposed_modes
 from diffats.progress import waiting
 from diffats.sources.opening import absolute
-from diffats.storage import replace_text
 from diffats.store import Store, Version
 from diffats.store.location import absolute as absolute_place
 
@@ -105,8 +105,7 @@ def fingerprint(kind: str, config: Mapping[str, Any], *inputs: str) -> str:
     >>> fingerprint("anchor", {"strategy": "medoid"}, "abc") == fingerprint("anchor", {"strategy": "mean"}, "abc")
     False
     """
-    content = json.dumps([kind, ALGORITHMS[kind], config, inputs], sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return json_digest([kind, ALGORITHMS[kind], config, inputs], default=str)
 
 
 def shard_samples(recipe: Recipe, sizes: Mapping[str, int], itemsize: int, *, chunk: int = 1) -> int:

@@ -16,6 +16,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from diffats.digests import json_digest
 from diffats.errors import StoreError
 
 Array = npt.NDArray[Any]
@@ -101,7 +102,7 @@ class Record:
 
 def attributes_digest(attrs: Mapping[str, Any]) -> str:
     """SHA-256 of a group's attributes."""
-    return hashlib.sha256(json.dumps(dict(attrs), sort_keys=True).encode()).hexdigest()
+    return json_digest(dict(attrs))
 
 
 def plain(attrs: Mapping[str, Any] | None) -> dict[str, Any]:
