@@ -7,6 +7,7 @@ RECIPE := deployments/recipes/indian_pines.toml
 ROOT := runs/indian-pines
 FORECAST := runs/karman-small
 CLASSES := $(ROOT)
+DIGITS := runs/digits
 MINUTES := 30
 # On two cores, as the README says: the demo with its set-up, the demo alone, the tests.
 DEMO_MINUTES := 4
@@ -111,8 +112,8 @@ soak: $(STAMP)  ## preprocess, train and generate in a loop on growing data: mem
 gpu-check: $(STAMP)  ## what only a GPU can tell: equality with the CPU, speed, exact resume; under 8 minutes on one
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
-pictures: $(STAMP)  ## the README's pictures, from the reports of finished runs (options: FORECAST=runs/NAME CLASSES=runs/NAME)
-	$(BIN)/python -m benchmarks.pictures $(FORECAST)=forecast $(CLASSES)=classes
+pictures: $(STAMP)  ## the README's pictures, from the reports of finished runs (options: FORECAST=runs/NAME CLASSES=runs/NAME DIGITS=runs/NAME)
+	$(BIN)/python -m benchmarks.pictures $(FORECAST)=forecast $(CLASSES)=classes $(DIGITS)=digits
 
 mlflow-ui: $(STAMP)  ## the demo's runs and models, on http://127.0.0.1:5000
 	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db

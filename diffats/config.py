@@ -37,7 +37,9 @@ Metric = Literal[
     "energy_distance", "energy_distance_within", "sliced_wasserstein", "spectrum_error", "relative_l2", "crps"
 ]
 #: What ``diffats simulate`` makes: the modules of ``diffats.simulate`` (a test compares them).
-Problem = Literal["burgers_1d", "reaction_diffusion_1d", "burgers_2d", "karman", "moving_digits", "image_patches"]
+Problem = Literal[
+    "burgers_1d", "reaction_diffusion_1d", "burgers_2d", "karman", "moving_digits", "image_patches", "digits"
+]
 #: What ``data.transform`` may be: the names in ``diffats.primitives.preparing.TRANSFORMS`` (a test compares them).
 Transform = Literal["log", "log1p", "sqrt", "cbrt", "asinh"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)

@@ -314,7 +314,7 @@ def test_steps_that_are_done_are_not_told_again(tmp_path: Path) -> None:
     assert "\ntraining     all 4 steps are done (" in run("plan", recipe, "--pilot").stdout
     left = ("train.calibrate=true",)
     assert planned(recipe, "--pilot", overrides=left)["times"]["train_seconds"] > 0
-    assert " s a step); about 1 s to calibrate" in run("plan", recipe, "--pilot", overrides=left).stdout
+    assert re.search(r" s a step\); about \d+ s to calibrate", run("plan", recipe, "--pilot", overrides=left).stdout)
     other = planned(recipe, "--pilot", overrides=("model.width=32",))["times"]
     assert other["train_done"] == 0
     assert sorted((tmp_path / "root").rglob("*")) == before

@@ -601,3 +601,12 @@ def test_an_imposed_state_leaves_no_value_that_the_transform_excludes(tmp_path: 
     np.testing.assert_array_equal(sample["u"].isel(t=0), np.broadcast_to(given / 50, (20, 8)))
     assert float(sample["u"].min()) > 0
     model.encode(sample)
+
+
+def test_the_pilot_and_the_tolerance_mean_one_error_of_a_climatology_too(tmp_path: Path) -> None:
+    recipe = seasons(tmp_path, center={"by": "time.dayofyear"})
+    rows = pilot.pilot(Workspace(recipe), [0.5, 0.2, 0.1, 0.05]).rows
+    found = [(float(row["choice"].partition("<= ")[2]), row["anomaly_error"]) for row in rows if "<=" in row["choice"]]
+    assert found
+    assert all(error <= target for target, error in found)
+    assert max(error / target for target, error in found) > 0.5  # the season, most of what varies, is in both

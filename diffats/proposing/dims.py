@@ -82,6 +82,18 @@ def is_longitude(coordinate: xr.DataArray) -> bool:
     return str(coordinate.name).lower() in ("lon", "longitude") and units in ("", "degrees", "degree")
 
 
+def is_latitude(dataset: xr.Dataset, dim: str) -> bool:
+    """Whether a dim is a latitude, by its coordinate's units or standard name, or by its name.
+
+    >>> grid = xr.Dataset(coords={"y": ("y", [10.0, 20.0], {"units": "degrees_north"}), "lat": [1, 2], "x": [1, 2]})
+    >>> is_latitude(grid, "y"), is_latitude(grid, "lat"), is_latitude(grid, "x")
+    (True, True, False)
+    """
+    attrs = dataset[dim].attrs if dim in dataset.coords else {}
+    named = str(attrs.get("units", "")) in ("degrees_north", "degree_north", "degreesN", "degrees_N")
+    return named or attrs.get("standard_name") == "latitude" or dim.lower() in ("lat", "latitude", "rlat")
+
+
 def is_full_circle(dataset: xr.Dataset, dim: str) -> bool:
     """Whether a longitude goes around the earth in equal steps, so that its ends meet.
 
@@ -113,6 +125,17 @@ def hours_between(dataset: xr.Dataset, dim: str) -> float | None:
     if steps is None:
         return None
     return abs(float(np.median(steps / np.timedelta64(1, "s")))) / 3600
+
+
+def seasons(dataset: xr.Dataset, dim: str) -> float:
+    """How many years a time of steps of a month at most covers; 0 where it has no dates or longer steps.
+
+    >>> days = xr.Dataset(coords={"time": np.arange("2000-01-01", "2004-01-01", dtype="M8[D]"), "step": [0, 1]})
+    >>> round(seasons(days, "time"), 1), seasons(days, "step")
+    (4.0, 0.0)
+    """
+    hours = hours_between(dataset, dim)
+    return 0.0 if hours is None or hours > 31 * 24 else hours * dataset.sizes[dim] / (365.25 * 24)
 
 
 def step_in_words(hours: float | None) -> str:

@@ -17,7 +17,7 @@ from diffats.config import Recipe, parse_recipe
 from diffats.errors import InputError
 from diffats.primitives import Layout
 from diffats.proposing.conditions import Beside, find_beside
-from diffats.proposing.dims import meaning_of
+from diffats.proposing.dims import meaning_of, seasons
 from diffats.proposing.draft import Draft
 from diffats.proposing.fields import Fields, find_fields, listed_others
 from diffats.proposing.opened import Opened, open_unknown
@@ -34,6 +34,7 @@ _TOKENS, _PATCH_TOKENS = 16, 64  # of a core, and of one whose tokens are patche
 _EPOCHS, _EPOCHS_GIVEN = 100, 50  # passes over the training samples; and where fields are given, which teach more
 _STEPS = (300, 3000)
 _HIGH_ERROR = 0.3
+_YEARS = 2.0  # from which on a season can be told from a year
 _LOW_OVERLAP = 0.2  # below which a draft says so
 _SHORT_MODE = 4  # the network makes no tokens along a mode as short as this
 
@@ -176,11 +177,25 @@ def _put_data(draft: Draft, opened: Opened, fields: Fields, sampling: Sampling) 
     if opened.files > 1 and opened.along == grown and meaning_of(opened.dataset, grown) == "time":
         note = f"{opened.files} files along {grown}: when more come, only these are encoded"
         draft.put("data.grows", True, note)
+    _say_seasons(draft, opened.dataset, grown)
     if sampling.size:
         draft.put("data.windows.size", sampling.size)
         if sampling.stride:
             draft.put("data.windows.stride", sampling.stride)
         draft.note("data.windows", sampling.notes.get("windows", ""))
+
+
+def _say_seasons(draft: Draft, dataset: xr.Dataset, time: str | None) -> None:
+    """How the season can be taken out, and told to the model, where there are years of it."""
+    years = seasons(dataset, time) if time is not None else 0.0
+    if years < _YEARS or "center" in draft.get("data"):
+        return
+    phase = f"{time}.dayofyear"
+    draft.say(
+        "data",
+        f'There are {years:.1f} years. center = {{ by = "{phase}" }} subtracts the season instead of one mean, and '
+        f'condition.scalars = ["{phase}"] tells the model which it is.',
+    )
 
 
 def _put_beside(draft: Draft, beside: Beside, fields: Fields, sampling: Sampling) -> None:
@@ -259,7 +274,7 @@ def _choose_ranks(draft: Draft, seen: Seen) -> Layout | None:
     moments.add(seen.x, phases)
     scaling, training_mean = decompose.fitted_scaling(work, moments)
     fields = np.asarray(scaling.apply(seen.x, phases), dtype=seen.x.dtype)
-    anomalies = decompose.deviations(fields, scaling, training_mean)
+    anomalies = decompose.deviations(fields, phases, scaling, training_mean)
     fields, anomalies = (_shifted(each, seen.shift, work.samples.sizes) for each in (fields, anomalies))
     choice = choose(fields, anomalies, work.samples.sizes, keep=_kept(draft, work.samples.sizes))
     if choice is None:

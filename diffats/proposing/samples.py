@@ -13,7 +13,7 @@ import xarray as xr
 
 from diffats.config import Split
 from diffats.errors import SourceError
-from diffats.proposing.dims import Meaning, hours_between, meaning_of, step_in_words
+from diffats.proposing.dims import Meaning, hours_between, meaning_of, seasons, step_in_words
 from diffats.sources import splits
 from diffats.sources.cuts import Grid
 from diffats.sources.sides import FEW_TEST_SAMPLES
@@ -29,9 +29,11 @@ _BY_STEP = {  # hours: window lengths that are whole days, weeks, years
 }
 _SHORTEST, _LEAST_PATCH = 4, 16  # windows; and edges of patches as long as there are other choices
 _GOOD_RUNS, _MOST_TEST_RUNS = 12, 0.3  # held out, so that intervals tell; and the share where there are few
+_FEW_YEARS = 1.5  # which have no seasons to speak of
 _FEW_RUNS = 5  # below which none of them is held out whole
 _COUNTED = 10**6  # windows above which their test share is not counted
 _BLOCKS = 20  # blocks along a series that is cut into windows
+_BLOCKS_OF_YEARS = 60  # and along one that has seasons, so that the test blocks lie in all of them
 _PICTURES = 30  # samples without a time from which on they stay whole, even if few are held out
 _MANY_NUMBERS = 2**22  # of a sample, above which windows are cut though there are samples enough
 
@@ -91,17 +93,17 @@ def choose_samples(
     if given.get("windows", {}).get("size"):
         size, stride = dict(given["windows"]["size"]), dict(given["windows"].get("stride", {}))
         whole = Sampling(modes, sample_dim, size, stride, notes=notes)
-        return _with_split(whole, sizes)
+        return _with_split(whole, sizes, dataset)
     numbers = beside * math.prod(sizes[mode] for mode in modes)
     whole = Sampling(modes, sample_dim, notes=notes)
     enough = n * _MOST_TEST >= FEW_TEST_SAMPLES or (n >= _PICTURES and "time" not in [meanings[mode] for mode in modes])
     if sample_dim and enough and numbers <= _MANY_NUMBERS:
-        return _with_split(whole, sizes)
+        return _with_split(whole, sizes, dataset)
     found = _cut(whole, dataset, sizes, meanings)
     if found is not None:
         return found
     if sample_dim and n >= 3:
-        return _with_split(whole, sizes)
+        return _with_split(whole, sizes, dataset)
     shown = ", ".join(f"{dim} {size}" for dim, size in sizes.items())
     raise SourceError(
         f"no dim of the fields ({shown}) has the 3 entries that samples need at least, and none is long enough to cut "
@@ -142,7 +144,7 @@ def _cut(
     """Windows along time, else along the two longest dims of space: the first choice with enough test samples."""
     best: tuple[float, Sampling] | None = None
     for size, stride in _candidates(whole, dataset, sizes, meanings):
-        made = _with_split(Sampling(whole.modes, whole.sample_dim, size, stride, notes=whole.notes), sizes)
+        made = _with_split(Sampling(whole.modes, whole.sample_dim, size, stride, notes=whole.notes), sizes, dataset)
         train, test = count(made, sizes)
         worth = min(test, train / 3)  # test samples, as far as there are three times as many to train on
         if best is None or worth > best[0]:
@@ -203,11 +205,14 @@ def _lengths(dataset: xr.Dataset, dim: str) -> tuple[int, ...]:
 # --- the split ----------------------------------------------------------------------------------------------------
 
 
-def _with_split(made: Sampling, sizes: Mapping[str, int]) -> Sampling:
+def _with_split(made: Sampling, sizes: Mapping[str, int], dataset: xr.Dataset) -> Sampling:
     """Hold out blocks of a series, whole runs of an ensemble, or samples."""
     entries = 0 if made.sample_dim is None else sizes[made.sample_dim]
     if made.size and entries < _FEW_RUNS:
-        blocks = {dim: _block(n, made.stride.get(dim, n), sizes[dim], len(made.size)) for dim, n in made.size.items()}
+        blocks = {}
+        for dim, n in made.size.items():
+            many = _BLOCKS if seasons(dataset, dim) < _FEW_YEARS else _BLOCKS_OF_YEARS
+            blocks[dim] = _block(n, made.stride.get(dim, n), sizes[dim], len(made.size), many)
         shown, where = " x ".join(map(str, blocks.values())), " and ".join(blocks)
         why = f"whole blocks of {shown} points along {where} are held out; no window is in both parts"
         split: dict[str, Any] = {"by": "block", "test": _MOST_TEST, "block": blocks}
@@ -229,9 +234,9 @@ def _share_of_runs(runs: int) -> float:
     return _MOST_TEST if runs * _MOST_TEST >= _GOOD_RUNS else _MOST_TEST_RUNS
 
 
-def _block(size: int, stride: int, length: int, dims: int) -> int:
-    """A block of some windows, of which there are about twenty along a series, so that few windows lie across two."""
-    many = _BLOCKS if 2 * stride >= size else _BLOCKS // 2  # windows that overlap more lie across two blocks more often
+def _block(size: int, stride: int, length: int, dims: int, many: int) -> int:
+    """A block of some windows, of which there are about so many along a series that few windows lie across two."""
+    many = many if 2 * stride >= size else many // 2  # windows that overlap more lie across two blocks more often
     wanted = length / (many if dims == 1 else max(2, round(math.sqrt(many))))
     return max(2 * size, stride * round(wanted / stride))
 

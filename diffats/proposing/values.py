@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from diffats.errors import SourceError
-from diffats.proposing.dims import is_full_circle, meaning_of
+from diffats.proposing.dims import is_full_circle, is_latitude, meaning_of
 from diffats.stages import decompose
 from diffats.store import STATUS
 
@@ -107,6 +107,8 @@ def look_at(
     for axis, mode in enumerate(sizes):
         circle = is_full_circle(dataset, mode)
         if mode in windowed or mode in fixed or meaning_of(dataset, mode) not in ("space", "longitude"):
+            continue
+        if is_latitude(dataset, mode):  # whose ends are far apart, whatever they hold
             continue
         alike = is_alike(mean, variance, axis, chance=_CHANCE / len(z))
         if alike and (circle or wraps(z, axis + 1)):

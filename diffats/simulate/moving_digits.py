@@ -23,13 +23,15 @@ VERSION = 1
 DIMS = ("time", "y", "x")
 MOST_TOGETHER = 64
 IN_PROCESSES = False
+REFERENCE = "Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, doi:10.24432/C50P49"
+LICENSE = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"
 _SIZE = 28 / 64  # of a digit, and its path in one frame, in sides of the square (as in Moving MNIST)
 _SPEED = (2 / 64, 5 / 64)
 
 
 def solver() -> str:
     """Where the digits come from."""
-    return f"diffats.simulate.moving_digits {VERSION}, with the digits of scikit-learn {version('scikit-learn')}"
+    return f"diffats.simulate.moving_digits {VERSION}, with {source_of_digits()}"
 
 
 def describe(settings: Simulate) -> xr.Dataset:
@@ -37,7 +39,7 @@ def describe(settings: Simulate) -> xr.Dataset:
     frames, n = _sizes(settings)
     if settings.held_out:
         raise RecipeError('simulate.held_out: problem "moving_digits" holds out digits; set simulate.test instead.')
-    labels, stream = _digits()[1], drawing.parameter_stream(settings)
+    labels, stream = original_digits()[1], drawing.parameter_stream(settings)
     order = stream.permutation(len(labels))
     tests = drawing.share_of(len(labels), settings.test)
     side = np.zeros(settings.count, dtype=np.int8)
@@ -65,9 +67,8 @@ def describe(settings: Simulate) -> xr.Dataset:
         },
         attrs={
             "title": "Moving handwritten digits, two at a time",
-            "references": "Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, doi:10.24432/C50P49; "
-            "Srivastava, Mansimov and Salakhutdinov (2015), arXiv:1502.04681",
-            "license": "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/ (the digits)",
+            "references": f"{REFERENCE}; Srivastava, Mansimov and Salakhutdinov (2015), arXiv:1502.04681",
+            "license": f"{LICENSE} (the digits)",
         },
     )
 
@@ -103,8 +104,13 @@ def path(stream: np.random.Generator, frames: int, room: int, *, speed: float) -
     return corners
 
 
+def source_of_digits() -> str:
+    """The package that has the digits, and its release."""
+    return f"the digits of scikit-learn {version('scikit-learn')}"
+
+
 @functools.cache
-def _digits() -> tuple[Array, Array]:
+def original_digits() -> tuple[Array, Array]:
     """Pictures ``(1797, 8, 8)`` in 0 to 1, and classes."""
     require("reading the digits", "simulate")
     from sklearn.datasets import load_digits  # scikit-learn takes a second
@@ -117,7 +123,7 @@ def _digits() -> tuple[Array, Array]:
 def _enlarged(size: int) -> Array:
     from scipy import ndimage
 
-    pictures = _digits()[0]
+    pictures = original_digits()[0]
     factor = size / pictures.shape[1]
     return np.asarray(ndimage.zoom(pictures, (1, factor, factor), order=1), dtype=np.float32)
 

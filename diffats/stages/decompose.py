@@ -663,15 +663,27 @@ def pilot_fields(work: Workspace, scaling: str) -> tuple[Array, Array]:
             f"{work.recipe.data.source}: none of {len(x)} training samples chosen to find ranks is usable. Mend the "
             "source, or give decompose.ranks instead of a tolerance."
         )
-    prepared = np.asarray(fields.apply(x[good], None if phases is None else phases[good]), dtype=x.dtype)
-    return prepared, deviations(prepared, fields, training_mean)
+    phases = None if phases is None else phases[good]
+    prepared = np.asarray(fields.apply(x[good], phases), dtype=x.dtype)
+    return prepared, deviations(prepared, phases, fields, training_mean)
 
 
-def deviations(prepared: Array, scaling: FieldScaling, training_mean: Array) -> Array:
-    """Of centred and scaled fields from the training mean; from their own where that of the raw ones says nothing."""
-    if scaling.transforms or scaling.climatology is not None:
+def deviations(prepared: Array, phases: Array | None, scaling: FieldScaling, training_mean: Array) -> Array:
+    """Of centred and scaled fields from the training mean, season included; from their own where they are transformed.
+
+    Parameters
+    ----------
+    prepared
+        ``(k, *sizes)``.
+    phases
+        Of their times, where a climatology was subtracted from them.
+    training_mean
+        ``sizes``, in physical units.
+    """
+    if scaling.transforms:  # of which the mean of raw fields says nothing
         return np.asarray(prepared - prepared.mean(axis=0))
-    return np.asarray(prepared - np.asarray(scaling.apply(training_mean[None])))
+    mean = np.broadcast_to(training_mean, (1 if phases is None else len(phases), *training_mean.shape))
+    return np.asarray(prepared - np.asarray(scaling.apply(mean, phases)))
 
 
 def found_layout(work: Workspace, scaling: str) -> Layout:

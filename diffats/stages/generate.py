@@ -144,7 +144,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
     if not there or work.recipe.generate.max_extrapolation is not None:
         check_ranges(work, model, chosen)
     if version is not None and there:
-        return result(work, version, started, skipped=True)
+        return result(work, model, version, started, skipped=True)
     if version is None:
         version = work.generated.begin(
             "samples",
@@ -164,7 +164,7 @@ def run(work: Workspace, hooks: Hooks) -> StageResult:
         commit_every=1,
         progress=lambda done, failed: hooks.progress(done, count, failed),
     )
-    return result(work, work.keep(version.finish()), started)
+    return result(work, model, work.keep(version.finish()), started)
 
 
 def source_text(model: bundle.Bundle) -> dict[str, str]:
@@ -209,13 +209,14 @@ def shard_arrays(model: bundle.Bundle, work: Workspace, indices: Array, chosen: 
     return out
 
 
-def result(work: Workspace, version: Version, started: float, *, skipped: bool = False) -> StageResult:
+def result(
+    work: Workspace, model: bundle.Bundle, version: Version, started: float, *, skipped: bool = False
+) -> StageResult:
     """What the tracker and the summary show of the generated samples."""
     dataset = version.dataset()
     status = dataset["status"].values
     good = status == STATUS["ok"]
-    means = {str(n): dataset[n].values[good].mean() for n in dataset.data_vars if str(n).startswith("defect_")}
-    defects = {name: float(mean) for name, mean in means.items()} if good.any() else {}
+    defects = {f"defect_{name}": value for name, value in defect_facts(model, dataset).items()} if good.any() else {}
     text = ", ".join(f"{name.removeprefix('defect_factor_')} {value:.3f}" for name, value in defects.items())
     if not skipped and not good.all():
         log.warning(
@@ -239,6 +240,16 @@ def result(work: Workspace, version: Version, started: float, *, skipped: bool =
         facts={"digest": version.digest},
         summary=f"{len(status)} samples in {settings.steps} {settings.sampler} steps; orthonormality defect: {text}",
     )
+
+
+def defect_facts(model: bundle.Bundle, generated: xr.Dataset) -> dict[str, float]:
+    """Median orthonormality defect of each generated factor, over the root of its rank: that of a factor of zeros."""
+    good = generated["status"].values == STATUS["ok"]
+    factors = [stream for stream in model.layout.streams if f"defect_{stream.name}" in generated]
+    return {
+        stream.name: float(np.median(generated[f"defect_{stream.name}"].values[good])) / stream.shape[-1] ** 0.5
+        for stream in factors
+    }
 
 
 def truth_indices(work: Workspace, count: int, split: str) -> Array:

@@ -136,7 +136,7 @@ class _Look:
         moments.add(x, phases)
         scaling, training_mean = decompose_stage.fitted_scaling(work, moments)
         fields = np.asarray(scaling.apply(x, phases), dtype=x.dtype)
-        anomalies = decompose_stage.deviations(fields, scaling, training_mean)
+        anomalies = decompose_stage.deviations(fields, phases, scaling, training_mean)
         return cls(x, phases, fields, anomalies, scaling, training_mean, work.recipe.anchor.strategy)
 
     def layout(self, work: Workspace) -> Layout:

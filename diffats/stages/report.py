@@ -185,7 +185,7 @@ def gather(
             "guidance": settings.guidance,
             "initial_slice": model.imposing_described if work.recipe.imposes else "",
             "seed": work.recipe.seed,
-            "orthonormality_defect": defect_facts(model, generated.dataset()),
+            "orthonormality_defect": generate.defect_facts(model, generated.dataset()),
         },
         metrics=metrics,
         deciding=work.recipe.deciding_metric,
@@ -284,16 +284,6 @@ def training_facts(work: Workspace, model: bundle.Bundle, history: list[dict[str
         return facts
     best, step = min(scored)
     return facts | {"heldout_loss": scored[-1][0], "best_heldout_loss": best, "best_step": step}
-
-
-def defect_facts(model: bundle.Bundle, generated: xr.Dataset) -> dict[str, float]:
-    """Median orthonormality defect of each generated factor, over the root of its rank: that of a factor of zeros."""
-    good = generated["status"].values == STATUS["ok"]
-    factors = [stream for stream in model.layout.streams if f"defect_{stream.name}" in generated]
-    return {
-        stream.name: float(np.median(generated[f"defect_{stream.name}"].values[good])) / stream.shape[-1] ** 0.5
-        for stream in factors
-    }
 
 
 def provenance(
