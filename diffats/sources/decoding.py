@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,12 @@ def open_xarray(target: Any, **options: Any) -> xr.Dataset:
     # cache=False: what is read is not kept; decode_coords="all": bounds and grid mappings are coordinates, not fields;
     # decode_timedelta=False: a field in units of "days" stays a number
     settings = {"chunks": None, "cache": False, "decode_coords": "all", "decode_timedelta": False, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnicodeWarning)  # with_valid_text says of all of it how it is read
+        return _open_xarray(target, settings)
+
+
+def _open_xarray(target: Any, settings: Mapping[str, Any]) -> xr.Dataset:
     try:
         return xr.open_dataset(target, **settings)
     except ValueError as error:

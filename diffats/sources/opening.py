@@ -286,7 +286,20 @@ def _open_group(engine: str, target: Any, path: str, data: Data, group: str | No
         return open_xarray(target, engine=None if engine == _GUESSED else engine, **options)
     options["phony_dims"] = "access"  # what the dims of arrays are called that name none
     opens = partial(open_xarray, target, engine=engine, **options)
-    return open_readable(opens, partial(ReadableHDF5.open, target, **options), path, data)
+    dataset = open_readable(opens, partial(ReadableHDF5.open, target, **options), path, data)
+    _check_phony(dataset, path)
+    return dataset
+
+
+def _check_phony(dataset: xr.Dataset, path: str) -> None:
+    """Refuse what h5netcdf takes for a coordinate of an unnamed dim, where some array of a NetCDF-4 file has those."""
+    for name in set(dataset.variables).intersection(dataset.sizes):
+        if any(str(dim).startswith("phony_dim_") for dim in dataset[name].dims):
+            raise SourceError(
+                f'data.source "{path}": coordinate "{name}" cannot be told from arrays beside it that name no dims. '
+                "Attach dimension scales to them, or run pip install 'diffats[netcdf4]' and set "
+                'data.engine = "netcdf4".'
+            )
 
 
 def _open_groups(opens: Callable[[str | None], xr.Dataset], data: Data) -> xr.Dataset:

@@ -84,9 +84,13 @@ def check_hdf5(file: str | IO[bytes], where: str) -> None:
         Which names the data set.
     """
     with h5py.File(file, "r") as opened:
-        others = [
-            (name, other) for name, other in _other_files(opened, set()) if other != "."
-        ]  # "." is the file itself
+        try:
+            others = [(name, other) for name, other in _other_files(opened, set()) if other != "."]  # the file itself
+        except UnicodeDecodeError as error:  # h5py hands on text that is not UTF-8, but no names
+            raise SourceError(
+                f'data.source "{where}": the name {error.object!r} in it is not UTF-8. Rename it, for example with '
+                "h5copy, or write the data anew."
+            ) from error
     if others:
         name, other = others[0]
         raise SourceError(
