@@ -15,7 +15,9 @@ import pytest
 import scipy.io
 import xarray as xr
 import zarr
+from tiny_runs import MODEL, run, small_recipe, waves
 
+import diffats
 from diffats.config import Data
 from diffats.errors import SourceError
 from diffats.sources import Samples, decoded_dataset, open_samples, template_from_json, template_to_json
@@ -38,6 +40,7 @@ def generated(samples: Samples) -> xr.Dataset:
 
 def written(dataset: xr.Dataset, folder: Path) -> None:
     """Every engine writes it, and what it says is there again."""
+    folder.mkdir(exist_ok=True)
     for engine in ENGINES:
         dataset.to_netcdf(folder / f"{engine}.out", engine=engine)
         with xr.open_dataset(folder / f"{engine}.out", engine=engine, decode_timedelta=False) as back:
@@ -262,3 +265,34 @@ def test_what_is_said_of_many_attributes_is_short(tmp_path: Path, caplog: pytest
         open_samples(data(tmp_path / "a.nc"))
     (said,) = caplog.messages
     assert said.endswith("and 12 more.")
+
+
+def test_what_a_model_and_the_stores_give_can_be_written(tmp_path: Path) -> None:
+    """Latin-1 in a group whose coordinates are its parent's, through to what a user saves."""
+    path = tmp_path / "a.nc"
+    with netCDF4.Dataset(path, "w") as root:
+        for dim, size in (("run", 24), ("y", 6), ("x", 8)):
+            root.createDimension(dim, size)
+        root.createVariable("x", "f8", ("x",))[:] = np.arange(8)
+        group = root.createGroup("model")
+        group.createVariable("u", "f4", DIMS)[:] = waves(24, 6, 8)
+        group.createVariable("kind", str, ("run",))[:] = np.array(["müd", "wach"] * 12, object)
+    with h5py.File(path, "a") as file:
+        latin1_units = np.bytes_("°C".encode("latin1"))
+        file["model/u"].attrs["units"] = file["x"].attrs["units"] = latin1_units
+        file["model"].attrs["title"] = np.bytes_("Köln".encode("latin1"))
+    section = data(path, group="model", condition={"labels": "kind"}).model_dump(mode="json")
+    recipe = small_recipe(tmp_path / "root", section, decompose={"ranks": {"y": 3, "x": 3}})
+    run(recipe, MODEL)
+    model = diffats.load(recipe.root)
+    fields = model.sample(2, seed=0)
+    assert fields["u"].attrs["units"] == fields["x"].attrs["units"] == "°C"
+    assert fields.attrs["title"] == "Köln"
+    assert set(fields["condition_label"].values) <= {"müd", "wach"}
+    samples = diffats.open_version(recipe.location, "samples").drop_encoding()  # which is of Zarr version 3
+    for number, each in enumerate([fields, model.encode(fields), samples]):
+        written(each, tmp_path / str(number))
+    for name in ("scaling", "tucker", "anchor", "primitives", "normalisation"):
+        stored = diffats.open_version(recipe.location, name)
+        for engine in ENGINES[:2]:  # the stores' digests are bytes, which NetCDF-3 has no type for
+            stored.to_netcdf(tmp_path / f"{name}.{engine}", engine=engine)
