@@ -385,7 +385,10 @@ class Kind:
 
 def _is_hdf5_further_on(place: Place) -> bool:
     """Whether an HDF5 file begins with something else, as those of MATLAB do."""
-    return not place.is_folder and "://" not in place.path and h5py.is_hdf5(place.path)
+    if place.is_folder or "://" in place.path:
+        return False
+    with Path(place.path).open("rb") as file:  # the library says yes of what it has open, whatever it is now
+        return any(file.seek(offset) and file.read(8) == b"\x89HDF\r\n\x1a\n" for offset in (512, 1024, 2048, 4096))
 
 
 _GUESSED = "netcdf"
