@@ -309,7 +309,8 @@ def _open_groups(opens: Callable[[str | None], xr.Dataset], data: Data) -> xr.Da
 
 
 def _open_netcdf4(path: str, data: Data) -> xr.Dataset:
-    require(f"data.source {path}, which is NetCDF in CDF-5 or opened with that engine,", "netcdf4")
+    what = 'data.engine = "netcdf4"' if data.engine else f"data.source {path}, which is NetCDF in CDF-5,"
+    require(what, "netcdf4")
     return _open_with("netcdf4", path, data)
 
 
