@@ -230,7 +230,9 @@ class Data(Section):
     )
     modes: list[Name] = Field(description="the sample's dims, in tensor order", min_length=1)
     sample_dim: str | None = Field(None, description="an existing dim of samples; none where windows cut them")
-    group: str | None = Field(None, description="group inside a NetCDF, Zarr or Icechunk source")
+    group: str | None = Field(
+        None, description="group inside a NetCDF, Zarr or Icechunk source; keys of GRIB, such as typeOfLevel=surface"
+    )
     engine: str | None = Field(None, description="xarray engine; guessed from the source where left out")
     concat_dim: str | None = Field(
         None, description="dim along which a glob's files are joined; by coordinates if none"

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from diffats.attributes import valid_attrs
 from diffats.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -22,7 +23,7 @@ def check_units(array: xr.DataArray, expected: object, *, what: str) -> None:
     ...
     diffats.errors.InputError: variable "t" is in "degC", the model is of "K". Convert it first.
     """
-    units = array.attrs.get("units")
+    units = valid_attrs(array.attrs).get("units")  # the model's were made valid when its source was opened
     if None not in (units, expected) and units != expected:
         raise InputError(f'{what} is in "{units}", the model is of "{expected}". Convert it first.')
 

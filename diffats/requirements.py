@@ -15,6 +15,8 @@ MODULES = {
     "track": ("mlflow", "sqlalchemy"),
     "flows": ("prefect", "fastapi", "uvicorn", "httpx"),
     "simulate": ("exponax", "sklearn"),
+    "grib": ("cfgrib", "eccodes"),
+    "netcdf4": ("netCDF4",),
 }
 _PACKAGES = {"ot": "POT", "sklearn": "scikit-learn"}  # where the names differ
 
@@ -37,7 +39,7 @@ def require(purpose: str, *extras: str) -> None:
     purpose
         What needs them, as the message's first words.
     extras
-        Of ``pyproject.toml``: "train", "track", "flows", "simulate".
+        Of ``pyproject.toml``, as in `MODULES`.
 
     Raises
     ------

@@ -396,3 +396,9 @@ def test_a_bundle_of_before_imposes_the_slice_alone(model: Bundle, source: xr.Da
 def test_shares_that_do_not_fit_are_refused(model: Bundle, tmp_path: Path, measured: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match=r"[Tt]rain again"):
         bundle.load(edited(model, tmp_path / "bundle", imposing=measured))
+
+
+def test_a_unit_that_a_library_could_not_decode_is_the_model_s() -> None:
+    state = xr.DataArray(np.zeros((3, 4)), dims=("y", "x"), attrs={"units": "\udcb0C"})  # Latin-1, as h5py hands it on
+    expected = Expected("initial", {"y": 3, "x": 4}, {"u": "°C"}, xr.Dataset(), gone="time")
+    assert as_array(state, expected, 2).shape == (3, 4)

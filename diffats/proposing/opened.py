@@ -173,4 +173,4 @@ def kinds_of_sources() -> list[dict[str, str]]:
     made = [{"kind": kind.name, "about": kind.about, "example": kind.example} for kind in opening.KINDS if kind.about]
     made += [{"kind": "builtin", "about": "data that need no download", "example": f"builtin:{n}"} for n in BUILTINS]
     other = {"kind": "xarray", "about": "what another engine of xarray opens"}
-    return [*made, {**other, "example": "model.grib --set data.engine=cfgrib"}]
+    return [*made, {**other, "example": "image.tif --set data.engine=rasterio"}]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from diffats.attributes import valid_text
 from diffats.config import Data
 from diffats.errors import SourceError
 from diffats.sources.cuts import Cuts
@@ -125,8 +126,8 @@ def _plain(values: Array) -> tuple[Array, Any]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
+    if isinstance(value, str | bytes):
+        return valid_text(value)
     return "" if value is None or value != value else str(value)
 
 

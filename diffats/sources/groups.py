@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -10,6 +12,7 @@ import zarr
 
 from diffats.config import Data
 from diffats.sources import opening
+from diffats.sources.safety import zarr_members
 
 _MANY = 1000  # members that are looked at
 
@@ -45,5 +48,14 @@ def _arrays(path: str, kind: str, data: Data) -> list[tuple[str, int]]:
         return []
     store: Any = path if kind == "zarr" else opening.read_icechunk(path).store
     options: dict[str, Any] = {"storage_options": data.storage_options} if kind == "zarr" and "://" in path else {}
-    members = zip(range(_MANY), zarr.open_group(store, mode="r", **options).members(max_depth=None), strict=False)
-    return [(name, getattr(member, "ndim", 0)) for _, (name, member) in members]
+    members = itertools.islice(_members(zarr.open_group(store, mode="r", **options)), _MANY)
+    return [(name, getattr(member, "ndim", 0)) for name, member in members]
+
+
+def _members(group: zarr.Group, above: str = "") -> Iterator[tuple[str, Any]]:
+    """What can be read in a group and in those below it, by path."""
+    members, _ = zarr_members(group)
+    for name, member in members.items():
+        yield above + name, member
+        if isinstance(member, zarr.Group):
+            yield from _members(member, f"{above}{name}/")

@@ -21,15 +21,23 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from diffats.attributes import text_values
 from diffats.config import Data
-from diffats.errors import SourceError, StoreError
+from diffats.errors import InputError, SourceError, StoreError
 from diffats.icechunk_releases import holds_repository, quiet_icechunk
+from diffats.requirements import require
 from diffats.sources.arrays import open_arrays
 from diffats.sources.builtin import open_builtin
+from diffats.sources.decoding import ReadableHDF5, ReadableZarr, open_readable, open_xarray
+from diffats.sources.formats import foreign
+from diffats.sources.grib import ENDINGS, open_grib
 from diffats.sources.images import holds_images, is_image, open_images
 from diffats.sources.joining import join
+from diffats.sources.matches import beside_data, check_links, listed
 from diffats.sources.naming import unknown_name
+from diffats.sources.parents import with_parents
 from diffats.sources.safety import check_hdf5, check_url, check_zarr, without_odd_names
+from diffats.sources.text import with_lost_text, with_valid_text
 from diffats.sources.unreadable import reason, unreadable
 from diffats.storage import SCHEMES, check_endpoint, explain, object_storage
 
@@ -50,8 +58,10 @@ def open_source(data: Data) -> xr.Dataset:
     if data.source.startswith("builtin:"):
         return open_builtin(data.source.removeprefix("builtin:"))
     check_url(data.source, data.engine)
-    paths = locate(data)
-    datasets = [without_odd_names(_open_one(path, data)) for path in paths]
+    paths, passed = _found(data)
+    if passed:
+        logger.warning("data.source: what other programs wrote beside the data is passed over: %s.", listed(passed))
+    datasets = [without_odd_names(each) for each in with_valid_text(_open_one(path, data) for path in paths)]
     if len(datasets) == 1:
         return datasets[0]
     return join(datasets, paths, dim=data.concat_dim, sample_dim=data.sample_dim)
@@ -71,18 +81,33 @@ def locate(data: Data) -> list[str]:
     SourceError
         Where there is none.
     """
+    return _found(data)[0]
+
+
+def _found(data: Data) -> tuple[list[str], list[str]]:
+    """The paths and URLs of the data, and what else a pattern matches."""
     source = absolute(data.source)
+    if not _is_glob(source) or ("://" not in source and _exists(source)):
+        return [_existing(source, data)], []
     if "://" in source:
-        return _locate_url(source, data)
-    if _is_glob(source) and not _exists(source):
+        found = _locate_url(source, data)
+    else:
         _check_listable(source)
         found = sorted(glob.glob(source, recursive=True))
         if not found:
             raise SourceError(f'data.source "{source}" matches no file. Check the pattern.')
-        return found
+        check_links(source, found)
+    passed = beside_data(found)
+    return [path for path in found if path not in set(passed)], passed
+
+
+def _existing(source: str, data: Data) -> str:
+    if "://" in source:
+        return _locate_url(source, data)[0]
     if not _exists(source):
+        check_links(source, [source])
         raise _missing(source)
-    return [source]
+    return source
 
 
 def _check_listable(pattern: str) -> None:
@@ -157,14 +182,26 @@ def _open_one(path: str, data: Data) -> xr.Dataset:
     try:
         name = data.engine or recognise(path, data)
         return next((kind.opens for kind in KINDS if kind.name == name), partial(_open_with, name))(path, data)
-    except SourceError:
+    except InputError:
         raise
     except unreadable() as error:
+        what = None if name == "numpy" else _foreign(path, data)
+        if what is not None:
+            raise SourceError(f'data.source "{path}" cannot be read as {name}: {what}') from error
         group = f', group "{data.group}",' if data.group else ""
         raise SourceError(
             f'data.source "{path}"{group} cannot be read as {name}: {reason(error)}. '
             "Check the file and data.group, or set data.engine."
         ) from error
+
+
+def _foreign(path: str, data: Data) -> str | None:
+    """What a file is that could not be opened, where its first bytes tell."""
+    try:
+        place = Place.look(path, data)
+    except unreadable():
+        return None
+    return None if place.is_folder else foreign(place.magic)
 
 
 def recognise(path: str, data: Data) -> str:
@@ -236,21 +273,60 @@ def _storage(path: str) -> icechunk.Storage:
 def _open_with(engine: str, path: str, data: Data) -> xr.Dataset:
     """Open with an engine of xarray."""
     target: Any = path
-    options: dict[str, Any] = {"group": data.group} if data.group else {}
     if "://" in path and engine in ("h5netcdf", "scipy"):
         target = fsspec.open(path, "rb", **data.storage_options).open()
     if engine == "h5netcdf" or (os.path.isfile(path) and h5py.is_hdf5(path)):
         check_hdf5(target, path)
-    return _open_xarray(target, engine=None if engine == _GUESSED else engine, **options)
+    return with_lost_text(_open_groups(partial(_open_group, engine, target, path, data), data), engine, path, data)
+
+
+def _open_group(engine: str, target: Any, path: str, data: Data, group: str | None) -> xr.Dataset:
+    options: dict[str, Any] = {"group": group} if group else {}
+    if engine != "h5netcdf":
+        return open_xarray(target, engine=None if engine == _GUESSED else engine, **options)
+    options["phony_dims"] = "access"  # what the dims of arrays are called that name none
+    opens = partial(open_xarray, target, engine=engine, **options)
+    dataset = open_readable(opens, partial(ReadableHDF5.open, target, **options), path, data)
+    _check_phony(dataset, path)
+    return dataset
+
+
+def _check_phony(dataset: xr.Dataset, path: str) -> None:
+    """Refuse what h5netcdf takes for a coordinate of an unnamed dim, where some array of a NetCDF-4 file has those."""
+    for name in set(dataset.variables).intersection(dataset.sizes):
+        if any(str(dim).startswith("phony_dim_") for dim in dataset[name].dims):
+            raise SourceError(
+                f'data.source "{path}": coordinate "{name}" cannot be told from arrays beside it that name no dims. '
+                "Attach dimension scales to them, or run pip install 'diffats[netcdf4]' and set "
+                'data.engine = "netcdf4".'
+            )
+
+
+def _open_groups(opens: Callable[[str | None], xr.Dataset], data: Data) -> xr.Dataset:
+    """The group that the recipe names, with the coordinates of those above it."""
+    dataset = opens(data.group)
+    return with_parents(dataset, data.group, opens) if data.group else dataset
+
+
+def _open_netcdf4(path: str, data: Data) -> xr.Dataset:
+    what = 'data.engine = "netcdf4"' if data.engine else f"data.source {path}, which is NetCDF in CDF-5,"
+    require(what, "netcdf4")
+    return _open_with("netcdf4", path, data)
 
 
 def _open_zarr(path: str, data: Data) -> xr.Dataset:
     options: dict[str, Any] = {"storage_options": data.storage_options or None} if "://" in path else {}
-    root = zarr.open_group(path, mode="r", path=data.group or "", **options)
-    check_zarr(root, path)
-    # consolidated is passed explicitly: otherwise a store without it is probed for, and warned about
-    consolidated = root.metadata.consolidated_metadata is not None
-    return _open_xarray(path, engine="zarr", group=data.group, consolidated=consolidated, **options)
+
+    def opens(group: str | None) -> xr.Dataset:
+        root = zarr.open_group(path, mode="r", path=group or "", **options)
+        check_zarr(root, path)
+        # consolidated is passed explicitly: otherwise a store without it is probed for, and warned about
+        consolidated = root.metadata.consolidated_metadata is not None
+        how: dict[str, Any] = {"group": group, "consolidated": consolidated, **options}
+        store = partial(ReadableZarr.open_group, path, mode="r", cache_members=False, **how)
+        return open_readable(partial(open_xarray, path, engine="zarr", **how), store, path, data)
+
+    return _open_groups(opens, data)
 
 
 def is_zarr_folder(path: Path) -> bool:
@@ -276,38 +352,15 @@ def read_icechunk(path: str) -> icechunk.Session:
 
 def _open_icechunk(path: str, data: Data) -> xr.Dataset:
     session = read_icechunk(path)
-    dataset = _open_xarray(session.store, engine="zarr", group=data.group, consolidated=False)
+
+    def opens(group: str | None) -> xr.Dataset:
+        how: dict[str, Any] = {"group": group, "consolidated": False}
+        store = partial(ReadableZarr.open_group, session.store, mode="r", cache_members=False, **how)
+        return open_readable(partial(open_xarray, session.store, engine="zarr", **how), store, path, data)
+
+    dataset = _open_groups(opens, data)
     dataset.encoding["snapshot"] = session.snapshot_id
     return dataset
-
-
-def _open_xarray(target: Any, **options: Any) -> xr.Dataset:
-    # cache=False: what is read is not kept; decode_coords="all": bounds and grid mappings are coordinates, not fields;
-    # decode_timedelta=False: a field in units of "days" stays a number
-    settings = {"chunks": None, "cache": False, "decode_coords": "all", "decode_timedelta": False, **options}
-    try:
-        return xr.open_dataset(target, **settings)
-    except ValueError as error:
-        dataset = xr.open_dataset(target, decode_times=False, **settings)
-        timed = [name for name, variable in dataset.variables.items() if " since " in str(variable.attrs.get("units"))]
-        if not any(_is_undecodable(dataset.variables[name]) for name in timed):
-            raise
-        logger.warning("data.source: times stay numbers, because %s.", reason(error))
-        for name in timed:  # under this name nothing that reads the stores tries again
-            attrs = dataset.variables[name].attrs
-            attrs["undecoded_units"] = attrs.pop("units")
-        return dataset
-
-
-def _is_undecodable(variable: xr.Variable) -> bool:
-    """Whether xarray cannot make times of a variable, e.g. of months since; it looks at the ends, as xarray does."""
-    ends = variable.isel({dim: slice(None, None, max(1, size - 1)) for dim, size in variable.sizes.items()})
-    alone = xr.Variable(ends.dims, ends.values, ends.attrs)  # read here: damage is no matter of units
-    try:
-        xr.decode_cf(xr.Dataset({"times": alone}))
-    except ValueError:
-        return True
-    return False
 
 
 @dataclass(frozen=True)
@@ -329,6 +382,14 @@ class Kind:
     opens: Callable[[str, Data], xr.Dataset]
     about: str = ""
     example: str = ""
+
+
+def _is_hdf5_further_on(place: Place) -> bool:
+    """Whether an HDF5 file begins with something else, as those of MATLAB do."""
+    if place.is_folder or "://" in place.path:
+        return False
+    with Path(place.path).open("rb") as file:  # the library says yes of what it has open, whatever it is now
+        return any(file.seek(offset) and file.read(8) == b"\x89HDF\r\n\x1a\n" for offset in (512, 1024, 2048, 4096))
 
 
 _GUESSED = "netcdf"
@@ -354,10 +415,24 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "h5netcdf",
-        lambda place: place.magic.startswith(b"\x89HDF"),
+        lambda place: place.magic.startswith(b"\x89HDF") or _is_hdf5_further_on(place),
         partial(_open_with, "h5netcdf"),
         "NetCDF-4 or HDF5 files",
         '"ocean/*.nc"',
+    ),
+    Kind(
+        "netcdf4",
+        lambda place: place.magic.startswith(b"CDF\x05"),
+        _open_netcdf4,
+        "a NetCDF file in CDF-5, with diffats[netcdf4]",
+        "cesm.nc",
+    ),
+    Kind(
+        "cfgrib",
+        lambda place: place.magic.startswith(b"GRIB") or (not place.is_folder and place.path.endswith(ENDINGS)),
+        open_grib,
+        "GRIB files, with diffats[grib]",
+        '"forecast/*.grib2"',
     ),
     Kind(
         "images",
@@ -441,7 +516,7 @@ def digest(dataset: xr.Dataset, data: Data) -> str:
     sha = hashlib.sha256(json.dumps([content, dataset.to_dict(data=False)], sort_keys=True, default=str).encode())
     for name in sorted(dataset.indexes, key=str):
         values = dataset[name].values
-        if values.dtype.kind == "T":  # NumPy's text of any length, which does not become text of one length
-            values = values.astype(object)
+        if values.dtype.kind in "TO":  # NumPy's text of any length, which does not become text of one length
+            values = text_values(values)
         sha.update(values.astype(str).tobytes() if values.dtype.hasobject else np.ascontiguousarray(values).tobytes())
     return sha.hexdigest()

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from diffats.attributes import json_attrs, text_values
 from diffats.config import Data
 from diffats.sources.cuts import Cuts
-from diffats.sources.templates import json_attrs, variable_text
 from diffats.sources.unreadable import values_of
 
 Array = np.ndarray[Any, Any]
@@ -86,7 +86,7 @@ def _at(variable: xr.Variable, places: dict[str, Array]) -> xr.Variable:
     base = variable.to_base_variable()
     kept = {key: base.encoding[key] for key in ("units", "calendar") if key in base.encoding}
     attrs = {key: value for key, value in json_attrs(base.attrs).items() if key not in ("axis", "bounds")}
-    whole = xr.Variable(base.dims, variable_text(values_of(base)))
+    whole = xr.Variable(base.dims, text_values(values_of(base)))
     index = {dim: xr.Variable("sample", place) for dim, place in places.items() if dim in base.dims}
     picked = whole.isel(index).transpose("sample", ...)
     return xr.Variable(picked.dims, picked.values, attrs, kept if base.dtype.kind in "MmO" else {})

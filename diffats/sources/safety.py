@@ -9,13 +9,16 @@ from typing import IO, Any
 import h5py
 import xarray as xr
 import zarr
+from zarr.core.sync import sync
 
 from diffats.config import check_name
 from diffats.errors import SourceError
+from diffats.sources.unreadable import reason, unreadable
 
 logger = logging.getLogger("diffats.sources")
 
 _RUNS_CODE = ("pickle",)  # codecs of Zarr version 2 whose decoding calls what the chunk names
+_METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 _LARGEST_DEFLATED = 2**32  # bytes of an array that has to be in memory at once
 _LINKS = ("reference", "kerchunk")
 
@@ -28,7 +31,10 @@ def check_zarr(group: zarr.Group, where: str) -> None:
     SourceError
         Where an array is stored with a codec that runs code when it decodes.
     """
-    for name, array in group.arrays():
+    members, _ = zarr_members(group)
+    for name, array in members.items():
+        if not isinstance(array, zarr.Array):
+            continue
         metadata: Any = array.metadata.to_dict()
         found = _codec_names([metadata.get(key) for key in ("codecs", "filters", "compressor", "object_codec_id")])
         bad = sorted(found.intersection(_RUNS_CODE))
@@ -37,6 +43,24 @@ def check_zarr(group: zarr.Group, where: str) -> None:
                 f'data.source "{where}": array "{name}" is stored with the codec "{bad[0]}", which runs code when it '
                 "is read. Write it anew without it, where you trust it."
             )
+
+
+def zarr_members(group: zarr.Group) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays and groups in a Zarr group, and of those whose metadata cannot be read, why."""
+    try:
+        return dict(group.members()), {}
+    except unreadable():
+        found, failed = {}, {}
+        for name in sync(_names(group)):
+            try:
+                found[name] = group[name]
+            except unreadable() as error:
+                failed[name] = reason(error)
+        return found, failed
+
+
+async def _names(group: zarr.Group) -> list[str]:
+    return [name async for name in group.store.list_dir(group.path) if name not in _METADATA]
 
 
 def _codec_names(tree: Any) -> set[str]:
@@ -60,9 +84,13 @@ def check_hdf5(file: str | IO[bytes], where: str) -> None:
         Which names the data set.
     """
     with h5py.File(file, "r") as opened:
-        others = [
-            (name, other) for name, other in _other_files(opened, set()) if other != "."
-        ]  # "." is the file itself
+        try:
+            others = [(name, other) for name, other in _other_files(opened, set()) if other != "."]  # the file itself
+        except UnicodeDecodeError as error:  # h5py hands on text that is not UTF-8, but no names
+            raise SourceError(
+                f'data.source "{where}": the name {error.object!r} in it is not UTF-8. Rename it, for example with '
+                "h5copy, or write the data anew."
+            ) from error
     if others:
         name, other = others[0]
         raise SourceError(

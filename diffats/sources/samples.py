@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from diffats.attributes import text_values
 from diffats.config import Data
 from diffats.errors import SourceError
 from diffats.primitives import Values
@@ -21,7 +22,7 @@ from diffats.sources.conditions import Labels, check_conditions, find_labels, re
 from diffats.sources.cuts import Cuts, Grid
 from diffats.sources.naming import unknown_name
 from diffats.sources.reading import read_windows
-from diffats.sources.templates import make_template, variable_text
+from diffats.sources.templates import make_template
 from diffats.sources.unreadable import values_of
 
 Array = np.ndarray[Any, Any]
@@ -275,7 +276,7 @@ class Samples:
             raise SourceError(
                 f'data.split.group "{name}" has dims ({dims}), expected data.sample_dim "{dim}". Name another one.'
             )
-        return np.asarray(pd.factorize(variable_text(self._no_missing("data.split.group", name)))[0], dtype=np.int64)
+        return np.asarray(pd.factorize(text_values(self._no_missing("data.split.group", name)))[0], dtype=np.int64)
 
     def _check_groups(self, held: Array) -> None:
         """Refuse a coordinate along the dim of samples that puts a group on both sides."""
@@ -289,6 +290,7 @@ class Samples:
 
     def _no_missing(self, key: str, name: str) -> Array:
         values = values_of(self.dataset[name])
+        values = text_values(values) if values.dtype.kind == "S" else values
         lost = int(pd.isnull(values).sum())
         if lost:
             raise SourceError(

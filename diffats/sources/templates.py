@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from diffats.attributes import json_attrs, text_values
 from diffats.errors import InputError
 from diffats.primitives import Values
 from diffats.sources import spacing
@@ -95,12 +95,12 @@ def _plain_coordinate(variable: xr.Variable) -> xr.Variable:
         attrs["bounds"] = variable.encoding["bounds"]
     kept = {key: variable.encoding[key] for key in ("units", "calendar") if key in variable.encoding}
     encoding = kept if variable.dtype.kind in "MmO" else {}
-    return xr.Variable(variable.dims, variable_text(np.array(variable.values)), attrs, encoding)
+    return xr.Variable(variable.dims, _wide(text_values(np.array(variable.values))), attrs, encoding)
 
 
-def variable_text(values: Array) -> Array:
-    """Text as objects: Zarr has no fixed-width strings. Other values as they are."""
-    return values.astype(object) if values.dtype.kind in "UT" else values
+def _wide(values: Array) -> Array:
+    """Numbers of 16 bits as float32, which NetCDF has."""
+    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _offset(coord: xr.DataArray, size: int) -> xr.Variable | None:
@@ -120,20 +120,6 @@ def _offset(coord: xr.DataArray, size: int) -> xr.Variable | None:
     attrs = {key: value for key, value in json_attrs(coord.attrs).items() if key not in _ABSOLUTE_ONLY}
     attrs["long_name"] = f"{coord.attrs.get('long_name', coord.name)}, from the window's start"
     return xr.Variable(coord.dims, offset, attrs)
-
-
-def json_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Attributes as JSON has them."""
-    return {str(key): _plain(value) for key, value in attrs.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    plain = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-    return value if plain else str(value)  # JSON has neither NaN nor infinity
 
 
 def decoded_dataset(x: Array, template: xr.Dataset, coords: Mapping[str, xr.Variable] | None = None) -> xr.Dataset:
@@ -210,7 +196,7 @@ def _coordinate_json(variable: xr.Variable, name: str) -> dict[str, Any]:
     entry["attrs"] = {key: value for key, value in json_attrs(encoded.attrs).items() if key != "_FillValue"}
     values = np.asarray(encoded.values)
     if values.dtype.kind in "USTO":
-        return {**entry, "text": [str(value) for value in values.ravel()]}
+        return {**entry, "text": [str(value) for value in text_values(values).ravel()]}
     little = values.astype(values.dtype.newbyteorder("<"))
     return {**entry, "dtype": little.dtype.str, "data": base64.b64encode(little.tobytes()).decode()}
 
@@ -233,12 +219,12 @@ def template_from_json(text: str) -> xr.Dataset:
         name: xr.Variable(
             tuple(e["dims"]),
             _empty(tuple(e["shape"]), np.dtype(e["dtype"])),
-            e["attrs"],
+            json_attrs(e["attrs"]),
             {"dtype": np.dtype(e["whole"])} if "whole" in e else {},
         )
         for name, e in tree["data"].items()
     }
-    return xr.Dataset(data, coords=decoded.coords, attrs=tree["attrs"])
+    return xr.Dataset(data, coords=decoded.coords, attrs=json_attrs(tree["attrs"]))
 
 
 def _coordinate_from(entry: Mapping[str, Any]) -> xr.Variable:
@@ -247,4 +233,4 @@ def _coordinate_from(entry: Mapping[str, Any]) -> xr.Variable:
     else:
         values = np.frombuffer(base64.b64decode(entry["data"]), dtype=entry["dtype"])
         values = values.astype(values.dtype.newbyteorder("="))
-    return xr.Variable(tuple(entry["dims"]), values.reshape(entry["shape"]), entry["attrs"])
+    return xr.Variable(tuple(entry["dims"]), values.reshape(entry["shape"]), json_attrs(entry["attrs"]))

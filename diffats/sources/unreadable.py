@@ -22,10 +22,13 @@ _KINDS = (
 )
 
 
+# Errors that are none of those, by the modules that have them once they are loaded.
+_OWN = {"botocore.exceptions": "BotoCoreError", "gribapi.errors": "GribInternalError"}
+
+
 def unreadable() -> tuple[type[Exception], ...]:
-    """Those, and botocore's own errors where s3fs has loaded it: missing credentials are no OSError."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return _KINDS if botocore is None else (*_KINDS, botocore.BotoCoreError)
+    """Those, and the own errors of botocore and ecCodes where these are loaded: missing credentials are no OSError."""
+    return (*_KINDS, *(getattr(sys.modules[module], name) for module, name in _OWN.items() if module in sys.modules))
 
 
 def reason(error: BaseException) -> str:

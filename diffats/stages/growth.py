@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from diffats import sources
+from diffats.attributes import text_values
 from diffats.compute import Cluster
 from diffats.config import Data
 from diffats.errors import SourceChangedError
@@ -198,6 +199,7 @@ def moved_coordinates(old: xr.Dataset, new: xr.Dataset) -> list[str]:
 
 
 def _differ(old: Array, new: Array) -> Array:
+    old, new = text_values(old), text_values(new)  # earlier releases stored text as bytes where the source did
     if old.shape[1:] != new.shape[1:]:
         return np.ones(len(old), bool)
     both_missing = (old != old) & (new != new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 
+from diffats.attributes import json_attrs
 from diffats.errors import StoreNotFoundError
 from diffats.store.schema import public_attrs
 from diffats.store.store import Store
@@ -33,7 +34,7 @@ def open_version(location: str, group: str, version: str | None = None) -> xr.Da
 def described(version: Version) -> xr.Dataset:
     """A version's content, with the attributes that a reader expects."""
     ds = version.dataset()
-    ds.attrs = public_attrs(ds.attrs)
+    ds.attrs = json_attrs(public_attrs(ds.attrs))
     return ds
 
 

@@ -1,0 +1,136 @@
+"""Opening with xarray's engines, as all sources are opened: lazily, decoded, without what nobody can read."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from xarray.backends import H5NetCDFStore, ZarrStore
+
+from diffats.config import Data
+from diffats.errors import SourceError
+from diffats.sources.safety import zarr_members
+from diffats.sources.unreadable import reason, unreadable
+
+logger = logging.getLogger("diffats.sources")
+
+
+def open_xarray(target: Any, **options: Any) -> xr.Dataset:
+    """What an engine of xarray opens, decoded by CF; times that it cannot decode stay numbers, with a warning."""
+    # cache=False: what is read is not kept; decode_coords="all": bounds and grid mappings are coordinates, not fields;
+    # decode_timedelta=False: a field in units of "days" stays a number
+    settings = {"chunks": None, "cache": False, "decode_coords": "all", "decode_timedelta": False, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnicodeWarning)  # with_valid_text says of all of it how it is read
+        return _open_xarray(target, settings)
+
+
+def _open_xarray(target: Any, settings: Mapping[str, Any]) -> xr.Dataset:
+    try:
+        return xr.open_dataset(target, **settings)
+    except ValueError as error:
+        dataset = xr.open_dataset(target, decode_times=False, **settings)
+        timed = [name for name, variable in dataset.variables.items() if " since " in str(variable.attrs.get("units"))]
+        if not any(_is_undecodable(dataset.variables[name]) for name in timed):
+            raise
+        logger.warning("data.source: times stay numbers, because %s.", reason(error))
+        for name in timed:  # under this name nothing that reads the stores tries again
+            attrs = dataset.variables[name].attrs
+            attrs["undecoded_units"] = attrs.pop("units")
+        return dataset
+
+
+def _is_undecodable(variable: xr.Variable) -> bool:
+    """Whether xarray cannot make times of a variable, e.g. of months since; it looks at the ends, as xarray does."""
+    ends = variable.isel({dim: slice(None, None, max(1, size - 1)) for dim, size in variable.sizes.items()})
+    alone = xr.Variable(ends.dims, ends.values, ends.attrs)  # read here: damage is no matter of units
+    try:
+        xr.decode_cf(xr.Dataset({"times": alone}))
+    except ValueError:
+        return True
+    return False
+
+
+class ReadableZarr(ZarrStore):
+    """A Zarr group without the arrays that cannot be read; ``failed`` says why of each, once it was loaded."""
+
+    @cached_property
+    def members(self) -> dict[str, Any]:
+        """Arrays and groups whose metadata can be read."""
+        found, self.unknown = zarr_members(self.zarr_group)
+        return found
+
+    def get_variables(self) -> dict[str, xr.Variable]:
+        """The arrays that can be read."""
+        found, self.failed = _readable(self.array_keys(), self.open_store_variable)
+        self.failed |= self.unknown
+        return found
+
+
+class ReadableHDF5(H5NetCDFStore):
+    """An HDF5 group without the arrays that cannot be read; ``failed`` says why of each, once it was loaded."""
+
+    def get_variables(self) -> dict[str, xr.Variable]:
+        """The arrays that can be read."""
+        found, self.failed = _readable(list(self.ds.variables), self._open)
+        return found
+
+    def _open(self, name: str) -> xr.Variable:
+        variable: xr.Variable = self.open_store_variable(name, self.ds.variables[name])  # type: ignore[no-untyped-call]
+        return variable
+
+
+def _readable(
+    names: Iterable[str], opens: Callable[[str], xr.Variable]
+) -> tuple[dict[str, xr.Variable], dict[str, str]]:
+    found, failed = {}, {}
+    for name in names:
+        try:
+            variable = opens(name)
+            if variable.dims == (name,):
+                np.asarray(variable.values)  # as xarray does when it opens
+        except unreadable() as error:
+            failed[name] = reason(error)
+        else:
+            found[name] = variable
+    return found, failed
+
+
+def open_readable(
+    opens: Callable[[], xr.Dataset], store: Callable[[], ReadableZarr | ReadableHDF5], path: str, data: Data
+) -> xr.Dataset:
+    """What ``opens`` opens, with all arrays; where that fails, what ``store`` can read, with a warning of the rest.
+
+    Raises
+    ------
+    SourceError
+        Where the recipe names an array that cannot be read.
+    """
+    try:
+        return opens()
+    except unreadable():
+        readable = store()
+        dataset = open_xarray(readable)
+        if not readable.failed or not dataset.variables:
+            raise
+    for name in _named(data).intersection(readable.failed):
+        raise SourceError(
+            f'data.source "{path}": array "{name}" cannot be read: {readable.failed[name]}. Write it anew, with names '
+            "for its dims; xarray's to_zarr and to_netcdf do that."
+        )
+    for name, why in readable.failed.items():
+        logger.warning('data.source: array "%s" of %s is passed over, because it cannot be read: %s.', name, path, why)
+    return dataset
+
+
+def _named(data: Data) -> set[str]:
+    """Arrays that a recipe names; dims stand for their coordinates."""
+    condition, split = data.condition, data.split
+    clocks = [name.partition(".")[0] for name in (*condition.scalars, *data.climatology)]
+    names = {*data.variables, *data.modes, *condition.fields, *condition.scalars, *clocks}
+    return {str(name) for name in (*names, data.sample_dim, condition.labels, split.coordinate, split.group) if name}
