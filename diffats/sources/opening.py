@@ -39,8 +39,11 @@ _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
 _MANY_FILES, _MANY_LISTINGS = 100_000, 200
 
 
-def open_source(data: Data) -> xr.Dataset:
-    """Open what ``data.source`` names; nothing but metadata and index coordinates is read.
+def open_source(data: Data, *, every: bool = False) -> xr.Dataset:
+    """Open what ``data.source`` names; metadata and index coordinates are read.
+
+    Of a glob also what its files have beside the dim along which they are joined, as far as the recipe names it, or
+    with ``every`` all of it: see `joining.join`.
 
     Raises
     ------
@@ -54,7 +57,7 @@ def open_source(data: Data) -> xr.Dataset:
     datasets = [without_odd_names(_open_one(path, data)) for path in paths]
     if len(datasets) == 1:
         return datasets[0]
-    return join(datasets, paths, dim=data.concat_dim, sample_dim=data.sample_dim)
+    return join(datasets, paths, data, every=every)
 
 
 def absolute(source: str) -> str:
@@ -75,14 +78,47 @@ def locate(data: Data) -> list[str]:
     if "://" in source:
         return _locate_url(source, data)
     if _is_glob(source) and not _exists(source):
-        _check_listable(source)
-        found = sorted(glob.glob(source, recursive=True))
+        pattern = _with_folders_as_named(source)
+        _check_listable(pattern)
+        found = sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise SourceError(f'data.source "{source}" matches no file. Check the pattern.')
-        return found
+            raise SourceError(f'data.source "{source}" matches no file. Check the pattern{_about_brackets(source)}.')
+        return _without_links(found)
     if not _exists(source):
         raise _missing(source)
     return [source]
+
+
+def _with_folders_as_named(pattern: str) -> str:
+    """A pattern in which the folders it begins with, as far as they exist by these very names, are no patterns."""
+    first, *parts = Path(pattern).parts
+    place, rest = Path(first), list(parts)
+    while len(rest) > 1 and (place / rest[0]).is_dir():
+        place /= rest.pop(0)
+    return os.path.join(glob.escape(str(place)), *rest)
+
+
+def _about_brackets(pattern: str) -> str:
+    return "; a bracket that is part of a name is written [[]" if "[" in pattern else ""
+
+
+def _without_links(paths: list[str]) -> list[str]:
+    """Paths without links to what is among them under another name: a file is read once."""
+    folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
+    real = {
+        path: os.path.realpath(path)
+        if os.path.islink(path)
+        else os.path.join(folders[os.path.dirname(path)], os.path.basename(path))
+        for path in paths
+    }
+    if len(set(real.values())) == len(paths):
+        return paths
+    kept = {real[path]: path for path in sorted(paths, key=_is_linked, reverse=True)}
+    return [path for path in paths if kept[real[path]] == path]
+
+
+def _is_linked(path: str) -> bool:
+    return os.path.islink(path) or os.path.islink(os.path.dirname(path))
 
 
 def _check_listable(pattern: str) -> None:
@@ -438,7 +474,8 @@ def digest(dataset: xr.Dataset, data: Data) -> str:
     It sees no more than ``stamp`` does, whose limits are said there.
     """
     content = dataset.encoding.get("snapshot") or dataset.encoding.get("digest") or stamp(data, deep=True)
-    sha = hashlib.sha256(json.dumps([content, dataset.to_dict(data=False)], sort_keys=True, default=str).encode())
+    told = [content, dataset.to_dict(data=False), *filter(None, [dataset.encoding.get("order")])]
+    sha = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name in sorted(dataset.indexes, key=str):
         values = dataset[name].values
         if values.dtype.kind == "T":  # NumPy's text of any length, which does not become text of one length
