@@ -475,10 +475,11 @@ def test_a_coordinate_may_be_stored_as_a_variable_in_some_files(tmp_path: Path) 
 # --- which files a pattern means ----------------------------------------------------------------------------------
 
 
-def test_folders_with_brackets_in_their_names_are_no_patterns(tmp_path: Path) -> None:
+def test_folders_with_brackets_in_their_names_are_no_patterns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run[1]").mkdir()
     halves(tmp_path / "run[1]", lambda data: data)
     assert opened(str(tmp_path / "run[1]" / "a[12].nc")).n == 12
+    assert any("brackets" in text and "run[1] are no pattern" in text for text in told(caplog, logging.INFO))
     with pytest.raises(SourceError, match=r"matches no file\. Check the pattern; a bracket .* is written \[\[\]\."):
         opened(str(tmp_path / "run[1]" / "b[12].nc"))
 

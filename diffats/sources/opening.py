@@ -54,6 +54,9 @@ def open_source(data: Data, *, every: bool = False) -> xr.Dataset:
         return open_builtin(data.source.removeprefix("builtin:"))
     check_url(data.source, data.engine)
     paths = locate(data)
+    folder, _ = _folder_as_named(absolute(data.source))
+    if len(paths) > 1 and _is_glob(folder):
+        logger.info("data.source: brackets and stars in the name of the folder %s are no pattern.", folder)
     datasets = [without_odd_names(_open_one(path, data)) for path in paths]
     if len(datasets) == 1:
         return datasets[0]
@@ -78,7 +81,8 @@ def locate(data: Data) -> list[str]:
     if "://" in source:
         return _locate_url(source, data)
     if _is_glob(source) and not _exists(source):
-        pattern = _with_folders_as_named(source)
+        folder, rest = _folder_as_named(source)
+        pattern = os.path.join(glob.escape(folder), rest)
         _check_listable(pattern)
         found = sorted(glob.glob(pattern, recursive=True))
         if not found:
@@ -89,13 +93,13 @@ def locate(data: Data) -> list[str]:
     return [source]
 
 
-def _with_folders_as_named(pattern: str) -> str:
-    """A pattern in which the folders it begins with, as far as they exist by these very names, are no patterns."""
-    first, *parts = Path(pattern).parts
-    place, rest = Path(first), list(parts)
+def _folder_as_named(pattern: str) -> tuple[str, str]:
+    """The folder that a pattern begins with, as far as one exists by this very name, and the rest of it."""
+    first, *rest = Path(pattern).parts
+    place = Path(first)
     while len(rest) > 1 and (place / rest[0]).is_dir():
         place /= rest.pop(0)
-    return os.path.join(glob.escape(str(place)), *rest)
+    return str(place), os.path.join("", *rest)
 
 
 def _about_brackets(pattern: str) -> str:
