@@ -235,7 +235,7 @@ class Data(Section):
     )
     engine: str | None = Field(None, description="xarray engine; guessed from the source where left out")
     concat_dim: str | None = Field(
-        None, description="dim along which a glob's files are joined; by coordinates if none"
+        None, description="dim along which a glob's files are joined, or a new one; by coordinates if none"
     )
     storage_options: dict[str, str | int | bool] = Field(
         default_factory=dict, description="passed to fsspec; credentials belong in the environment"

@@ -35,7 +35,7 @@ from diffats.errors import (
 )
 from diffats.sources import Samples, open_samples
 from diffats.sources.cuts import Grid
-from diffats.sources.joining import JoinedArray
+from diffats.sources.joined_arrays import JoinedArray
 from diffats.sources.splits import by_block, held_values, lasting_choice
 from diffats.stages import Workspace, align, decompose, drift, fit_normalisation, plan, select_anchor, versions
 from diffats.store import PENDING, Store, Version

@@ -51,7 +51,9 @@ def _show_plan(made: dict[str, Any]) -> None:
     sizes = ", ".join(f"{mode} {n}" for mode, n in made["sizes"].items())
     split = f"{made['train']} train, {made['test']} test, {made['dropped']} dropped at the split"
     split += f"; {made['new_samples']} new" if "new_samples" in made else ""
+    joined = [f"files        {made['joined']}"] if made["joined"] else []
     lines = [
+        *joined,
         f"samples      {made['samples']} ({split})",
         *split_lines(made["split"]),
         f"each         {sizes}; {made['dtype']}",

@@ -89,6 +89,8 @@ def why_no_field(array: xr.DataArray) -> str:
         return "bounds of cells"
     if "flag_meanings" in array.attrs or "flag_values" in array.attrs:
         return "classes"
+    if array.encoding.get("each_file"):
+        return "one field for each file"
     dims = list(_sizes(array))
     if len(dims) < 2:
         return f"one number for each {dims[0]}" if dims else "a single number"

@@ -62,9 +62,9 @@ def open_unknown(source: str, given: Mapping[str, Any]) -> Opened:
     data = _data(source, how)
     if _is_numpy(data):
         names, why = name_axes(array_shapes(opening.locate(data)[0], data), given)
-        dataset = opening.open_source(data.model_copy(update=names))
+        dataset = opening.open_source(data.model_copy(update=names), every=True)
         return Opened(dataset, how, {"modes": why})
-    opened = _with_group(Opened(opening.open_source(data), how, {}), data)
+    opened = _with_group(Opened(opening.open_source(data, every=True), how, {}), data)
     return _with_files(opened, source)
 
 
@@ -91,7 +91,7 @@ def _with_group(opened: Opened, data: Data) -> Opened:
             f"{data.source} has its fields in {len(groups)} groups ({', '.join(groups[:12])}). Choose one with --group."
         )
     how = {**opened.how, "group": groups[0]}
-    dataset = opening.open_source(data.model_copy(update={"group": groups[0]}))
+    dataset = opening.open_source(data.model_copy(update={"group": groups[0]}), every=True)
     return Opened(dataset, how, {"group": "the only group with fields"})
 
 
@@ -106,7 +106,7 @@ def _with_files(opened: Opened, source: str) -> Opened:
         times = [str(name) for name, coord in first.coords.items() if not coord.ndim and is_time(coord)]
         if len(times) == 1:
             how = {**opened.how, "concat_dim": times[0]}
-            dataset = opening.open_source(_data(source, how))
+            dataset = opening.open_source(_data(source, how), every=True)
             note = f"each of the {len(parts)} files holds one"
             return Opened(dataset, how, {**opened.notes, "concat_dim": note}, len(parts), times[0], opened.beside)
     return replace(opened, files=len(parts), along=along)

@@ -1,9 +1,10 @@
 """Raw data: opening, cutting into samples, splitting, and describing what a decoded sample looks like.
 
-``opening`` and its neighbours ``arrays`` (NumPy files), ``joining`` (globs) and ``builtin`` make one lazy
-``xarray.Dataset`` of any source; ``cuts`` and ``splits`` say where the samples lie, ``sides`` and ``origins`` tell
-people where they do; ``reading`` fetches them; ``conditions`` and ``templates`` carry what goes beside the numbers;
-``clock`` knows the phases of times; ``parts`` tells what of a source was written anew. ``samples`` ties them together.
+``opening`` and its neighbours ``arrays`` (NumPy files), ``joining`` (globs; ``agreement`` compares files,
+``joined_arrays`` read them piece by piece) and ``builtin`` make one lazy ``xarray.Dataset`` of any source; ``cuts`` and
+``splits`` say where the samples lie, ``sides`` and ``origins`` tell people where they do; ``reading`` fetches them;
+``conditions`` and ``templates`` carry what goes beside the numbers; ``clock`` knows the phases of times; ``parts``
+tells what of a source was written anew. ``samples`` ties them together.
 """
 
 from diffats.sources.clock import counted, counted_times

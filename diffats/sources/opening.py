@@ -47,8 +47,11 @@ _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
 _MANY_FILES, _MANY_LISTINGS = 100_000, 200
 
 
-def open_source(data: Data) -> xr.Dataset:
-    """Open what ``data.source`` names; nothing but metadata and index coordinates is read.
+def open_source(data: Data, *, every: bool = False) -> xr.Dataset:
+    """Open what ``data.source`` names; metadata and index coordinates are read.
+
+    Of a glob also what its files have beside the dim along which they are joined, as far as the recipe names it, or
+    with ``every`` all of it: see `joining.join`.
 
     Raises
     ------
@@ -61,10 +64,13 @@ def open_source(data: Data) -> xr.Dataset:
     paths, passed = _found(data)
     if passed:
         logger.warning("data.source: what other programs wrote beside the data is passed over: %s.", listed(passed))
+    folder, _ = _folder_as_named(absolute(data.source))
+    if len(paths) > 1 and _is_glob(folder):
+        logger.info("data.source: brackets and stars in the name of the folder %s are no pattern.", folder)
     datasets = [without_odd_names(each) for each in with_valid_text(_open_one(path, data) for path in paths)]
     if len(datasets) == 1:
         return datasets[0]
-    return join(datasets, paths, dim=data.concat_dim, sample_dim=data.sample_dim)
+    return join(datasets, paths, data, every=every)
 
 
 def absolute(source: str) -> str:
@@ -92,11 +98,14 @@ def _found(data: Data) -> tuple[list[str], list[str]]:
     if "://" in source:
         found = _locate_url(source, data)
     else:
-        _check_listable(source)
-        found = sorted(glob.glob(source, recursive=True))
+        folder, rest = _folder_as_named(source)
+        pattern = os.path.join(glob.escape(folder), rest)
+        _check_listable(pattern)
+        found = sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise SourceError(f'data.source "{source}" matches no file. Check the pattern.')
+            raise SourceError(f'data.source "{source}" matches no file. Check the pattern{_about_brackets(source)}.')
         check_links(source, found)
+        found = _without_links(found)
     passed = beside_data(found)
     return [path for path in found if path not in set(passed)], passed
 
@@ -108,6 +117,38 @@ def _existing(source: str, data: Data) -> str:
         check_links(source, [source])
         raise _missing(source)
     return source
+
+
+def _folder_as_named(pattern: str) -> tuple[str, str]:
+    """The folder that a pattern begins with, as far as one exists by this very name, and the rest of it."""
+    first, *rest = Path(pattern).parts
+    place = Path(first)
+    while len(rest) > 1 and (place / rest[0]).is_dir():
+        place /= rest.pop(0)
+    return str(place), os.path.join("", *rest)
+
+
+def _about_brackets(pattern: str) -> str:
+    return "; a bracket that is part of a name is written [[]" if "[" in pattern else ""
+
+
+def _without_links(paths: list[str]) -> list[str]:
+    """Paths without links to what is among them under another name: a file is read once."""
+    folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
+    real = {
+        path: os.path.realpath(path)
+        if os.path.islink(path)
+        else os.path.join(folders[os.path.dirname(path)], os.path.basename(path))
+        for path in paths
+    }
+    if len(set(real.values())) == len(paths):
+        return paths
+    kept = {real[path]: path for path in sorted(paths, key=_is_linked, reverse=True)}
+    return [path for path in paths if kept[real[path]] == path]
+
+
+def _is_linked(path: str) -> bool:
+    return os.path.islink(path) or os.path.islink(os.path.dirname(path))
 
 
 def _check_listable(pattern: str) -> None:
@@ -513,7 +554,8 @@ def digest(dataset: xr.Dataset, data: Data) -> str:
     It sees no more than ``stamp`` does, whose limits are said there.
     """
     content = dataset.encoding.get("snapshot") or dataset.encoding.get("digest") or stamp(data, deep=True)
-    sha = hashlib.sha256(json.dumps([content, dataset.to_dict(data=False)], sort_keys=True, default=str).encode())
+    told = [content, dataset.to_dict(data=False), *filter(None, [dataset.encoding.get("order")])]
+    sha = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name in sorted(dataset.indexes, key=str):
         values = dataset[name].values
         if values.dtype.kind in "TO":  # NumPy's text of any length, which does not become text of one length

@@ -18,6 +18,7 @@ from diffats.primitives import Layout
 from diffats.requirements import require
 from diffats.schedule import usable_levels
 from diffats.sources import sides
+from diffats.sources.joining import how_joined
 from diffats.spectrum import flops
 from diffats.stages import align, fit_normalisation, growth, select_anchor
 from diffats.stages import decompose as decompose_stage
@@ -56,6 +57,7 @@ def plan(work: Workspace) -> dict[str, Any]:
     out: dict[str, Any] = {
         "name": recipe.name,
         "root": str(work.root),
+        "joined": how_joined(samples.dataset),
         "samples": samples.n,
         "train": int((~samples.is_test).sum()),
         "test": int(samples.is_test.sum()),
