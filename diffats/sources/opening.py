@@ -24,6 +24,7 @@ import zarr
 from diffats.config import Data
 from diffats.errors import SourceError, StoreError
 from diffats.icechunk_releases import holds_repository, quiet_icechunk
+from diffats.sources import missing
 from diffats.sources.arrays import open_arrays
 from diffats.sources.builtin import open_builtin
 from diffats.sources.images import holds_images, is_image, open_images
@@ -36,6 +37,8 @@ from diffats.storage import SCHEMES, check_endpoint, explain, object_storage
 logger = logging.getLogger("diffats.sources")
 
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
+# The fill values of arrays as attributes: those of version 3 are decoded here, where they may be no base64.
+_ZARR: dict[str, Any] = {"engine": "zarr", "use_zarr_fill_value_as_mask": True}
 _MANY_FILES, _MANY_LISTINGS = 100_000, 200
 
 
@@ -52,9 +55,12 @@ def open_source(data: Data) -> xr.Dataset:
     check_url(data.source, data.engine)
     paths = locate(data)
     datasets = [without_odd_names(_open_one(path, data)) for path in paths]
-    if len(datasets) == 1:
-        return datasets[0]
-    return join(datasets, paths, dim=data.concat_dim, sample_dim=data.sample_dim)
+    taken = missing.say(datasets)
+    dataset = (
+        datasets[0] if len(datasets) == 1 else join(datasets, paths, dim=data.concat_dim, sample_dim=data.sample_dim)
+    )
+    dataset.encoding["taken"] = taken
+    return dataset
 
 
 def absolute(source: str) -> str:
@@ -250,7 +256,8 @@ def _open_zarr(path: str, data: Data) -> xr.Dataset:
     check_zarr(root, path)
     # consolidated is passed explicitly: otherwise a store without it is probed for, and warned about
     consolidated = root.metadata.consolidated_metadata is not None
-    return _open_xarray(path, engine="zarr", group=data.group, consolidated=consolidated, **options)
+    raw = _open_raw(path, consolidated=consolidated, **_ZARR, group=data.group, **options)
+    return _decoded(missing.with_zarr_fills(raw, root))
 
 
 def is_zarr_folder(path: Path) -> bool:
@@ -276,19 +283,32 @@ def read_icechunk(path: str) -> icechunk.Session:
 
 def _open_icechunk(path: str, data: Data) -> xr.Dataset:
     session = read_icechunk(path)
-    dataset = _open_xarray(session.store, engine="zarr", group=data.group, consolidated=False)
+    raw = _open_raw(session.store, consolidated=False, **_ZARR, group=data.group)
+    group = zarr.open_group(session.store, mode="r", path=data.group or "")
+    dataset = _decoded(missing.with_zarr_fills(raw, group))
     dataset.encoding["snapshot"] = session.snapshot_id
     return dataset
 
 
 def _open_xarray(target: Any, **options: Any) -> xr.Dataset:
-    # cache=False: what is read is not kept; decode_coords="all": bounds and grid mappings are coordinates, not fields;
+    return _decoded(_open_raw(target, **options))
+
+
+def _open_raw(target: Any, **options: Any) -> xr.Dataset:
+    """A data set as it is stored; cache=False: what is read is not kept."""
+    return xr.open_dataset(target, chunks=None, cache=False, decode_cf=False, **options)
+
+
+def _decoded(raw: xr.Dataset) -> xr.Dataset:
+    """A stored data set by CF conventions."""
+    conforming = missing.conform(raw)
+    # decode_coords="all": bounds and grid mappings are coordinates, not fields;
     # decode_timedelta=False: a field in units of "days" stays a number
-    settings = {"chunks": None, "cache": False, "decode_coords": "all", "decode_timedelta": False, **options}
+    settings: dict[str, Any] = {"decode_coords": "all", "decode_timedelta": False}
     try:
-        return xr.open_dataset(target, **settings)
+        return xr.decode_cf(conforming, **settings)
     except ValueError as error:
-        dataset = xr.open_dataset(target, decode_times=False, **settings)
+        dataset = xr.decode_cf(conforming, decode_times=False, **settings)
         timed = [name for name, variable in dataset.variables.items() if " since " in str(variable.attrs.get("units"))]
         if not any(_is_undecodable(dataset.variables[name]) for name in timed):
             raise
@@ -438,7 +458,9 @@ def digest(dataset: xr.Dataset, data: Data) -> str:
     It sees no more than ``stamp`` does, whose limits are said there.
     """
     content = dataset.encoding.get("snapshot") or dataset.encoding.get("digest") or stamp(data, deep=True)
-    sha = hashlib.sha256(json.dumps([content, dataset.to_dict(data=False)], sort_keys=True, default=str).encode())
+    seen = [content, dataset.to_dict(data=False)]
+    seen += [dataset.encoding["taken"]] if dataset.encoding.get("taken") else []
+    sha = hashlib.sha256(json.dumps(seen, sort_keys=True, default=str).encode())
     for name in sorted(dataset.indexes, key=str):
         values = dataset[name].values
         if values.dtype.kind == "T":  # NumPy's text of any length, which does not become text of one length
