@@ -157,7 +157,7 @@ def with_zarr_fills(raw: xr.Dataset, group: zarr.Group) -> xr.Dataset:
     zeros = [name for name, variable in new.items() if FILL in raw.variables[name].attrs and FILL not in variable.attrs]
     if zeros and group.metadata.zarr_format == 2:
         text = f"fill_value 0 of Zarr version 2, without the attribute {FILL}, is no missing value: {', '.join(zeros)}"
-        made.encoding["notes"] = {text: TAKEN}
+        made.encoding["notes"] = {**raw.encoding.get("notes", {}), text: TAKEN}
     return made
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +38,7 @@ from diffats.storage import SCHEMES, check_endpoint, explain, object_storage
 logger = logging.getLogger("diffats.sources")
 
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
-# The fill values of arrays as attributes: those of version 3 are decoded here, where they may be no base64.
-_ZARR: dict[str, Any] = {"engine": "zarr", "use_zarr_fill_value_as_mask": True}
+_SCALAR = re.compile("dimension '(.+)' already exists as a scalar variable")  # as xarray says it
 _MANY_FILES, _MANY_LISTINGS = 100_000, 200
 
 
@@ -256,8 +256,16 @@ def _open_zarr(path: str, data: Data) -> xr.Dataset:
     check_zarr(root, path)
     # consolidated is passed explicitly: otherwise a store without it is probed for, and warned about
     consolidated = root.metadata.consolidated_metadata is not None
-    raw = _open_raw(path, consolidated=consolidated, **_ZARR, group=data.group, **options)
-    return _decoded(missing.with_zarr_fills(raw, root))
+    dataset = _open_group(path, root, data, consolidated=consolidated, **options)
+    dataset.encoding.setdefault("source", path)
+    return dataset
+
+
+def _open_group(place: Any, group: zarr.Group, data: Data, **options: Any) -> xr.Dataset:
+    """A group as a data set. Fill values are looked at here: xarray cannot read all attributes that hold one."""
+    mask: dict[str, Any] = {"use_zarr_fill_value_as_mask": True}  # xr.open_dataset does not pass it on
+    store = xr.backends.ZarrStore.open_group(place, mode="r", group=data.group, **mask, **options)
+    return _decoded(missing.with_zarr_fills(_open_raw(store), group))
 
 
 def is_zarr_folder(path: Path) -> bool:
@@ -283,9 +291,8 @@ def read_icechunk(path: str) -> icechunk.Session:
 
 def _open_icechunk(path: str, data: Data) -> xr.Dataset:
     session = read_icechunk(path)
-    raw = _open_raw(session.store, consolidated=False, **_ZARR, group=data.group)
     group = zarr.open_group(session.store, mode="r", path=data.group or "")
-    dataset = _decoded(missing.with_zarr_fills(raw, group))
+    dataset = _open_group(session.store, group, data, consolidated=False)
     dataset.encoding["snapshot"] = session.snapshot_id
     return dataset
 
@@ -295,8 +302,22 @@ def _open_xarray(target: Any, **options: Any) -> xr.Dataset:
 
 
 def _open_raw(target: Any, **options: Any) -> xr.Dataset:
-    """A data set as it is stored; cache=False: what is read is not kept."""
-    return xr.open_dataset(target, chunks=None, cache=False, decode_cf=False, **options)
+    """A data set as it is stored, but for single numbers that have the name of a dim; nothing that is read is kept."""
+    left: list[str] = []
+    while True:
+        try:
+            raw = xr.open_dataset(target, chunks=None, cache=False, decode_cf=False, drop_variables=left, **options)
+        except ValueError as error:
+            scalar = _SCALAR.search(str(error))
+            if scalar is None or scalar[1] in left:
+                raise
+            left.append(scalar[1])
+        else:
+            fix = "a dim of it has the same name. Rename it in the source to use it"
+            raw.encoding["notes"] = {
+                f'"{name}" is a single number and left out, since {fix}': "ignored" for name in left
+            }
+            return raw
 
 
 def _decoded(raw: xr.Dataset) -> xr.Dataset:
