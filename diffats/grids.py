@@ -52,8 +52,8 @@ def in_order(array: xr.DataArray, dim: str, ours: xr.Dataset, *, offsets: bool, 
     if dim not in ours.coords or dim not in array.coords:
         return array
     expected, theirs = ours.coords[dim], array.coords[dim]
-    if expected.shape != theirs.shape:
-        return array  # refused with all sizes
+    if expected.shape != theirs.shape or expected.dims != (dim,):
+        return array  # refused with all sizes; or no coordinate of the dim, though it has its name
     order = matching_order(expected.values, theirs.values, offsets=offsets)
     if order is None:
         differ = "steps" if offsets else "values"

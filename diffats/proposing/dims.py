@@ -47,7 +47,7 @@ def meaning_of(dataset: xr.Dataset, dim: str) -> Meaning:
     >>> [meaning_of(grid, dim) for dim in ("lon", "run", "valid_time", "dim_0")]
     ['longitude', 'sample', 'time', 'unknown']
     """
-    if dim in dataset.coords and dataset[dim].dims == (dim,):
+    if dim in dataset.indexes:
         coordinate = dataset[dim]
         if is_time(coordinate):
             return "time"
@@ -59,7 +59,7 @@ def meaning_of(dataset: xr.Dataset, dim: str) -> Meaning:
     name = dim.lower()
     words = [word for word in re.split(r"[^a-z]+", name) if word]
     found: Meaning | None = _WHOLE.get(name) or next((_WORDS[word] for word in words if word in _WORDS), None)
-    if found is None and dim in dataset.coords and dataset[dim].dtype.kind in "OUST":
+    if found is None and dim in dataset.indexes and dataset[dim].dtype.kind in "OUST":
         return "sample"  # names, of runs or of images
     return found or "unknown"
 
@@ -101,7 +101,7 @@ def is_full_circle(dataset: xr.Dataset, dim: str) -> bool:
     >>> is_full_circle(lon, "lon"), is_full_circle(lon.isel(lon=slice(0, 100)), "lon")
     (True, False)
     """
-    if dim not in dataset.coords or dataset[dim].dtype.kind not in "fiu" or not is_longitude(dataset[dim]):
+    if dim not in dataset.indexes or dataset[dim].dtype.kind not in "fiu" or not is_longitude(dataset[dim]):
         return False
     values = dataset[dim].values.astype(np.float64)
     steps = np.diff(values)
@@ -116,7 +116,7 @@ def hours_between(dataset: xr.Dataset, dim: str) -> float | None:
     >>> hours_between(xr.Dataset(coords={"time": np.arange("2000-01-01", "2000-01-05", dtype="M8[D]")}), "time")
     24.0
     """
-    if dim not in dataset.coords or dataset[dim].ndim != 1 or dataset[dim].size < 2:
+    if dim not in dataset.indexes or dataset[dim].size < 2:
         return None
     values: Any = dataset[dim].values
     if values.dtype.kind not in "MO":

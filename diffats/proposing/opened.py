@@ -130,18 +130,19 @@ def name_axes(
     if given.get("modes"):
         sample_dim = given.get("sample_dim")
         return {"variables": main, "modes": list(given["modes"]), "sample_dim": sample_dim}, "as given"
-    dims = _axis_names(shape)
+    dims, sample = _axis_names(shape), str(given.get("sample_dim") or SAMPLE)
     for name, (other, _) in shapes.items():
         if len(other) == 1 and shape.count(other[0]) == 1 and re.fullmatch(r"\w+", name):
             axis = shape.index(other[0])
             if dims[axis] != SAMPLE:  # what is known of each sample is no name of its dim
                 dims[axis] = name
+    dims = [sample if dim == SAMPLE else dim for dim in dims]
     shown = ", ".join(f"{dim} {n}" for dim, n in zip(dims, shape, strict=True))
     why = (
         f"the axes of an array have no names: taken as ({shown}); rename them here, in this order, where that is wrong"
     )
-    sample_dim = SAMPLE if SAMPLE in dims else None
-    return {"variables": main, "modes": [dim for dim in dims if dim != SAMPLE], "sample_dim": sample_dim}, why
+    sample_dim = sample if sample in dims else None
+    return {"variables": main, "modes": [dim for dim in dims if dim != sample], "sample_dim": sample_dim}, why
 
 
 def _axis_names(shape: Sequence[int]) -> list[str]:

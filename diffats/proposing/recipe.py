@@ -24,6 +24,7 @@ from diffats.proposing.opened import Opened, open_unknown
 from diffats.proposing.ranks import OVERLAP, Choice, choose
 from diffats.proposing.samples import Sampling, choose_samples
 from diffats.proposing.values import Seen, look_at
+from diffats.sources.gaps import repeated_extremes, repeated_in_words
 from diffats.stages import Workspace, decompose, plan
 from diffats.stages.plan import size as bytes_in_words
 
@@ -233,8 +234,12 @@ def _read(draft: Draft, dataset: xr.Dataset) -> Seen:
     )
     initial = draft.get("data.condition.initial") or {}
     fixed = [initial["dim"]] if "dim" in initial else []
-    windowed = list(draft.get("data.windows.size") or ())
-    return look_at(work.samples.read(indices), work.samples.sizes, dataset, windowed=windowed, fixed=fixed)
+    windowed, fields = list(draft.get("data.windows.size") or ()), work.samples.variables
+    x = work.samples.read(indices)
+    for text in repeated_in_words(repeated_extremes(x, fields), x.size // len(fields)):
+        log.warning(text)
+        draft.say("data", f"{text}.")
+    return look_at(x, work.samples.sizes, dataset, windowed=windowed, fixed=fixed, names=fields)
 
 
 def _provisional(draft: Draft) -> Recipe:

@@ -16,6 +16,7 @@ from diffats.errors import SourceError
 from diffats.proposing.dims import Meaning, hours_between, meaning_of, seasons, step_in_words
 from diffats.sources import splits
 from diffats.sources.cuts import Grid
+from diffats.sources.naming import unknown_name
 from diffats.sources.sides import FEW_TEST_SAMPLES
 
 _TEST, _MOST_TEST = 0.1, 0.2  # share held out; and where that would be too few
@@ -85,6 +86,8 @@ def choose_samples(
     """
     meanings = {dim: meaning_of(dataset, dim) for dim in sizes}
     sample_dim, why = _sample_dim(sizes, meanings, given)
+    if sample_dim is not None and sample_dim not in sizes:
+        raise unknown_name("data.sample_dim", sample_dim, sizes, where="the source")
     modes = tuple(dim for dim in sizes if dim != sample_dim)
     if not modes:
         raise SourceError(f'the fields have no dim beside "{sample_dim}", so a sample would be one number.')

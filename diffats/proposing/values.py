@@ -13,6 +13,7 @@ import xarray as xr
 
 from diffats.errors import SourceError
 from diffats.proposing.dims import is_full_circle, is_latitude, meaning_of
+from diffats.sources.gaps import differing_points, ways_out
 from diffats.stages import decompose
 from diffats.store import STATUS
 
@@ -67,6 +68,7 @@ def look_at(
     *,
     windowed: Sequence[str],
     fixed: Sequence[str] = (),
+    names: Sequence[str] = ("",),
 ) -> Seen:
     """Tell mask, centre and periodic dims from samples.
 
@@ -80,6 +82,8 @@ def look_at(
         The source, for its coordinates.
     windowed, fixed
         Modes that are cut into windows, and others along which nothing wraps around.
+    names
+        Of the variables, along the mode ``component`` where there are several.
 
     Raises
     ------
@@ -90,7 +94,7 @@ def look_at(
     good = decompose.status_of(x, mask) == STATUS["ok"]
     bad = 1 - float(good.mean())
     if bad > _TOO_MANY_BAD or good.sum() < 2:
-        raise _unusable(x, bad)
+        raise _unusable(x, bad, sizes, names, [d for d in windowed if meaning_of(dataset, d) != "time"])
     usable = x[good]
     if np.array_equal(usable, np.broadcast_to(usable[:1], usable.shape), equal_nan=True):
         raise SourceError("all samples that were read are equal, so there is nothing to learn. Check the source.")
@@ -139,13 +143,17 @@ def common_mask(x: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_] | None:
     return mask if mask.any() and count >= _SAME_MASK * len(readable) else None
 
 
-def _unusable(x: npt.NDArray[np.floating], bad: float) -> SourceError:
-    gaps = np.isnan(x)
-    if gaps.any():
-        what = f"{gaps.mean():.1%} of the values are missing, at other points in different samples"
-        fix = "Fill them, with xarray's interpolate_na for example, or give a part of the source without gaps."
-    else:
-        what, fix = "they are zero throughout or infinite", "Check the source, or choose other variables."
+def _unusable(
+    x: npt.NDArray[np.floating], bad: float, sizes: Mapping[str, int], names: Sequence[str], windowed: Sequence[str]
+) -> SourceError:
+    gone, what = np.isnan(x), "they are zero throughout or infinite"
+    fix = "Check the source, or choose other variables."
+    if gone.any():
+        points = differing_points(gone, sizes, names) or "everything in some"
+        what, fix = (
+            f"{gone.mean():.1%} of the values are missing, at other points in different samples: {points}",
+            ways_out(windowed),
+        )
     return SourceError(f"{bad:.0%} of the {len(x)} samples that were read cannot be used: {what}. {fix}")
 
 

@@ -3,38 +3,70 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 from xarray.backends import H5NetCDFStore, ZarrStore
 
 from diffats.config import Data
 from diffats.errors import SourceError
+from diffats.sources import missing
 from diffats.sources.safety import zarr_members
 from diffats.sources.unreadable import reason, unreadable
 
 logger = logging.getLogger("diffats.sources")
+_SCALAR = re.compile("dimension '(.+)' already exists as a scalar variable")  # as xarray says it
 
 
 def open_xarray(target: Any, **options: Any) -> xr.Dataset:
-    """What an engine of xarray opens, decoded by CF; times that it cannot decode stay numbers, with a warning."""
-    # cache=False: what is read is not kept; decode_coords="all": bounds and grid mappings are coordinates, not fields;
-    # decode_timedelta=False: a field in units of "days" stays a number
-    settings = {"chunks": None, "cache": False, "decode_coords": "all", "decode_timedelta": False, **options}
+    """What an engine of xarray opens, or a store of one, decoded by CF conventions.
+
+    Whatever the attributes of a field say of missing values counts. Times that xarray cannot decode stay numbers, with
+    a warning.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnicodeWarning)  # with_valid_text says of all of it how it is read
-        return _open_xarray(target, settings)
+        raw = _open_raw(target, options)
+        if isinstance(target, WholeZarr | ReadableZarr):
+            raw = missing.with_zarr_fills(raw, target.zarr_arrays)
+        return _decoded(raw)
 
 
-def _open_xarray(target: Any, settings: Mapping[str, Any]) -> xr.Dataset:
+def _open_raw(target: Any, options: Mapping[str, Any]) -> xr.Dataset:
+    """A data set as it is stored, but for single numbers that have the name of a dim; nothing that is read is kept."""
+    left: list[str] = []
+    while True:
+        try:
+            raw = xr.open_dataset(target, chunks=None, cache=False, decode_cf=False, drop_variables=left, **options)
+        except ValueError as error:
+            scalar = _SCALAR.search(str(error))
+            if scalar is None or scalar[1] in left:
+                raise
+            left.append(scalar[1])
+        else:
+            fix = "a dim of it has the same name. Rename it in the source to use it"
+            raw.encoding["notes"] = {
+                f'"{name}" is a single number and left out, since {fix}': "ignored" for name in left
+            }
+            return raw
+
+
+def _decoded(raw: xr.Dataset) -> xr.Dataset:
+    """A stored data set by CF conventions."""
+    conforming = missing.conform(raw)
+    # decode_coords="all": bounds and grid mappings are coordinates, not fields;
+    # decode_timedelta=False: a field in units of "days" stays a number
+    settings: dict[str, Any] = {"decode_coords": "all", "decode_timedelta": False}
     try:
-        return xr.open_dataset(target, **settings)
+        return xr.decode_cf(conforming, **settings)
     except ValueError as error:
-        dataset = xr.open_dataset(target, decode_times=False, **settings)
+        dataset = xr.decode_cf(conforming, decode_times=False, **settings)
         timed = [name for name, variable in dataset.variables.items() if " since " in str(variable.attrs.get("units"))]
         if not any(_is_undecodable(dataset.variables[name]) for name in timed):
             raise
@@ -56,8 +88,32 @@ def _is_undecodable(variable: xr.Variable) -> bool:
     return False
 
 
+def open_zarr(place: Any, path: str, data: Data, **options: Any) -> xr.Dataset:
+    """A Zarr group at a path or in a store: with all its arrays, or those that can be read."""
+    # xr.open_dataset does not pass the fill value's option on
+    how: dict[str, Any] = {"mode": "r", "use_zarr_fill_value_as_mask": True, **options}
+    whole = partial(WholeZarr.open_group, place, **how)
+    return open_readable(
+        lambda: open_xarray(whole()), partial(ReadableZarr.open_group, place, cache_members=False, **how), path, data
+    )
+
+
+class WholeZarr(ZarrStore):
+    """A Zarr group with its arrays."""
+
+    @cached_property
+    def zarr_arrays(self) -> dict[str, Any]:
+        """By name."""
+        return dict(self.zarr_group.arrays())
+
+
 class ReadableZarr(ZarrStore):
     """A Zarr group without the arrays that cannot be read; ``failed`` says why of each, once it was loaded."""
+
+    @cached_property
+    def zarr_arrays(self) -> dict[str, Any]:
+        """Those that can be read, by name."""
+        return {name: member for name, member in self.members.items() if isinstance(member, zarr.Array)}
 
     @cached_property
     def members(self) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from diffats.config import Data
 from diffats.errors import InputError, SourceError, StoreError
 from diffats.icechunk_releases import holds_repository, quiet_icechunk
 from diffats.requirements import require
+from diffats.sources import missing
 from diffats.sources.arrays import open_arrays
 from diffats.sources.builtin import open_builtin
-from diffats.sources.decoding import ReadableHDF5, ReadableZarr, open_readable, open_xarray
+from diffats.sources.decoding import ReadableHDF5, open_readable, open_xarray, open_zarr
 from diffats.sources.formats import foreign
 from diffats.sources.grib import ENDINGS, open_grib
 from diffats.sources.images import holds_images, is_image, open_images
@@ -68,9 +69,10 @@ def open_source(data: Data, *, every: bool = False) -> xr.Dataset:
     if len(paths) > 1 and _is_glob(folder):
         logger.info("data.source: brackets and stars in the name of the folder %s are no pattern.", folder)
     datasets = [without_odd_names(each) for each in with_valid_text(_open_one(path, data) for path in paths)]
-    if len(datasets) == 1:
-        return datasets[0]
-    return join(datasets, paths, data, every=every)
+    taken = missing.say(datasets)
+    dataset = datasets[0] if len(datasets) == 1 else join(datasets, paths, data, every=every)
+    dataset.encoding["taken"] = taken
+    return dataset
 
 
 def absolute(source: str) -> str:
@@ -363,9 +365,9 @@ def _open_zarr(path: str, data: Data) -> xr.Dataset:
         check_zarr(root, path)
         # consolidated is passed explicitly: otherwise a store without it is probed for, and warned about
         consolidated = root.metadata.consolidated_metadata is not None
-        how: dict[str, Any] = {"group": group, "consolidated": consolidated, **options}
-        store = partial(ReadableZarr.open_group, path, mode="r", cache_members=False, **how)
-        return open_readable(partial(open_xarray, path, engine="zarr", **how), store, path, data)
+        dataset = open_zarr(path, path, data, group=group, consolidated=consolidated, **options)
+        dataset.encoding.setdefault("source", path)
+        return dataset
 
     return _open_groups(opens, data)
 
@@ -395,9 +397,7 @@ def _open_icechunk(path: str, data: Data) -> xr.Dataset:
     session = read_icechunk(path)
 
     def opens(group: str | None) -> xr.Dataset:
-        how: dict[str, Any] = {"group": group, "consolidated": False}
-        store = partial(ReadableZarr.open_group, session.store, mode="r", cache_members=False, **how)
-        return open_readable(partial(open_xarray, session.store, engine="zarr", **how), store, path, data)
+        return open_zarr(session.store, path, data, group=group, consolidated=False)
 
     dataset = _open_groups(opens, data)
     dataset.encoding["snapshot"] = session.snapshot_id
@@ -554,7 +554,8 @@ def digest(dataset: xr.Dataset, data: Data) -> str:
     It sees no more than ``stamp`` does, whose limits are said there.
     """
     content = dataset.encoding.get("snapshot") or dataset.encoding.get("digest") or stamp(data, deep=True)
-    told = [content, dataset.to_dict(data=False), *filter(None, [dataset.encoding.get("order")])]
+    told = [content, dataset.to_dict(data=False)]
+    told += [dataset.encoding[key] for key in ("order", "taken") if dataset.encoding.get(key)]
     sha = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name in sorted(dataset.indexes, key=str):
         values = dataset[name].values

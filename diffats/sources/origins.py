@@ -62,7 +62,7 @@ def _of_entries(dataset: xr.Dataset, data: Data, cuts: Cuts, taken: dict[str, xr
     for name, coord in dataset.coords.items():
         if dim in coord.dims and not set(cuts.size).intersection(coord.dims) and _is_small(coord, dim):
             found[str(name)] = _at(coord.variable, places)
-    if dim not in dataset.coords:
+    if dim not in dataset.indexes:
         found[dim] = xr.Variable("sample", places[dim], {"long_name": f"entry along {dim}"})
     return {f"source_{name}" if name in taken else name: variable for name, variable in found.items()}
 

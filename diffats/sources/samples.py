@@ -20,6 +20,7 @@ from diffats.sources import opening, origins, parts, splits
 from diffats.sources.clock import Clocks
 from diffats.sources.conditions import Labels, check_conditions, find_labels, read_labels, read_scalar
 from diffats.sources.cuts import Cuts, Grid
+from diffats.sources.missing import as_numbers
 from diffats.sources.naming import unknown_name
 from diffats.sources.reading import read_windows
 from diffats.sources.templates import make_template
@@ -193,7 +194,7 @@ class Samples:
         for axis, size in array.sizes.items():
             if size == 0:
                 raise SourceError(f'{key}: "{name}" is empty: dim "{axis}" has size 0. Check data.source.')
-        return array.isel(dict.fromkeys(extra, 0))
+        return as_numbers(array.isel(dict.fromkeys(extra, 0)))
 
     def _check_windows(self, lengths: dict[str, int]) -> None:
         for dim, size in self._windows.items():
@@ -378,7 +379,7 @@ class Samples:
         if condition.initial is not None:
             raw["initial"] = np.take(x, condition.initial.index, axis=1 + self.modes.index(condition.initial.dim))
         for name in condition.fields:
-            field = self.dataset[name]
+            field = as_numbers(self.dataset[name])
             dims = [str(dim) for dim in field.dims if dim != sample_dim]
             dtype = _store_dtype([field])
             raw[f"field_{name}"] = read_windows(field, cuts, sample_dim=sample_dim, dims=dims, dtype=dtype)
@@ -386,7 +387,7 @@ class Samples:
             if name in self.clocks.known:
                 raw[f"scalar_{name}"] = self.clocks.counts(name, cuts)[:, 0]
             else:
-                raw[f"scalar_{name}"] = read_scalar(self.dataset[name], cuts, sample_dim)
+                raw[f"scalar_{name}"] = read_scalar(as_numbers(self.dataset[name]), cuts, sample_dim)
         for name in self.data.climatology:
             raw[f"phase_{name}"] = self.clocks.counts(name, cuts)
         if condition.labels:
@@ -460,6 +461,8 @@ class Samples:
     def template(self) -> xr.Dataset:
         """One decoded sample without data: dims, units, coordinates and attributes."""
         source = self.dataset.isel(dict.fromkeys(self._squeezed, 0))
+        if self.data.missing == "mask":  # what is missing again after decoding cannot be a whole number
+            source = source.assign({name: as_numbers(source[name]) for name in self.variables})
         return make_template(
             source,
             self.variables,

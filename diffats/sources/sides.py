@@ -85,7 +85,7 @@ def gaps(samples: Samples) -> dict[str, dict[str, Any]]:
     """
     places, found = _lying(samples), {}
     for dim, start in places.items():
-        if dim == samples.data.sample_dim and not _is_time(samples, dim):
+        if dim == samples.data.sample_dim and not is_time(samples, dim):
             continue
         before, after = _facing(dim, places, samples.is_test)
         if len(before):
@@ -101,8 +101,9 @@ def _lying(samples: Samples) -> dict[str, Array]:
     return ({} if dim is None or position is None else {dim: position}) | samples.starts
 
 
-def _is_time(samples: Samples, dim: str) -> bool:
-    values = values_of(samples.dataset[dim])[:2] if dim in samples.dataset.coords else np.zeros(0)
+def is_time(samples: Samples, dim: str) -> bool:
+    """Whether the coordinate of a dim holds times."""
+    values = values_of(samples.dataset[dim])[:2] if dim in samples.dataset.indexes else np.zeros(0)
     return values.dtype.kind in "MO" and spacing.differences(values) is not None
 
 
@@ -119,7 +120,7 @@ def _facing(dim: str, places: dict[str, Array], is_test: Array) -> tuple[Array, 
 
 def _distance(samples: Samples, dim: str, last: Array, first: Array) -> tuple[float | None, str | None]:
     """The least distance by the dim's coordinate between points, and its unit."""
-    if dim not in samples.dataset.coords:
+    if dim not in samples.dataset.indexes:
         return None, None
     coord = samples.dataset[dim]
     values = values_of(coord)
@@ -208,7 +209,7 @@ def _boxes(samples: Samples) -> dict[str, Any]:
 
 
 def _between(samples: Samples, dim: str, first: int, last: int) -> str:
-    coord = samples.dataset[dim] if dim in samples.dataset.coords else xr.DataArray(np.arange(last + 1), dims=[dim])
+    coord = samples.dataset[dim] if dim in samples.dataset.indexes else xr.DataArray(np.arange(last + 1), dims=[dim])
     return f"{_text(values_of(coord[first]))} .. {_text(values_of(coord[last]))}"
 
 

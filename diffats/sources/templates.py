@@ -48,7 +48,7 @@ def make_template(
         if not gone.intersection(coord.dims) and _belongs(coord, modes, dataset)
     }
     for dim, size in windows.items():
-        if dim in dataset.coords:
+        if dim in dataset.indexes:
             offset = _offset(dataset[dim], size)
             if offset is not None:
                 coords[dim] = offset
@@ -75,6 +75,8 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def _belongs(coord: xr.DataArray, modes: Sequence[str], dataset: xr.Dataset) -> bool:
     """Coordinates of the sample's dims; bounds have one dim more, which no other variable needs."""
+    if coord.name in modes and coord.name not in coord.dims:
+        return False  # it has the name of a mode, and is something else
     extra = [dim for dim in coord.dims if dim not in modes]
     return not extra or (len(extra) < coord.ndim and extra[0] not in dataset.indexes)
 

@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -34,7 +34,8 @@ from diffats.primitives import (
     reconstruction_errors,
 )
 from diffats.requirements import missing
-from diffats.sources import spacing
+from diffats.sources import gaps, sides, spacing
+from diffats.sources.missing import counts_as_missing
 from diffats.sources.parts import sample_digests
 from diffats.spectrum import as_numpy, norm2, on_device
 from diffats.stages import growth
@@ -140,9 +141,12 @@ def run_moments(
     boundary: int | None = None,
     pass_name: str = "",
     shared: Array | None = None,
-) -> tuple[FieldMoments, Counter[str]]:
-    """Moments of the good training samples of a run of shards, and how much is missing beside the mask ``shared``."""
-    mask, counts = shared, Counter[str]()
+) -> tuple[FieldMoments, Counter[Any]]:
+    """Moments of the good training samples of a run of shards, and how much is missing beside the mask ``shared``.
+
+    Also counted, by name and number, are numbers that may stand for missing ones: `gaps.repeated_extremes`.
+    """
+    mask, counts = shared, Counter[Any]()
     with steady(data, pass_name):
         moments = no_moments(sources.open_samples(data, seed, boundary, fresh=False))
     for start, stop in shard_bounds(bounds[1] - bounds[0], shard):
@@ -157,6 +161,7 @@ def run_moments(
         if samples.transforms:
             check_domain(samples, indices[good], x[good])
         counts.update(values=x.size)
+        counts.update(gaps.repeated_extremes(x, samples.variables))
         if mask is None and good.all():
             moments.add(x, phases)
             continue
@@ -180,7 +185,7 @@ def check_domain(samples: sources.Samples, indices: Array, x: Array) -> None:
 def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> tuple[FieldScaling, Array]:
     """Scaling and training mean, in one pass over the raw data."""
     samples = work.samples
-    moments, counts = no_moments(samples), Counter[str]()
+    moments, counts = no_moments(samples), Counter[Any]()
     function = partial(
         run_moments,
         data=work.data,
@@ -198,18 +203,40 @@ def fit_scaling(work: Workspace, cluster: Cluster, shard: int, hooks: Hooks) -> 
         counts.update(counted)
         hooks.progress(stop, samples.n, 0)
     share = counts["missing"] / max(counts["values"], 1)
+    say_repeated({key: n for key, n in counts.items() if isinstance(key, tuple)}, counts["values"], samples)
     if work.recipe.data.missing == "mask" and counts["other"] > allowed_failures(work, samples.n):
         raise SourceError(
             f"{work.recipe.data.source}: {share:.1%} of the training values are missing, and in {counts['other']} "
-            'samples not at the same points as in the others, which data.missing = "mask" expects. Fill them first, or '
-            "cut windows without them."
+            f'samples not at the same points as in the others, which data.missing = "mask" expects. '
+            f"{_points_in_words(work, training_choice(work, MASK_SAMPLES))}"
         )
     if moments.raw.count == 0:
         raise SourceError(
             f"{work.recipe.data.source}: no training sample is usable ({share:.1%} of the values are missing, infinite "
             'or excessive, the others zero). Set data.missing = "mask" if the same points are missing in every sample.'
+            + _of_missing(samples)
         )
     return fitted_scaling(work, moments)
+
+
+def say_repeated(found: Mapping[tuple[str, float], int], values: int, samples: sources.Samples) -> None:
+    """Warn of numbers that may stand for missing ones, among this many values of all variables."""
+    for text in gaps.repeated_in_words(found, values // len(samples.variables)):
+        log.warning(text)
+
+
+def _of_missing(samples: sources.Samples) -> str:
+    """What counts as missing, as a sentence; empty where nothing does."""
+    said = [text for name in samples.variables[:4] if (text := counts_as_missing(samples.dataset[name]))]
+    return f" Missing are: {', '.join(said)}." if said else ""
+
+
+def _points_in_words(work: Workspace, indices: Array) -> str:
+    """Which points some of these samples lack and others do not, and what to do; empty where they lack the same."""
+    samples = work.samples
+    points = gaps.differing_points(np.isnan(samples.read(indices)), samples.sizes, samples.variables)
+    windowed = [dim for dim in samples.starts if not sides.is_time(samples, dim)]
+    return f"In {len(indices)} samples, {points}. {gaps.ways_out(windowed)}" if points else ""
 
 
 def fitted_scaling(work: Workspace, moments: FieldMoments) -> tuple[FieldScaling, Array]:
@@ -595,7 +622,7 @@ def say_uneven(work: Workspace) -> None:
                 samples.n,
                 dim,
             )
-        if dim in samples.dataset.coords and dim not in template.coords:
+        if dim in samples.dataset.indexes and dim not in template.coords:
             text = "points along %s are not evenly spaced: generated samples have no coordinate there, only an order"
             log.warning(text, dim)
 
@@ -809,8 +836,7 @@ def check_failures(work: Workspace, version: Version) -> None:
     if len(bad) > allowed:
         raise TooManyFailedError(
             f"decompose: {len(bad)} of {len(status)} samples failed, {allowed} are allowed by data.max_failed = "
-            f"{work.recipe.data.max_failed}: {listed}. {_share_missing(work, status)}Mend the source, set "
-            'data.missing = "mask" if the same points are missing in all samples, or raise data.max_failed.'
+            f"{work.recipe.data.max_failed}: {listed}. {_why_missing(work, status)}, or raise data.max_failed."
         )
     bad_new = int((bad >= known).sum())
     if bad_new > allowed_new:
@@ -827,11 +853,16 @@ def check_failures(work: Workspace, version: Version) -> None:
         log.warning("%d of %d samples failed and are left out: %s", len(bad), len(status), listed)
 
 
-def _share_missing(work: Workspace, status: Array) -> str:
+def _why_missing(work: Workspace, status: Array) -> str:
+    """What the first bad samples lack, and what to do, without a full stop."""
     bad = np.flatnonzero(status == STATUS["non_finite"])[:8]
     if not bad.size:
-        return ""
-    return f"In the first of them {1 - usable(work.samples.read(bad)).mean():.1%} of the values are missing. "
+        return "Mend the source"
+    share = f"In the first of them {1 - usable(work.samples.read(bad)).mean():.1%} of the values are missing."
+    some = np.concatenate([bad, np.flatnonzero(status == STATUS["ok"])[:8]])
+    points = _points_in_words(work, np.sort(some)).rstrip(".")
+    mend = 'Mend the source, set data.missing = "mask" if the same points are missing in all samples'
+    return f"{share}{_of_missing(work.samples)} {points or mend}"
 
 
 def result(work: Workspace, version: Version, started: float, *, skipped: bool = False) -> StageResult:

@@ -27,6 +27,7 @@ from diffats.primitives import (
 )
 from diffats.procrustes import align_to_anchor
 from diffats.requirements import require
+from diffats.sources.gaps import repeated_extremes
 from diffats.spectrum import leading
 from diffats.stages import align as align_stage
 from diffats.stages import decompose as decompose_stage
@@ -232,6 +233,7 @@ def _typical(cosines: Array, others: Array) -> float:
 
 def _usable(work: Workspace) -> tuple[Array, Array | None]:
     x = work.samples.read(decompose_stage.pilot_indices(work))
+    decompose_stage.say_repeated(repeated_extremes(x, work.samples.variables), x.size, work.samples)
     mask = decompose_stage.find_mask(work)
     good = decompose_stage.status_of(x, mask) == STATUS["ok"]
     if good.sum() < 2:

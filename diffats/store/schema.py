@@ -240,6 +240,8 @@ def write_template(
             encoding[name] |= {"fill_value": np.nan, "_FillValue": None}
     ready = _no_fixed_strings(ds)
     ready = ready.assign({name: ready[name].compute() for name in ready.variables if str(name) not in whole_shards})
+    # The list of coordinates on disk is split at spaces, so xarray writes such coordinates as it writes variables.
+    ready = ready.reset_coords([name for name in ready.coords if " " in str(name) and name not in ready.dims])
     ready.to_zarr(store, group=group, mode="a", zarr_format=3, consolidated=False, compute=False, encoding=encoding)
 
 
