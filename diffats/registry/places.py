@@ -1,0 +1,30 @@
+"""Where MLflow's pages show something: paths, and links from any of its pages."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+WORKFLOW = "workflowType=machine_learning"  # else MLflow shows the menus of language models
+
+
+def run_path(experiment_id: str, run_id: str) -> str:
+    """Of a run; ``/artifacts/NAME`` behind it is a file of it."""
+    return f"experiments/{experiment_id}/runs/{run_id}"
+
+
+def version_path(name: str, version: str) -> str:
+    """Of a model version.
+
+    >>> version_path("a b", "2")
+    'models/a%20b/versions/2'
+    """
+    return f"models/{quote(name, safe='')}/versions/{version}"
+
+
+def link(text: str, path: str) -> str:
+    """A link in Markdown.
+
+    >>> link("the run", run_path("1", "ab"))
+    '[the run](#/experiments/1/runs/ab?workflowType=machine_learning)'
+    """
+    return f"[{text}](#/{path}?{WORKFLOW})"
