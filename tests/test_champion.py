@@ -45,8 +45,8 @@ class FakeTracker:
     def set_alias(self, name: str, alias: str, version: str) -> None:
         self.aliases[alias] = version
 
-    def address(self, name: str, version: str) -> str:
-        return "#/experiments/1/runs/run"
+    def made_by(self, name: str, version: str) -> str:
+        return "experiments/1/runs/run"
 
     def describe_version(self, name: str, version: str, text: str, tags: dict[str, str]) -> None:
         self.described[version] = (text, tags)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from diffats.errors import redact
+from diffats.registry.connection import PORT, is_server
+
 WORKFLOW = "workflowType=machine_learning"  # else MLflow shows the menus of language models
 
 
@@ -19,6 +22,16 @@ def version_path(name: str, version: str) -> str:
     'models/a%20b/versions/2'
     """
     return f"models/{quote(name, safe='')}/versions/{version}"
+
+
+def address(uri: str, path: str) -> str:
+    """The address of a page: at the server, or where a database is shown on this machine.
+
+    >>> address("sqlite:///mlflow.db", "models")
+    'http://127.0.0.1:5000/#/models?workflowType=machine_learning'
+    """
+    base = redact(uri).rstrip("/") if is_server(uri) else f"http://127.0.0.1:{PORT}"
+    return f"{base}/#/{path}?{WORKFLOW}"
 
 
 def link(text: str, path: str) -> str:

@@ -22,7 +22,7 @@ from diffats.registry.connection import absolute, asking, database_of, make_data
 from diffats.registry.datasets import StoreSource
 from diffats.registry.models import fetch, file_digests, save_pyfunc
 from diffats.registry.notes import owned, signed
-from diffats.registry.places import run_path
+from diffats.registry.places import address, run_path, version_path
 from diffats.registry.runs import (
     ERROR_TAG,
     MAX_METRICS,
@@ -314,11 +314,34 @@ class Tracker:
         with asking(self.uri, f'set alias "{alias}" of model "{name}"'):
             self.client.set_registered_model_alias(name, alias, version)
 
-    def address(self, name: str, version: str) -> str:
+    def made_by(self, name: str, version: str) -> str:
         """Where the tracker's pages show the run that made a version, see `places`."""
         with asking(self.uri, f'read version {version} of model "{name}"'):
             run_id = self.client.get_model_version(name, version).run_id
         return run_path(self.experiment_id, str(run_id))
+
+    def pages(self, name: str, run_id: str | None) -> dict[str, str]:
+        """Addresses of what a person looks for, by name: the report and the page of a run, and the model.
+
+        Those of a database are where :func:`ui_command` shows it.
+        """
+        found = {}
+        with asking(self.uri, "look for pages"):
+            if run_id is not None:
+                path = run_path(self.experiment_id, run_id)
+                files = [file.path for file in self.client.list_artifacts(run_id)]
+                shown = [f"{path}/artifacts/{file}" for file in files if file.endswith(".html")]
+                found = ({"Report": shown[0]} if shown else {}) | {"Run": path}
+            champion = self.alias(name, "champion") or self.alias(name, "candidate")
+        found |= {} if champion is None else {"Model": version_path(name, champion)}
+        return {what: address(self.uri, path) for what, path in found.items()}
+
+    def overview(self, name: str) -> dict[str, str]:
+        """Addresses of the pages to begin with: the champion, if there is one, and the runs."""
+        champion = self.alias(name, "champion")
+        found = {} if champion is None else {"Champion": version_path(name, champion)}
+        found |= {"Runs": f"experiments/{self.experiment_id}/runs"}
+        return {what: address(self.uri, path) for what, path in found.items()}
 
     def describe_version(self, name: str, version: str, text: str, tags: Mapping[str, str]) -> None:
         """Set what a person reads on a version's page; a text that a person has written stays."""

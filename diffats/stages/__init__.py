@@ -39,6 +39,7 @@ __all__ = [
     "Workspace",
     "describe",
     "finish_tracking",
+    "pages",
     "run",
     "start_tracking",
     "summary",
@@ -450,6 +451,17 @@ def describe(recipe: Recipe, results: Iterable[StageResult]) -> str:
         lines.append(f"MLflow:      {registry.ui_command(made['tracking_uri'])}")
         lines.append(f"Prefect:     {installed('prefect')} server start --host 127.0.0.1")
     return "\n".join(lines)
+
+
+def pages(recipe: Recipe, parent_run: str | None) -> dict[str, str]:
+    """Addresses in MLflow's pages by what they show: the report, the run, the model. Empty where it is away."""
+    from diffats import registry
+
+    try:
+        return _tracker(recipe).pages(recipe.name, parent_run)
+    except (registry.TrackingError, OSError) as error:
+        log.warning("no links to MLflow: %s", redact(str(error)))
+        return {}
 
 
 def installed(command: str) -> str:

@@ -58,7 +58,7 @@ def grouped(table: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """An evaluation's table as metrics of a run.
 
     >>> grouped({"crps": {"value": 0.2, "persistence": 0.5}, "anomaly_error": {"value": 0.1, "training_mean": 1.0}})
-    {'test/crps': 0.2, 'reference/persistence/crps': 0.5, 'codec/test_anomaly_error': 0.1}
+    {'test/crps': 0.2, 'codec/test_anomaly_error': 0.1, 'reference/persistence/crps': 0.5}
     """
     found = {}
     for name, row in table.items():

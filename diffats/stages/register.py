@@ -109,7 +109,7 @@ def describe(
 
     name, metric = work.recipe.name, work.recipe.deciding_metric
     content, data = report.numbers(work, model, metrics, None), str(model.provenance["primitives_snapshot"])
-    made = tracker.address(name, version)
+    made = tracker.made_by(name, version)
     text = descriptions.model_description(content, model, data, made, decision.verdict)
     release = code_version()
     tracker.describe_version(name, version, text, descriptions.model_tags(content, data, decision.verdict, release))
