@@ -60,7 +60,7 @@ test-slow: $(STAMP)  ## tests that start servers or take minutes
 test-browser: chromium  ## open the report in the distribution's Chromium: no error, nothing clipped, all pictures there
 	DIFFATS_BROWSER=required $(BIN)/python -m pytest tests/test_browser.py
 
-test-pages: chromium  ## MLflow's and Prefect's pages in Chromium, as a person opens them; some minutes
+test-pages: chromium  ## MLflow's pages in Chromium, as a person opens them; some minutes
 	DIFFATS_BROWSER=required $(BIN)/python -m pytest tests/test_pages.py
 
 chromium: $(STAMP)

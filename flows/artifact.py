@@ -123,11 +123,14 @@ def metric_table(metrics: dict[str, dict[str, object]]) -> str:
 def links(made: Mapping[str, Any], pages: Mapping[str, str], *, changed: bool) -> list[str]:
     """Where the things are: report, model and run as links into MLflow's pages, and their places on disk."""
     version = f"version {code(made['version'])}" if "version" in made else "which this flow does not change"
-    lines = [f"- {name}: <{url}>" for name, url in pages.items()]
+    lines = []
+    if pages:
+        local = not str(made.get("tracking_uri", "http")).startswith("http")
+        when = ", while `make mlflow-ui` runs, or the command that the flow printed" if local else ""
+        shown = " · ".join(f"[{name}]({url})" for name, url in pages.items())  # addresses are longer than a column
+        lines.append(f"- In MLflow{when}: {shown}")
     if not changed:
         lines.append("- MLflow: no new run, everything was there")
-    if pages and not str(made.get("tracking_uri", "http")).startswith("http"):
-        lines.append("- These links work while `make mlflow-ui` runs, or the command that the flow printed.")
     if "report" in made:
         lines.append(f"- Report on disk: {code(made['report'])}")
     lines.append(f"- Store: {code(made['store'])}, {version}")

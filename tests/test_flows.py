@@ -331,7 +331,7 @@ def test_report_artifact_has_links_and_small_pictures_only(recipe: str) -> None:
     made: dict[str, Any] = {"store": "s", "version": "v1", "tracking_uri": "http://tracker/", "report": "r.html"}
     pages = {"Run": "http://tracker/#/experiments/1/runs/0123"}
     text = "\n".join(artifact.links(made, pages, changed=True))
-    assert "- Run: <http://tracker/#/experiments/1/runs/0123>" in text
+    assert "- In MLflow: [Run](http://tracker/#/experiments/1/runs/0123)" in text
     assert "make mlflow-ui" not in text
     assert "`v1`" in text
     local = "\n".join(artifact.links(made | {"tracking_uri": "sqlite:///mlflow.db"}, pages, changed=False))

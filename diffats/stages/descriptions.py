@@ -140,7 +140,8 @@ def run_description(content: ReportContent, version: str, address: str, *, repor
     there = [model_link(content)] if content.model else []
     there += [places.link("report", f"{address}/artifacts/{report.PAGE}")] if reported else []
     there += [places.link("recipe", f"{address}/artifacts/recipe.toml"), f"`{content.command}`"]
-    parts = [headline(content), " · ".join(there), " ".join(page.summary(content)), *read_this_too(content)]
+    # The links come first: MLflow folds a description after some lines, and what is folded cannot be clicked.
+    parts = [" · ".join(there), headline(content), " ".join(page.summary(content)), *read_this_too(content)]
     rows = {
         "Data": data_text(content),
         "Data version": data_link(content, version),
