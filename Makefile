@@ -19,7 +19,7 @@ FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 PYTHON = $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-newest test-lowest test-install bench quality quality-small soak gpu-check pictures mlflow-ui prefect-ui clean
+.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-pages chromium test-newest test-lowest test-install bench quality quality-small soak gpu-check pictures mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,11 +58,16 @@ test-slow: $(STAMP)  ## tests that start servers or take minutes
 	$(BIN)/python -m pytest -m slow
 
 # In `make test` it runs too where Chromium and Playwright are there; here nothing is skipped.
-test-browser: $(STAMP)  ## open the report in the distribution's Chromium: no error, nothing clipped, all pictures there
+test-browser: chromium  ## open the report in the distribution's Chromium: no error, nothing clipped, all pictures there
+	DIFFATS_BROWSER=required $(BIN)/python -m pytest tests/test_browser.py
+
+test-pages: chromium  ## MLflow's pages in Chromium, as a person opens them; some minutes
+	DIFFATS_BROWSER=required $(BIN)/python -m pytest tests/test_pages.py
+
+chromium: $(STAMP)
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get install --yes --no-install-recommends chromium; } || { \
 		echo "Chromium is missing. Install it, for example: sudo apt-get install chromium" >&2; exit 2; }
-	DIFFATS_BROWSER=required $(BIN)/python -m pytest -m browser
 
 # The record of a run that passed becomes docs/reliability.md. DIFFATS_FAULTS_SEED sets the random moments.
 test-faults: $(STAMP)  ## kill processes, fill disks, lose servers; twenty minutes, writes docs/reliability.md
@@ -115,11 +120,13 @@ gpu-check: $(STAMP)  ## what only a GPU can tell: equality with the CPU, speed, 
 pictures: $(STAMP)  ## the README's pictures, from the reports of finished runs (options: FORECAST=runs/NAME CLASSES=runs/NAME DIGITS=runs/NAME)
 	$(BIN)/python -m benchmarks.pictures $(FORECAST)=forecast $(CLASSES)=classes $(DIGITS)=digits
 
-mlflow-ui: $(STAMP)  ## the demo's runs and models, on http://127.0.0.1:5000
-	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
+mlflow-ui: $(STAMP)  ## the champion, the runs and the models of the demo, on http://127.0.0.1:5000 (options: RECIPE=mine.toml)
+	@exec $(BIN)/python -m diffats.registry $(RECIPE)
 
-prefect-ui: $(STAMP)  ## flow runs and their reports, on http://127.0.0.1:4200
-	$(BIN)/prefect server start --host 127.0.0.1 --port 4200
+prefect-ui: $(STAMP)  ## flow runs and their reports, on http://127.0.0.1:4200/v2/runs
+	@echo "Flow runs: http://127.0.0.1:4200/v2/runs"; echo "Prefect takes some ten seconds to start; Ctrl-C stops it."
+	@export DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT=false; \
+	exec $(BIN)/prefect server start --host 127.0.0.1 --port 4200
 
 clean:  ## remove caches and the environment; results under runs/ stay
 	rm -rf $(VENV) .venv-newest .venv-lowest *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

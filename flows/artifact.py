@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_markdown_artifact
@@ -33,15 +33,29 @@ def publish(recipe: Recipe, results: Sequence[StageResult], parent_run: str) -> 
     from diffats import stages
 
     made = stages.summary(recipe, results)
+    changed = not all(result.skipped for result in results)
+    pages = stages.pages(recipe, parent_run if changed else None)
     sections = [
         f"# {recipe.name}",
-        stage_table(results),
-        *links(made, None if all(result.skipped for result in results) else parent_run),
-        metric_table(made.get("metrics", {})),
+        *verdict(made),
+        *links(made, pages, changed=changed),
         *pictures(results),
+        metric_table(made.get("metrics", {})),
+        "## Stages",
+        stage_table(results),
+        stage_list(results),
     ]
     text = "\n\n".join(section for section in sections if section)
     create_markdown_artifact(text, artifact_key("report", recipe.name), f"What was made of {recipe.name}")
+
+
+def verdict(made: Mapping[str, Any]) -> list[str]:
+    """Which version the model is, and why it is champion or not."""
+    model = made.get("model")
+    if not isinstance(model, dict):
+        return []
+    alias = f", {model['alias']}" if model["alias"] else ""
+    return [f"**{cell(model['name'])} version {model['version']}{alias}.** {cell(model['verdict'])}."]
 
 
 def publish_drift(recipe: Recipe) -> None:
@@ -79,12 +93,17 @@ def drift_section(recipe: Recipe, growth: dict[str, Any]) -> str:
 
 
 def stage_table(results: Sequence[StageResult]) -> str:
-    """One row a stage."""
-    rows = ["| stage | result | failed | seconds |", "|---|---|---:|---:|"]
+    """One row a stage, narrow enough for every window."""
+    rows = ["| stage | made | failed | seconds |", "|---|---|---:|---:|"]
     for result in results:
-        text = "already there: " * result.skipped + cell(result.summary)
-        rows.append(f"| {result.stage} | {text} | {result.failed} | {result.seconds:.1f} |")
+        made = "was there" if result.skipped else "now"
+        rows.append(f"| {result.stage} | {made} | {result.failed} | {result.seconds:.1f} |")
     return "\n".join(rows)
+
+
+def stage_list(results: Sequence[StageResult]) -> str:
+    """What each stage tells, as a list: a table would be cut."""
+    return "\n".join(f"- **{result.stage}**: {cell(result.summary)}" for result in results)
 
 
 def metric_table(metrics: dict[str, dict[str, object]]) -> str:
@@ -101,23 +120,20 @@ def metric_table(metrics: dict[str, dict[str, object]]) -> str:
     return "\n".join(rows)
 
 
-def links(made: dict[str, object], parent_run: str | None) -> list[str]:
-    """Where the things are: store version, report, model, MLflow run."""
+def links(made: Mapping[str, Any], pages: Mapping[str, str], *, changed: bool) -> list[str]:
+    """Where the things are: report, model and run as links into MLflow's pages, and their places on disk."""
     version = f"version {code(made['version'])}" if "version" in made else "which this flow does not change"
-    lines = [f"- Store: {code(made['store'])}, {version}"]
-    if "report" in made:
-        lines.append(f"- Report: {code(made['report'])}")
-    model = made.get("model")
-    if isinstance(model, dict):
-        lines.append(f"- Model: {code(model['uri'])}, version {model['version']}")
-    tracker = str(made.get("tracking_uri", ""))
-    if parent_run is None:
+    lines = []
+    if pages:
+        local = not str(made.get("tracking_uri", "http")).startswith("http")
+        when = ", while `make mlflow-ui` runs, or the command that the flow printed" if local else ""
+        shown = " · ".join(f"[{name}]({url})" for name, url in pages.items())  # addresses are longer than a column
+        lines.append(f"- In MLflow{when}: {shown}")
+    if not changed:
         lines.append("- MLflow: no new run, everything was there")
-    elif tracker.startswith("http"):
-        lines.append(f"- MLflow: [run {parent_run}]({tracker.rstrip('/')}/#/runs/{parent_run})")
-    else:
-        place = f", kept in {code(tracker)}" if tracker else ""
-        lines.append(f"- MLflow: run `{parent_run}`{place}")
+    if "report" in made:
+        lines.append(f"- Report on disk: {code(made['report'])}")
+    lines.append(f"- Store: {code(made['store'])}, {version}")
     return ["\n".join(lines)]
 
 

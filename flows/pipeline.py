@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -15,17 +16,21 @@ from prefect import Flow, Task, flow, runtime
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
+from prefect.states import Crashed, Running, State
 
 from diffats.cli import progress_bar
 from diffats.config import Recipe, load_recipe
-from diffats.errors import DriftError, InputError
+from diffats.errors import DriftError, InputError, LockedError
+from diffats.store import is_being_written
 from flows.artifact import artifact_key, publish, publish_drift
 
 if TYPE_CHECKING:
     from diffats.stages import StageResult
 
 log = logging.getLogger("diffats.flows")
+NOTE = ".flow_run"  # in a root: id of the flow run that works there, or did last
+LOOK_AGAIN = 2.0  # seconds
+RECIPE_TAG = "recipe:"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -57,7 +62,8 @@ def recipe_flow(function: Callable[P, R]) -> Flow[P, R]:
 def run_name() -> str:
     """Flow, recipe and overrides, such as ``"train indian_pines train.steps=20"``."""
     given = runtime.flow_run.parameters
-    return " ".join([runtime.flow_run.flow_name, Path(given["recipe"]).stem, *given["overrides"]])[:200]
+    overrides = given.get("overrides") or []
+    return " ".join([runtime.flow_run.flow_name, Path(given["recipe"]).stem, *overrides])[:200]
 
 
 def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., StageResult]]) -> Outcome:
@@ -84,7 +90,7 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., 
     results = []
     with ExitStack() as stack:
         with progress_bar(resolved.name):
-            parent_run = stack.enter_context(stages.tracked(resolved))
+            parent_run = begin(stack, resolved)
             page = RunPage(resolved)
         if expected := outlook(stages.Workspace(resolved), [step.name for step in steps]):
             log.info("%s: %s", resolved.name, expected)
@@ -100,6 +106,59 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., 
         page.tell(lambda: publish_drift(resolved))
     failed = sum(result.failed for result in results)
     return Outcome(stages.summary(resolved, results), stages.describe(resolved, results), failed)
+
+
+def begin(stack: ExitStack, recipe: Recipe) -> str:
+    """The MLflow run of a recipe, until the stack ends. A run of a deployment first waits for others of its root.
+
+    Raises
+    ------
+    LockedError
+        Where something else writes to the root and nobody asked Prefect to run this later: a command ends.
+    """
+    from diffats import stages
+
+    waited = False
+    while True:
+        try:
+            parent_run = stack.enter_context(stages.tracked(recipe))
+        except LockedError as error:
+            if runtime.deployment.id is None:
+                raise
+            if not waited:
+                tell_waiting(Path(recipe.location), error)
+            waited = True
+            while is_being_written(Path(recipe.location)):
+                time.sleep(LOOK_AGAIN)
+            continue
+        if waited:
+            tell_state(Running(message="The run that it waited for has ended."))
+        return parent_run
+
+
+def tell_waiting(root: Path, error: LockedError) -> None:
+    """Show on the flow run's page which run of the same root it waits for."""
+    text = f"{at_work(root) or str(error).partition(' Wait for')[0]} This run begins when that one ends."
+    log.info("%s", text)
+    tell_state(Running(name="Waiting", message=text))
+
+
+def at_work(root: Path) -> str:
+    """Which flow run works on a root; empty where it is no flow run of this server."""
+    note = root / NOTE
+    try:
+        with get_client(sync_client=True) as client:
+            other = client.read_flow_run(UUID(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ObjectNotFound, httpx.HTTPError):
+        return ""
+    running = other.state is not None and other.state.is_running()
+    return f"Flow run {other.name!r} ({other.id}) is at work on {root}." if running else ""
+
+
+def tell_state(state: State[Any]) -> None:
+    """Show a state on the flow run's page; a server that is away misses it."""
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(runtime.flow_run.id), state, force=True)
 
 
 class RunPage:
@@ -128,6 +187,9 @@ class RunPage:
 
     def _begin(self, recipe: Recipe) -> None:
         follow_predecessor(Path(recipe.location))
+        tags = {tag for tag in runtime.flow_run.tags if not tag.startswith(RECIPE_TAG)}  # a deployment's may be another
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(runtime.flow_run.id), tags={*tags, RECIPE_TAG + recipe.name})
         made = create_progress_artifact(0.0, artifact_key("progress", recipe.name), "Stages done")
         self.progress = cast(UUID, made)
 
@@ -138,7 +200,7 @@ def follow_predecessor(root: Path) -> None:
     After kill -9 or a power failure a flow run would stay "Running" for ever. Called with the root's lock held, so
     nobody else is at work on it.
     """
-    note, own = root / ".flow_run", str(runtime.flow_run.id)
+    note, own = root / NOTE, str(runtime.flow_run.id)
     before = note.read_text(encoding="utf-8") if note.is_file() else own
     if before != own:
         with get_client(sync_client=True) as client:

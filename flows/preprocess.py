@@ -18,8 +18,10 @@ def preprocess(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
     """Decompose every sample, choose the anchors, align, and fit the normalisation.
 
     Args:
-        recipe: Path of the recipe, a TOML file.
-        overrides: Options that replace the recipe's, each "section.key=value".
+        recipe: Path of the recipe, a TOML file; a relative one starts at the checkout of the worker.
+        overrides: Options that replace the recipe's, each "section.key=value", such as "train.steps=500";
+            `diffats config RECIPE.toml` lists them. In the form one an item; on the command line
+            prefect deployment run FLOW/NAME --param 'overrides=["train.steps=500"]'.
     """
     return run_stages(recipe, overrides, STAGES)
 

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import NEEDED, launched
 from tiny_runs import ALL, images, run, runs
 
 from diffats import stages
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MISSING = [
-    name
-    for name, there in {
-        "Chromium, which the distribution's package manager installs": CHROMIUM,
-        "the package playwright, which make setup installs": importlib.util.find_spec("playwright"),
-    }.items()
-    if not there
-]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        bool(MISSING) and os.environ.get("DIFFATS_BROWSER") != "required",
-        reason=f"needs {' and '.join(MISSING)}; make test-browser does not skip it",
-    ),
-]
+pytestmark = [pytest.mark.browser, NEEDED]
 
 # Names and values of what is wrong, by what the page's own elements say.
 CLIPPED = """() => [...document.querySelectorAll('body *')].filter(e => {
@@ -66,13 +49,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    assert not MISSING, f"needs {' and '.join(MISSING)}"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root has no sandbox
+    with launched() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(params=["runs", "images"])

@@ -27,13 +27,15 @@ class FakeTracker:
         self.folder = folder
         self.versions: list[tuple[dict[str, str], Path]] = []
         self.aliases: dict[str, str] = {}
+        self.described: dict[str, tuple[str, dict[str, str]]] = {}
+        self.decisions: list[tuple[str, dict[str, float]]] = []
 
-    def find(self, name: str, tags: dict[str, str]) -> str | None:
-        return next((str(i) for i, (known, _) in enumerate(self.versions, 1) if tags.items() <= known.items()), None)
+    def find(self, name: str, digests: dict[str, str]) -> str | None:
+        return next((str(i) for i, (known, _) in enumerate(self.versions, 1) if digests.items() <= known.items()), None)
 
-    def register(self, directory: Path, name: str, run_id: str, *, tags: dict[str, str], summary: str) -> str:
+    def register(self, directory: Path, name: str, run_id: str, digests: dict[str, str]) -> str:
         kept = self.folder / str(len(self.versions) + 1)
-        self.versions.append((tags, shutil.copytree(directory, kept, dirs_exist_ok=True)))
+        self.versions.append((digests, shutil.copytree(directory, kept, dirs_exist_ok=True)))
         self.aliases["candidate"] = str(len(self.versions))
         return self.aliases["candidate"]
 
@@ -42,6 +44,15 @@ class FakeTracker:
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         self.aliases[alias] = version
+
+    def made_by(self, name: str, version: str) -> str:
+        return "experiments/1/runs/run"
+
+    def describe_version(self, name: str, version: str, text: str, tags: dict[str, str]) -> None:
+        self.described[version] = (text, tags)
+
+    def tell_champion(self, name: str, version: str, numbers: dict[str, float]) -> None:
+        self.decisions.append((version, numbers))
 
     def download(self, uri: str) -> Path:
         return self.versions[int(self.aliases[uri.partition("@")[2]]) - 1][1]
@@ -201,7 +212,7 @@ def test_other_sampling_alone_makes_samples_and_a_report_and_no_version(recipe: 
 
 def test_versions_of_earlier_releases_are_known(recipe: Recipe, tracker: FakeTracker) -> None:
     registered(recipe)
-    del tracker.versions[0][0]["diffats.model_recipe"]
+    del tracker.versions[0][0]["model_recipe"]
     assert registered(recipe)["version"] == "1"
 
 

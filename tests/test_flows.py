@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,21 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-from prefect import Flow
+from prefect import Flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Failed
+from prefect.states import Failed, Running
 from prefect.testing.utilities import prefect_test_harness
 from tiny_recipe import waves, write_recipe
 
 from diffats import stages
 from diffats.config import Recipe
-from diffats.errors import LockedError, SourceError, StoreError, StoreNotFoundError
+from diffats.errors import LockedError, RecipeError, SourceError, StoreError, StoreNotFoundError
 from diffats.registry import TrackingError
 from diffats.stages import StageResult
-from flows import artifact, command, server
+from flows import artifact, command, pipeline, server
 from flows.end_to_end import end_to_end
 from flows.generate import generate
 from flows.pipeline import Outcome
@@ -77,6 +78,7 @@ class FakeStages:
         monkeypatch.setattr(stages, "start_tracking", lambda recipe, **options: ("0123", "http://tracker"))
         monkeypatch.setattr(stages, "finish_tracking", self.finish)
         monkeypatch.setattr(stages, "summary", lambda recipe, results: {"store": "s", "tracking_uri": "http://tracker"})
+        monkeypatch.setattr(stages, "pages", lambda recipe, parent_run: {"Run": f"http://tracker/#/runs/{parent_run}"})
         monkeypatch.setattr(stages, "describe", lambda recipe, results: "made it")
 
     def run(self, stage: str, recipe: Recipe, *, parent_run: str | None, progress: object) -> StageResult:
@@ -140,7 +142,7 @@ def test_tiny_data_through_every_stage(recipe: str) -> None:
     assert len(text) < 1_200_000
     again = end_to_end(recipe, ["train.steps=3"])
     assert again.summary["version"] == made.summary["version"]
-    assert last_artifact("report-tiny").count("already there") >= 8
+    assert last_artifact("report-tiny").count("| was there |") >= 8
     assert needless_imports(recipe, "train.steps=3") == []
 
 
@@ -266,11 +268,75 @@ def test_an_interrupt_says_how_to_continue(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@contextmanager
+def written_by_another(root: Path) -> Iterator[Callable[[], None]]:
+    """Another process holds the root's lock, until it is told to end."""
+    code = (
+        "import sys; from diffats.store import writer_lock\nwith writer_lock(sys.argv[1]): print(1); sys.stdin.read()"
+    )
+    line = [sys.executable, "-u", "-c", code, str(root)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "1\n"
+        yield owner.communicate
+        owner.communicate()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_of_a_deployment_waits_for_the_run_at_work_and_names_it(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, root = FakeStages(monkeypatch, {}), Path(recipe).parent / "root"
+    told: list[State[Any]] = []
+
+    def tell(state: State[Any]) -> None:
+        told.append(state)
+        end_the_other()
+
+    monkeypatch.setattr(pipeline, "tell_state", tell)
+    monkeypatch.setattr(pipeline, "LOOK_AGAIN", 0.05)
+    with get_client(sync_client=True) as client:
+        other = client.create_flow_run(preprocess, parameters={"recipe": recipe}, name="nightly", state=Running())
+    with written_by_another(root) as end_the_other:
+        (root / ".flow_run").write_text(str(other.id))
+        with pytest.raises(LockedError, match="is being written by process"):  # a command does not wait
+            preprocess(recipe)
+        monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a-deployment")
+        preprocess(recipe)
+    assert fake.called == ["decompose", "select_anchor", "align", "fit_normalisation"]
+    waiting, running = told
+    assert (waiting.name, waiting.is_running(), running.name) == ("Waiting", True, "Running")
+    assert f"Flow run 'nightly' ({other.id}) is at work on {root}." in str(waiting.message)
+    assert (root / ".flow_run").read_text() == str(last_run().id)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_has_its_recipe_as_tag_and_its_error_as_message(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeStages(monkeypatch, {"decompose": [SourceError('a.nc has no variable "u".')]})
+    with tags("recipe:another", "mine"), pytest.raises(SourceError):
+        preprocess(recipe)
+    run = last_run()
+    assert set(run.tags) == {"recipe:tiny", "mine"}
+    assert run.state is not None
+    assert str(run.state.message).endswith('SourceError: a.nc has no variable "u".')
+    with pytest.raises(RecipeError):
+        preprocess(recipe, ["train.steps"])
+    state = last_run().state
+    assert state is not None
+    assert "\n" not in str(state.message)
+    assert 'override "train.steps" is not of the form section.key=value' in str(state.message)
+
+
 def test_report_artifact_has_links_and_small_pictures_only(recipe: str) -> None:
     made: dict[str, Any] = {"store": "s", "version": "v1", "tracking_uri": "http://tracker/", "report": "r.html"}
-    text = "\n".join(artifact.links(made, "0123"))
-    assert "[run 0123](http://tracker/#/runs/0123)" in text
+    pages = {"Run": "http://tracker/#/experiments/1/runs/0123"}
+    text = "\n".join(artifact.links(made, pages, changed=True))
+    assert "- In MLflow: [Run](http://tracker/#/experiments/1/runs/0123)" in text
+    assert "make mlflow-ui" not in text
     assert "`v1`" in text
+    local = "\n".join(artifact.links(made | {"tracking_uri": "sqlite:///mlflow.db"}, pages, changed=False))
+    assert "make mlflow-ui" in local
+    assert "no new run" in local
     big = StageResult("a", "f", "v", "there", pictures={"small": b"x", "big": b"x" * (artifact.MAX_PICTURE + 1)})
     assert len(artifact.pictures([big])) == 1
     many = StageResult("a", "f", "v", "there", pictures={str(i): b"x" * artifact.MAX_PICTURE for i in range(9)})

@@ -29,7 +29,7 @@ from diffats.config import Recipe, parse_recipe, portable
 from diffats.errors import InputError, StoreNotFoundError
 from diffats.models import Denoiser
 from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation
-from diffats.registry import RECIPE_TAG, STAGE_TAG, StoreDataset, StoreSource, Tracker, TrackingError, runs
+from diffats.registry import RECIPE_TAG, STAGE_TAG, StoreDataset, StoreSource, Tracker, TrackingError, notes, runs
 from diffats.registry.pyfunc import as_arrays, requested
 from diffats.sources import template_to_json
 from diffats.store import Store
@@ -102,8 +102,9 @@ def registered(tracker: Tracker, tmp_path_factory: pytest.TempPathFactory) -> st
     made = make_bundle(tmp_path_factory.mktemp("made") / "bundle")
     parent = tracker.start("pipeline")
     with tracker.stage(parent, "register") as run:
-        tags = {"diffats.data_version": "ab12", "diffats.metric": 0.25}
-        version = tracker.register(made, "tiny.fields", run.run_id, tags, "A *tiny* model.")
+        digests = {"data_version": "ab12", "weights": "0123456789abcdef" * 4}
+        version = tracker.register(made, "tiny.fields", run.run_id, digests)
+        tracker.describe_version("tiny.fields", version, "A *tiny* model.", {"headline": "CRPS 0.2"})
     tracker.finish(parent)
     return version
 
@@ -389,19 +390,22 @@ def test_a_data_set_without_digest_says_so() -> None:
 
 def test_a_version_says_what_it_was_made_from(tracker: Tracker, registered: str) -> None:
     version = tracker.client.get_model_version("tiny.fields", registered)
-    assert version.description == "A *tiny* model."
-    files = json.loads(version.tags["diffats.files"])
-    assert {"MLmodel", "pyfunc.py", "artifacts/bundle/bundle.json"} <= files.keys()
-    assert version.tags == {
-        "diffats.data_version": "ab12",
-        "diffats.metric": "0.25",
-        "diffats.files": json.dumps(files),
+    assert version.description == notes.signed("A *tiny* model.")
+    folder = Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=tracker.uri))
+    kept = json.loads((folder / "identity.json").read_text())
+    assert {"MLmodel", "pyfunc.py", "artifacts/bundle/bundle.json"} <= kept["files"].keys()
+    assert (kept["data_version"], kept["weights"]) == ("ab12", "0123456789abcdef" * 4)
+    assert version.tags.keys() == {"headline", "diffats.identity"}  # what a person reads, and one for programs
+    assert json.loads(version.tags["diffats.identity"]) == {
+        "data_version": "ab12",
+        "weights": "0123456789abcdef",
+        "file": bundle.file_digest(folder / "identity.json"),
     }
     assert tracker.alias("tiny.fields", "candidate") == registered
     assert tracker.alias("tiny.fields", "champion") is None
     assert tracker.alias("nothing", "champion") is None
-    assert tracker.find("tiny.fields", {"diffats.data_version": "ab12"}) == registered
-    assert tracker.find("tiny.fields", {"diffats.data_version": "other"}) is None
+    assert tracker.find("tiny.fields", {"weights": "0123456789abcdef" * 4}) == registered
+    assert tracker.find("tiny.fields", {"data_version": "other"}) is None
     assert tracker.find("nothing", {}) is None
     [output] = tracker.client.get_run(version.run_id).outputs.model_outputs
     logged = tracker.client.get_logged_model(output.model_id)

@@ -739,13 +739,15 @@ def model_folder(made: Recipe) -> Path:
     return Tracker.for_recipe(made).download(f"models:/{made.name}@candidate").parents[1]
 
 
-@pytest.mark.parametrize("harm", ["changed", "missing", "added", "link"])
+@pytest.mark.parametrize("harm", ["changed", "missing", "added", "link", "identity"])
 def test_files_of_a_registered_model(made: Recipe, model_folder: Path, harm: str, tmp_path: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "kept")
     code, uri = model_folder / "pyfunc.py", f"models:/{made.name}@candidate"
     try:
         if harm == "changed":
             code.write_text(code.read_text() + "\nimport os")
+        elif harm == "identity":
+            (model_folder / "identity.json").write_text("{}")
         elif harm == "missing":
             code.unlink()
         elif harm == "added":
@@ -755,6 +757,7 @@ def test_files_of_a_registered_model(made: Recipe, model_folder: Path, harm: str
             code.unlink()
             code.symlink_to("/etc/hostname")
         named = "code/evil.py was not registered" if harm == "added" else r"pyfunc\.py (is missing|has changed)"
+        named = "identity.json has changed" if harm == "identity" else named
         with pytest.raises(IntegrityError, match=named):
             Tracker.for_recipe(made).download(uri)
     finally:
@@ -770,11 +773,21 @@ def test_models_of_earlier_releases_load(made: Recipe, copied: Path, caplog: pyt
     tracker = Tracker.for_recipe(made)
     version = tracker.alias(made.name, "candidate") or tracker.alias(made.name, "champion")
     assert version is not None
-    files = tracker.client.get_model_version(made.name, version).tags["diffats.files"]
-    tracker.client.delete_model_version_tag(made.name, version, "diffats.files")
+    files = tracker.client.get_model_version(made.name, version).tags["diffats.identity"]
+    tracker.client.delete_model_version_tag(made.name, version, "diffats.identity")
     assert tracker.download(f"models:/{made.name}/{version}").is_dir()
     assert "was registered without digests" in caplog.text
-    tracker.client.set_model_version_tag(made.name, version, "diffats.files", files)
+    folder = tracker.download(f"models:/{made.name}/{version}").parents[1]
+    kept = json.loads((folder / "identity.json").read_text())["files"] | {
+        "identity.json": bundle.file_digest(folder / "identity.json")
+    }
+    tracker.client.set_model_version_tag(made.name, version, "diffats.files", json.dumps(kept))
+    assert tracker.download(f"models:/{made.name}/{version}").is_dir()
+    tracker.client.set_model_version_tag(made.name, version, "diffats.files", json.dumps(kept | {"pyfunc.py": "0"}))
+    with pytest.raises(IntegrityError, match=r"pyfunc\.py has changed"):
+        tracker.download(f"models:/{made.name}/{version}")
+    tracker.client.delete_model_version_tag(made.name, version, "diffats.files")
+    tracker.client.set_model_version_tag(made.name, version, "diffats.identity", files)
 
 
 def test_a_model_that_points_out_of_its_folder(model_folder: Path, tmp_path: Path) -> None:
@@ -958,5 +971,5 @@ def test_workers_elsewhere_may_be_reached_by_tls(certificates: tuple[str, str]) 
 
 def test_the_security_page_says_what_there_is() -> None:
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-    for word in ("Report", "trusted", "pickle", "diffats.files", "max_count", "max_bytes", "loopback", "tls://"):
+    for word in ("Report", "trusted", "pickle", "diffats.identity", "max_count", "max_bytes", "loopback", "tls://"):
         assert word in text, word

@@ -14,6 +14,7 @@ from diffats.evaluation.sets import profile_mode
 from diffats.evaluation.table import ESTIMATORS, evaluate
 from diffats.evaluation.verdicts import (
     LEAST_GROUPS,
+    OF_CODEC,
     REFERENCES,
     beats,
     compared,
@@ -32,6 +33,7 @@ __all__ = [
     "ESTIMATORS",
     "INTERVAL",
     "LEAST_GROUPS",
+    "OF_CODEC",
     "REFERENCES",
     "Fields",
     "Metrics",

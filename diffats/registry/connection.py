@@ -18,6 +18,8 @@ from diffats.disk import put_in_place
 from diffats.errors import DiffatsError, redact
 
 PORT = 5000
+# Without job execution the server starts faster and takes a fraction of the memory.
+UI_SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 # What a tracker that is away raises; requests' errors are OSErrors.
 AWAY = (MlflowException, SQLAlchemyError, OSError)
 
@@ -34,13 +36,17 @@ def ui_command(uri: str) -> str:
     """
     if is_server(uri):
         return f"python -m webbrowser -t {shlex.quote(redact(uri))}"
+    settings = " ".join(f"{name}={value}" for name, value in UI_SETTINGS.items())
+    return f"{settings} {shlex.join([redact(word) for word in ui_arguments(uri)])}"
+
+
+def ui_arguments(uri: str) -> list[str]:
+    """The program that shows a database's pages on this machine, with its arguments."""
     beside = Path(sys.prefix, "bin", "mlflow")
     found = shutil.which("mlflow")
     command = "mlflow" if found and Path(found).samefile(beside) else str(beside)
-    # Without job execution the server starts faster and takes a fraction of the memory.
-    settings = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
-    options = ["server", "--backend-store-uri", redact(absolute(uri)), "--host", "127.0.0.1", "--port", str(PORT)]
-    return f"{settings} {shlex.join([command, *options, '--workers', '1'])}"
+    options = ["server", "--backend-store-uri", absolute(uri), "--host", "127.0.0.1", "--port", str(PORT)]
+    return [command, *options, "--workers", "1"]
 
 
 @contextmanager

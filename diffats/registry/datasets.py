@@ -107,11 +107,21 @@ class StoreDataset(Dataset):
         Which version.
     name
         What MLflow's pages call it.
+    schema
+        What each variable is, in words; MLflow's page shows a row for each.
     facts
         Numbers shown with it, such as samples and sizes.
     """
 
-    def __init__(self, source: StoreSource, name: str, *, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        source: StoreSource,
+        name: str,
+        *,
+        schema: Mapping[str, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._columns = [{"name": name, "type": text} for name, text in (schema or {}).items()]
         self._facts = dict(facts or {})
         super().__init__(source, name=name, digest=source.digest[:DIGEST_LENGTH] or None)
 
@@ -124,13 +134,14 @@ class StoreDataset(Dataset):
         return self._facts
 
     @property
-    def schema(self) -> None:
-        """None: the group's own metadata are its schema."""
-        return None
+    def schema(self) -> Any:
+        """The variables as columns, the one kind of schema that MLflow's page shows; None where none is known."""
+        return {"mlflow_colspec": self._columns} if self._columns else None
 
     def to_dict(self) -> dict[str, str]:
         """The data set as MLflow keeps it."""
-        return {**super().to_dict(), "profile": json.dumps(self._facts)}
+        schema = {"schema": json.dumps(self.schema)} if self._columns else {}
+        return {**super().to_dict(), "profile": json.dumps(self._facts), **schema}
 
 
 register_dataset_source(cast(Any, StoreSource))  # the class, where MLflow's hint says an instance

@@ -21,15 +21,14 @@ from mlflow.types import DataType, ParamSchema, ParamSpec
 from diffats.digests import file_digest
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.messages import MESSAGES
+from diffats.registry import identity
 from diffats.registry.connection import absolute, asking, database_of
 
 logger = logging.getLogger("diffats.registry")
 
-FILES_TAG = "diffats.files"
 MLFLOW_META = "registered_model_meta"  # written by MLflow where it downloads a model
 MODEL_CODE = Path(__file__).with_name("pyfunc.py")
 PINNED = ("diffats", "torch", "numpy", "xarray", "safetensors", "diffusers", "mlflow")
-DIGEST_TAG = "diffats.data_digest"
 MAX_COUNT, MAX_BYTES = (
     1024,
     2**31,
@@ -102,7 +101,7 @@ def download(uri: str, tracking_uri: str = "", destination: Path | None = None) 
 
 
 def data_digests(name: str, tracking_uri: str) -> set[str]:
-    """Digests of the primitives that the registered versions of a model were trained on; none without a tracker.
+    """Short digests of the primitives that the versions of a model were trained on; none without a tracker.
 
     Raises
     ------
@@ -115,7 +114,8 @@ def data_digests(name: str, tracking_uri: str) -> set[str]:
         return set()
     with asking(tracking, f'look for versions of model "{name}"'):
         versions = MlflowClient(tracking, tracking).search_model_versions(f"name = '{name}'", max_results=10000)
-    return {str(version.tags[DIGEST_TAG]) for version in versions if DIGEST_TAG in version.tags}
+    known = [identity.of(version.tags) for version in versions]
+    return {digests[identity.DATA] for digests in known if identity.DATA in digests}
 
 
 def fetch(client: MlflowClient, tracking: str, uri: str, destination: Path | None) -> Path:
@@ -131,7 +131,7 @@ def fetch(client: MlflowClient, tracking: str, uri: str, destination: Path | Non
             known = ", ".join(sorted(registered.aliases)) or "none"
             raise StoreNotFoundError(f'{uri}: model "{name}" has no alias "{alias}". Its aliases: {known}.')
         source = client.get_model_version_download_uri(name, str(version))
-        expected = client.get_model_version(name, str(version)).tags.get(FILES_TAG)
+        tags = client.get_model_version(name, str(version)).tags
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -143,7 +143,7 @@ def fetch(client: MlflowClient, tracking: str, uri: str, destination: Path | Non
         tracking_uri=tracking,
         registry_uri=tracking,
     )
-    check_files(Path(local), expected, uri)
+    check_files(Path(local), tags, uri)
     return bundle_of(Path(local), uri)
 
 
@@ -164,15 +164,16 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
-def check_files(folder: Path, expected: str | None, uri: str) -> None:
+def check_files(folder: Path, tags: Mapping[str, str], uri: str) -> None:
     """Refuse a model whose files are not those that were registered.
 
     Parameters
     ----------
     folder
         Of the model.
-    expected
-        The digests that its version was registered with, as JSON; earlier versions have none.
+    tags
+        Of its version, which tell the digest of the file that holds the digests of all others. Versions of earlier
+        releases hold these themselves, or none.
     uri
         For messages.
 
@@ -181,10 +182,21 @@ def check_files(folder: Path, expected: str | None, uri: str) -> None:
     IntegrityError
         Which names the file.
     """
-    if expected is None:
+    if identity.IDENTITY_TAG not in tags and identity.FILES_TAG not in tags:
         logger.warning("%s was registered without digests, by an earlier release: its files are not compared.", uri)
         return
-    wanted, found = json.loads(expected), file_digests(folder)
+    found = file_digests(folder)
+    if identity.IDENTITY_TAG in tags:
+        expected = {identity.IDENTITY_FILE: identity.of(tags).get("file", "")}
+        _compare(expected, {name: digest for name, digest in found.items() if name in expected}, folder, uri)
+        expected |= json.loads((folder / identity.IDENTITY_FILE).read_text(encoding="utf-8"))["files"]
+    else:
+        expected = json.loads(tags[identity.FILES_TAG])
+    _compare(expected, found, folder, uri)
+
+
+def _compare(wanted: Mapping[str, str], found: Mapping[str, str], folder: Path, uri: str) -> None:
+    """Refuse files that are missing, changed or new; what MLflow writes where it downloads a model is none of them."""
     for name in sorted(wanted.keys() | found.keys() - {MLFLOW_META}):
         if wanted.get(name) != found.get(name):
             what = "is missing" if name not in found else "was not registered" if name not in wanted else "has changed"

@@ -16,16 +16,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunInfo, RunTag
 
 from diffats.errors import StoreNotFoundError, redact
 from diffats.registry.connection import AWAY
 from diffats.registry.datasets import StoreDataset, StoreSource
+from diffats.registry.notes import NOTE_TAG, owned, signed
+from diffats.registry.places import run_path
 
 logger = logging.getLogger("diffats.registry")
 
 ERROR_TAG = "diffats.error"
-NOTE_TAG = "mlflow.note.content"
 CONTEXT_TAG = "mlflow.data.context"
 FLUSH_SECONDS = 2.0
 FLUSH_METRICS = 100
@@ -45,13 +46,14 @@ class StageRun:
     in the log.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, stage: str, parent_id: str) -> None:
-        self.run_id = run_id
+    def __init__(self, client: MlflowClient, uri: str, run: RunInfo, stage: str, parent_id: str) -> None:
+        self.run_id = str(run.run_id)
         self.parent_id = parent_id
+        self.address = run_path(run.experiment_id, parent_id)  # of the parent, in the tracker's pages
         self._client = client
         self._uri = uri
         self._stage = stage
-        self._outbox = Outbox(lambda batch: client.log_batch(run_id, metrics=batch), redact(uri))
+        self._outbox = Outbox(self._deliver, redact(uri))
         self._unsent: list[tuple[str, Callable[[], object]]] = []
 
     def __enter__(self) -> Self:
@@ -76,13 +78,15 @@ class StageRun:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers; a thread sends them every two seconds or hundred numbers."""
-        now = time.time_ns() // 1_000_000
-        self._outbox.put([Metric(_plain_name(name), float(value), now, step) for name, value in metrics.items()])
+        self._outbox.put([(self.run_id, metric) for metric in measured(metrics, step)])
+
+    def curves(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers on the parent run, where a person looks first; they are sent as those of :meth:`log`."""
+        self._outbox.put([(self.parent_id, metric) for metric in measured(metrics, step)])
 
     def headline(self, metrics: Mapping[str, float]) -> None:
         """Record numbers on the parent run, where runs are compared."""
-        now = time.time_ns() // 1_000_000
-        batch = [Metric(_plain_name(name), float(value), now, 0) for name, value in metrics.items()]
+        batch = measured(metrics)
         self._send("headline metrics", lambda: self._client.log_batch(self.parent_id, metrics=batch))
 
     def params(self, params: Mapping[str, Any]) -> None:
@@ -90,14 +94,23 @@ class StageRun:
         given = flat(params)
         self._send("params", lambda: log_params(self._client, self.run_id, given))
 
-    def tags(self, tags: Mapping[str, Any]) -> None:
+    def tags(self, tags: Mapping[str, Any], *, parent: bool = False) -> None:
         """Set tags."""
         batch = [RunTag(key, value) for key, value in texts(tags).items()]
-        self._send("tags", lambda: self._client.log_batch(self.run_id, tags=batch))
+        self._send("tags", lambda: self._client.log_batch(self._chosen(parent), tags=batch))
 
     def note(self, markdown: str) -> None:
-        """Set the text on top of the run's page."""
+        """Set the text on the run's page."""
         self.tags({NOTE_TAG: markdown})
+
+    def describe(self, markdown: str) -> None:
+        """Set the text on the parent run's page; one that a person has written stays."""
+
+        def send() -> None:
+            if owned(self._client.get_run(self.parent_id).data.tags.get(NOTE_TAG)):
+                self._client.set_tag(self.parent_id, NOTE_TAG, signed(markdown))
+
+        self._send("description", send)
 
     def dataset(
         self,
@@ -108,6 +121,7 @@ class StageRun:
         digest: str,
         context: str,
         *,
+        schema: Mapping[str, str] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Record a version of a store as input of this run and of its parent.
@@ -118,10 +132,11 @@ class StageRun:
             As in :class:`StoreSource`.
         context
             What it is to the run: "raw", "primitives", "samples".
-        facts
-            Numbers shown with it.
+        schema, facts
+            As in :class:`StoreDataset`.
         """
-        given = [dataset_input(StoreSource(location, group, snapshot, digest), name, context, facts=facts)]
+        source = StoreSource(location, group, snapshot, digest)
+        given = [dataset_input(source, name, context, schema=schema, facts=facts)]
 
         def send() -> None:
             for run_id in (self.run_id, self.parent_id):
@@ -129,7 +144,7 @@ class StageRun:
 
         self._send(f"dataset {name}", send)
 
-    def artifact(self, path: str | Path, folder: str | None = None) -> None:
+    def artifact(self, path: str | Path, folder: str | None = None, *, parent: bool = False) -> None:
         """Keep a file or directory with the run.
 
         Raises
@@ -139,15 +154,29 @@ class StageRun:
         """
         if not Path(path).exists():
             raise StoreNotFoundError(f'stage "{self._stage}": no file {path} to keep with the run. Write it first.')
-        self._send(f"artifact {path}", lambda: self._client.log_artifact(self.run_id, str(path), folder))
+        self._send(f"artifact {path}", lambda: self._client.log_artifact(self._chosen(parent), str(path), folder))
 
-    def text(self, name: str, text: str) -> None:
+    def keeps(self, name: str) -> bool:
+        """Whether the parent run has a file; no where the tracker is away."""
+        try:
+            return any(file.path == name for file in self._client.list_artifacts(self.parent_id))
+        except AWAY:
+            return False
+
+    def text(self, name: str, text: str, *, parent: bool = False) -> None:
         """Keep a text as file ``name``."""
-        self._send(f"artifact {name}", lambda: self._client.log_text(self.run_id, text, name))
+        self._send(f"artifact {name}", lambda: self._client.log_text(self._chosen(parent), text, name))
 
     def dict(self, name: str, content: Mapping[str, Any]) -> None:
         """Keep plain data as file ``name``, ending in ``.json`` or ``.yaml``."""
         self._send(f"artifact {name}", lambda: self._client.log_dict(self.run_id, {**content}, name))
+
+    def _deliver(self, batch: Sequence[tuple[str, Metric]]) -> None:
+        for run_id in dict.fromkeys(run_id for run_id, _ in batch):
+            self._client.log_batch(run_id, metrics=[metric for run, metric in batch if run == run_id])
+
+    def _chosen(self, parent: bool) -> str:
+        return self.parent_id if parent else self.run_id
 
     def close(self, status: str = "FINISHED") -> None:
         """Send what waits and end the run with a status of MLflow."""
@@ -192,30 +221,30 @@ class Outbox:
     Parameters
     ----------
     send
-        Called with at most 1000 metrics; raises where the tracker is away.
+        Called with at most 1000 metrics, each beside its run's id; raises where the tracker is away.
     where
         The tracker, for messages.
 
     Examples
     --------
     >>> outbox = Outbox(lambda batch: print(len(batch)), "nowhere")
-    >>> outbox.put([Metric("loss", 0.5, 0, 1)])
+    >>> outbox.put([("run", Metric("loss", 0.5, 0, 1))])
     >>> outbox.close(timeout=10)
     1
     0
     """
 
-    def __init__(self, send: Callable[[Sequence[Metric]], object], where: str) -> None:
+    def __init__(self, send: Callable[[Sequence[tuple[str, Metric]]], object], where: str) -> None:
         self._deliver = send
         self._where = where
-        self._waiting: list[Metric] = []
+        self._waiting: list[tuple[str, Metric]] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
         self._away = False
         self._thread: threading.Thread | None = None
 
-    def put(self, metrics: Sequence[Metric]) -> None:
+    def put(self, metrics: Sequence[tuple[str, Metric]]) -> None:
         """Add metrics; returns at once."""
         with self._lock:
             self._waiting.extend(metrics)
@@ -259,6 +288,12 @@ class Outbox:
             self._away = False
 
 
+def measured(metrics: Mapping[str, float], step: int = 0) -> list[Metric]:
+    """Numbers as MLflow records them, of now."""
+    now = time.time_ns() // 1_000_000
+    return [Metric(_plain_name(name), float(value), now, step) for name, value in metrics.items()]
+
+
 def finish_run(client: MlflowClient, uri: str, run_id: str, status: str) -> None:
     """Close a run. A tracker that is away is logged, not raised: the work is done."""
     try:
@@ -270,10 +305,15 @@ def finish_run(client: MlflowClient, uri: str, run_id: str, status: str) -> None
 
 
 def dataset_input(
-    source: StoreSource, name: str, context: str, *, facts: Mapping[str, Any] | None = None
+    source: StoreSource,
+    name: str,
+    context: str,
+    *,
+    schema: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> DatasetInput:
     """A version of a store as MLflow records inputs."""
-    entity = StoreDataset(source, name, facts=facts)._to_mlflow_entity()
+    entity = StoreDataset(source, name, schema=schema, facts=facts)._to_mlflow_entity()
     return DatasetInput(entity, [InputTag(CONTEXT_TAG, context)])
 
 

@@ -17,10 +17,22 @@ from mlflow.models import Model
 
 from diffats.config import Recipe
 from diffats.errors import InputError, StoreNotFoundError
+from diffats.registry import champions, identity
 from diffats.registry.connection import absolute, asking, database_of, make_database, ui_command
 from diffats.registry.datasets import StoreSource
-from diffats.registry.models import FILES_TAG, fetch, file_digests, save_pyfunc
-from diffats.registry.runs import ERROR_TAG, StageRun, dataset_input, finish_run, log_params, texts
+from diffats.registry.models import fetch, file_digests, save_pyfunc
+from diffats.registry.notes import owned, signed
+from diffats.registry.places import address, run_path, version_path
+from diffats.registry.runs import (
+    ERROR_TAG,
+    MAX_METRICS,
+    StageRun,
+    dataset_input,
+    finish_run,
+    log_params,
+    measured,
+    texts,
+)
 
 logger = logging.getLogger("diffats.registry")
 
@@ -172,16 +184,31 @@ class Tracker:
                 self.client.update_run(run.info.run_id, status="RUNNING")
                 if ERROR_TAG in run.data.tags:
                     self.client.delete_tag(run.info.run_id, ERROR_TAG)
-                return StageRun(self.client, self.uri, run.info.run_id, stage, parent_id)
+                return StageRun(self.client, self.uri, run.info, stage, parent_id)
             tags = {PARENT_TAG: parent_id, STAGE_TAG: stage}
             run = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=stage)
-        return StageRun(self.client, self.uri, run.info.run_id, stage, parent_id)
+        return StageRun(self.client, self.uri, run.info, stage, parent_id)
+
+    def log(self, run_id: str, metrics: Sequence[tuple[Mapping[str, float], int]]) -> None:
+        """Record numbers, each set with its step, as metrics of a run."""
+        batch = [metric for numbers, step in metrics for metric in measured(numbers, step)]
+        with asking(self.uri, f"record metrics of run {run_id}"):
+            for start in range(0, len(batch), MAX_METRICS):
+                self.client.log_batch(run_id, metrics=batch[start : start + MAX_METRICS])
 
     def dataset(
-        self, run_id: str, name: str, location: str, group: str | None, snapshot: str | None, digest: str, context: str
+        self,
+        run_id: str,
+        name: str,
+        location: str,
+        group: str | None,
+        snapshot: str | None,
+        digest: str,
+        context: str,
+        **about: Mapping[str, Any],
     ) -> None:
         """Record a version of a store as input of a run, once; see :meth:`StageRun.dataset`."""
-        given = dataset_input(StoreSource(location, group, snapshot, digest), name, context)
+        given = dataset_input(StoreSource(location, group, snapshot, digest), name, context, **about)
         with asking(self.uri, f"record data set {name}"):
             self.client.log_inputs(run_id, datasets=[given])
 
@@ -193,9 +220,7 @@ class Tracker:
 
     # Models ----------------------------------------------------------------------------------------------------------
 
-    def register(
-        self, bundle: Path, name: str, run_id: str, tags: Mapping[str, Any] | None = None, summary: str = ""
-    ) -> str:
+    def register(self, bundle: Path, name: str, run_id: str, digests: Mapping[str, str] | None = None) -> str:
         """Register a bundle as a new version of a model, with alias ``candidate``.
 
         Parameters
@@ -206,10 +231,9 @@ class Tracker:
             Of the registered model.
         run_id
             The run that made it.
-        tags
-            What it was made from: data version, anchor, recipe fingerprint, code version, metric.
-        summary
-            Markdown shown on the version's page.
+        digests
+            What it was made from, by name: data version, anchor, recipe, evaluation. They go into a file of the model,
+            and shortened into one tag.
 
         Returns
         -------
@@ -223,57 +247,55 @@ class Tracker:
         """
         if not (bundle / "bundle.json").is_file():
             raise StoreNotFoundError(f"{bundle}: no bundle.json here. Train a model first.")
-        given = texts(tags or {})
         with asking(self.uri, f'register model "{name}"'):
-            model_id, source, files = self._log_model(bundle, name, run_id, given)
+            model_id, source, tag = self._log_model(bundle, name, run_id, digests or {})
             self._ensure_model(name)
-            made = self.client.create_model_version(
-                name, source, run_id, given | {FILES_TAG: files}, description=summary or None, model_id=model_id
-            )
+            tags = {identity.IDENTITY_TAG: tag}
+            made = self.client.create_model_version(name, source, run_id, tags, model_id=model_id)
             versions = json.dumps([{"name": name, "version": str(made.version)}])
             self.client.set_logged_model_tags(model_id, {VERSIONS_TAG: versions})  # the pages link the two by it
             self.client.set_registered_model_alias(name, "candidate", made.version)
         return str(made.version)
 
-    def _log_model(self, bundle: Path, name: str, run_id: str, tags: Mapping[str, str]) -> tuple[str, str, str]:
-        """Keep the model's files; its id, location and the files' digests."""
+    def _log_model(self, bundle: Path, name: str, run_id: str, digests: Mapping[str, str]) -> tuple[str, str, str]:
+        """Keep the model's files; its id, its location and the tag that identifies it."""
         plain = re.sub(r"[/:.%\"']", "-", name)  # not allowed in a logged model's name
-        model = self.client.create_logged_model(self.experiment_id, plain, run_id, dict(tags), model_type="generative")
+        model = self.client.create_logged_model(self.experiment_id, plain, run_id, model_type="generative")
         status = LoggedModelStatus.FAILED
         try:
             with tempfile.TemporaryDirectory() as directory:
+                folder = Path(directory) / "model"
                 description = Model(
                     artifact_path=model.artifact_location,
                     run_id=run_id,
                     model_id=model.model_id,
                     model_uuid=model.model_id,
                 )
-                save_pyfunc(bundle, Path(directory) / "model", metadata=tags, description=description)
-                files = json.dumps(file_digests(Path(directory) / "model"))
-                self.client.log_model_artifacts(model.model_id, str(Path(directory) / "model"))
+                save_pyfunc(bundle, folder, metadata=digests, description=description)
+                tag = identity.write(folder, digests, file_digests(folder))
+                self.client.log_model_artifacts(model.model_id, str(folder))
             status = LoggedModelStatus.READY
         finally:
             self.client.finalize_logged_model(model.model_id, status)
         self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        return str(model.model_id), str(model.artifact_location), files
+        return str(model.model_id), str(model.artifact_location), tag
 
     def _ensure_model(self, name: str) -> None:
-        about = f'Generative model of fields, by diffats. Load it: `diffats.load("models:/{name}@champion").sample(8)`.'
         try:
-            self.client.create_registered_model(name, description=about)
+            self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def find(self, name: str, tags: Mapping[str, Any]) -> str | None:
-        """The newest version of a model that has all these tags; ``None`` where there is none.
+    def find(self, name: str, digests: Mapping[str, str]) -> str | None:
+        """The newest version of a model that has all these digests; ``None`` where there is none.
 
         A stage that was interrupted after registering uses it to not register again.
         """
-        wanted = texts(tags).items()
+        wanted = identity.shortened(digests).items()
         with asking(self.uri, f'look for model "{name}"'):
             versions = self.client.search_model_versions(f"name = '{name}'", order_by=["creation_timestamp DESC"])
-        return next((str(v.version) for v in versions if wanted <= v.tags.items()), None)
+        return next((str(v.version) for v in versions if wanted <= identity.of(v.tags).items()), None)
 
     def alias(self, name: str, alias: str) -> str | None:
         """The version of a model that has an alias; ``None`` where no version, or no such model, has it."""
@@ -291,6 +313,48 @@ class Tracker:
         """Move an alias to a version."""
         with asking(self.uri, f'set alias "{alias}" of model "{name}"'):
             self.client.set_registered_model_alias(name, alias, version)
+
+    def made_by(self, name: str, version: str) -> str:
+        """Where the tracker's pages show the run that made a version, see `places`."""
+        with asking(self.uri, f'read version {version} of model "{name}"'):
+            run_id = self.client.get_model_version(name, version).run_id
+        return run_path(self.experiment_id, str(run_id))
+
+    def pages(self, name: str, run_id: str | None) -> dict[str, str]:
+        """Addresses of what a person looks for, by name: the report and the page of a run, and the model.
+
+        Those of a database are where :func:`ui_command` shows it.
+        """
+        found = {}
+        with asking(self.uri, "look for pages"):
+            if run_id is not None:
+                path = run_path(self.experiment_id, run_id)
+                files = [file.path for file in self.client.list_artifacts(run_id)]
+                shown = [f"{path}/artifacts/{file}" for file in files if file.endswith(".html")]
+                found = ({"Report": shown[0]} if shown else {}) | {"Run": path}
+            champion = self.alias(name, "champion") or self.alias(name, "candidate")
+        found |= {} if champion is None else {"Model": version_path(name, champion)}
+        return {what: address(self.uri, path) for what, path in found.items()}
+
+    def overview(self, name: str) -> dict[str, str]:
+        """Addresses of the pages to begin with: the champion, if there is one, and the runs."""
+        champion = self.alias(name, "champion")
+        found = {} if champion is None else {"Champion": version_path(name, champion)}
+        found |= {"Runs": f"experiments/{self.experiment_id}/runs"}
+        return {what: address(self.uri, path) for what, path in found.items()}
+
+    def describe_version(self, name: str, version: str, text: str, tags: Mapping[str, str]) -> None:
+        """Set what a person reads on a version's page; a text that a person has written stays."""
+        with asking(self.uri, f'describe version {version} of model "{name}"'):
+            if owned(self.client.get_model_version(name, version).description):
+                self.client.update_model_version(name, version, signed(text))
+            for key, value in texts(tags).items():
+                self.client.set_model_version_tag(name, version, key, value)
+
+    def tell_champion(self, name: str, version: str, numbers: Mapping[str, float]) -> None:
+        """Note a decision about a version, and say on the pages who is champion now; see `champions`."""
+        with asking(self.uri, f'tell the champion of model "{name}"'):
+            champions.tell(self.client, self.experiment_id, name, version, numbers)
 
     def download(self, uri: str, destination: Path | None = None) -> Path:
         """The bundle directory of a registered model; see :func:`download`."""

@@ -28,7 +28,7 @@ from diffats.errors import InputError, StoreNotFoundError, redact
 from diffats.progress import LoggedProgress, ProgressLine, waiting
 from diffats.requirements import require
 from diffats.stages.workspace import Hooks, Progress, StageResult, Workspace, find_store
-from diffats.store import Version, writer_lock
+from diffats.store import writer_lock
 
 if TYPE_CHECKING:
     from diffats.registry import StageRun, Tracker
@@ -39,6 +39,7 @@ __all__ = [
     "Workspace",
     "describe",
     "finish_tracking",
+    "pages",
     "run",
     "start_tracking",
     "summary",
@@ -232,9 +233,15 @@ class _Records:
             self._warn("its run is begun at its end, if MLflow is back", error)
             return None
         for metrics, step in self._kept:
-            self._run.log(metrics, step)
+            self._send(self._run, metrics, step)
         self._kept.clear()
         return self._run
+
+    def _send(self, run: StageRun, metrics: dict[str, float], step: int) -> None:
+        from diffats.stages import descriptions
+
+        run.log(metrics, step)
+        run.curves(descriptions.curve(metrics), step)
 
     def _warn(self, then: str, error: Exception) -> None:
         if not self._away:
@@ -245,85 +252,49 @@ class _Records:
         """Record numbers."""
         run = self._run if self._away else self.open()
         if run is not None:
-            run.log(metrics, step)
+            self._send(run, metrics, step)
         elif self.parent_run is not None:
             self._kept.append((metrics, step))
 
     def add(self, result: StageResult) -> None:
-        """Record what a stage made; of one that was done already, only what the model was made from."""
+        """Record what a stage made; of one that was done already, what the parent run shows of it."""
         if self.parent_run is None:
             return
         if result.skipped:
-            return self._note_inputs(self.parent_run)
+            return self._note_inputs(result, self.parent_run)
         run = self.open()
         if run is None:
             return
+        from diffats.stages import descriptions, inputs
+
         run.log({**result.metrics, "seconds": result.seconds}, step=result.done if self.stage == "train" else 0)
-        if self.stage in ("decompose", "train", "evaluate"):
-            run.headline(result.metrics)  # by which a team compares recipes in MLflow's table of runs
+        run.headline(descriptions.headline_metrics(result))
         run.params({"fingerprint": result.fingerprint[:16], "version": result.version})
-        for dataset in (*_inputs(self.work, self.stage), *_made(self.work, result)):
+        for dataset in (*inputs.read(self.work, self.stage), *inputs.made(self.work, result)):
             run.dataset(**dataset)
         run.text("summary.md", result.summary)
-        if self.stage == "report":
-            run.artifact(result.location)
+        descriptions.tell_run(self.work, run, result)
 
-    def _note_inputs(self, parent_run: str) -> None:
+    def _note_inputs(self, result: StageResult, parent_run: str) -> None:
+        """Give the parent run what a stage that was done already would have given it."""
         from diffats.registry import TrackingError
+        from diffats.stages import descriptions, inputs
 
-        datasets = _inputs(self.work, self.stage)
+        datasets, metrics = inputs.read(self.work, self.stage), descriptions.known_metrics(self.work, result)
+        if not (datasets or metrics):
+            return
         try:
-            tracker = _tracker(self.work.recipe) if datasets else None
+            tracker = _tracker(self.work.recipe)
+            tracker.log(parent_run, metrics)
             for dataset in datasets:
-                assert tracker is not None
                 tracker.dataset(parent_run, **dataset)
         except (TrackingError, OSError) as error:
-            self._warn("its data versions are not recorded", error)
+            self._warn("its data versions and numbers are not recorded", error)
 
     def close(self, error: BaseException | None) -> None:
         """End the run."""
         if self._run is not None:
             self._run.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-
-
-def _inputs(work: Workspace, stage: str) -> list[dict[str, Any]]:
-    """The data that a stage reads: what a model was trained on, and the samples by which it was judged."""
-    from diffats.stages import evaluate, fit_normalisation, train
-
-    if stage in ("train", "register"):
-        return [_raw(work), _group(work, fit_normalisation.require_primitives(work), work.store_location)]
-    if stage == "evaluate":
-        generated = evaluate.require_samples(work, train.require_bundle(work))
-        return [_group(work, generated, work.samples_location)]
-    return []
-
-
-def _made(work: Workspace, result: StageResult) -> list[dict[str, Any]]:
-    """The data that a stage wrote, and the raw data that came in."""
-    raw = [_raw(work)] if result.stage == "decompose" else []
-    group = {"decompose": "tucker", "align": "primitives", "generate": "samples"}.get(result.stage)
-    if group is None:
-        return raw
-    return [*raw, _dataset(work, group, result.location, result.version, str(result.facts["digest"]))]
-
-
-def _raw(work: Workspace) -> dict[str, Any]:
-    return _dataset(work, "raw", str(work.portable["data"]["source"]), None, work.source_digest) | {"group": None}
-
-
-def _group(work: Workspace, version: Version, location: str) -> dict[str, Any]:
-    return _dataset(work, version.group, location, version.snapshot, version.digest)
-
-
-def _dataset(work: Workspace, group: str, location: str, snapshot: str | None, digest: str) -> dict[str, Any]:
-    return {
-        "name": f"{work.recipe.name}-{group}",
-        "location": location,
-        "group": group,
-        "snapshot": snapshot,
-        "digest": digest,
-        "context": group,
-    }
 
 
 def _tracker(recipe: Recipe) -> Tracker:
@@ -480,6 +451,17 @@ def describe(recipe: Recipe, results: Iterable[StageResult]) -> str:
         lines.append(f"MLflow:      {registry.ui_command(made['tracking_uri'])}")
         lines.append(f"Prefect:     {installed('prefect')} server start --host 127.0.0.1")
     return "\n".join(lines)
+
+
+def pages(recipe: Recipe, parent_run: str | None) -> dict[str, str]:
+    """Addresses in MLflow's pages by what they show: the report, the run, the model. Empty where it is away."""
+    from diffats import registry
+
+    try:
+        return _tracker(recipe).pages(recipe.name, parent_run)
+    except (registry.TrackingError, OSError) as error:
+        log.warning("no links to MLflow: %s", redact(str(error)))
+        return {}
 
 
 def installed(command: str) -> str:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ SAMPLED_OTHERWISE = (
 ANOTHER_EVALUATION = (
     "version {} was registered after another evaluation. `diffats register RECIPE.toml` judges by this one"
 )
-_MODEL_TAG = "diffats.model_recipe"  # digest of the recipe without generate.*; versions of earlier releases lack it
+_MODEL = "model_recipe"  # digest of the recipe without generate.*; versions of earlier releases lack it
 PUBLIC = ("name", "version", "alias", "uri")
 
 
@@ -56,8 +56,8 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     evaluate.check_metric(work, metrics)
     path = record_path(work, model)
     tracker = registry.Tracker.for_recipe(work.recipe)
-    wanted = tags(work, model, metrics, identity)
-    same = {name: value for name, value in wanted.items() if name != _MODEL_TAG}
+    wanted = digests(work, model, identity)
+    same = {name: value for name, value in wanted.items() if name != _MODEL}
     version = None if hooks.restart else tracker.find(work.recipe.name, same)
     recorded = read_record(path)
     if version is None and not hooks.restart and (known := sampled_otherwise(tracker, work, model)) is not None:
@@ -72,17 +72,19 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
         version = register(work, tracker, model, parent_run, wanted)
     elif tracker.alias(work.recipe.name, "champion") != version:
         tracker.set_alias(work.recipe.name, "candidate", version)
-    verdict, champion = decide(work, tracker, model, metrics, version)
-    if champion:
+    decision = decide(work, tracker, model, metrics, version)
+    if decision.champion:
         tracker.set_alias(work.recipe.name, "champion", version)
+    verdict = decision.verdict
     log.info("%s", verdict)
+    describe(work, tracker, model, metrics, version, decision)
     write_record(path, {"key": [identity, redact(tracker.uri), version], "verdict": verdict})
     return result(outcome(work, tracker, version, verdict, identity), started)
 
 
 def sampled_otherwise(tracker: Tracker, work: Workspace, model: bundle.Bundle) -> str | None:
     """The newest version with this model, from a recipe that differs in nothing but how samples are drawn."""
-    return tracker.find(work.recipe.name, model_tags(work, model))
+    return tracker.find(work.recipe.name, model_digests(work, model))
 
 
 def register(
@@ -91,9 +93,29 @@ def register(
     """A new version of the recipe's model, under the run that made it."""
     if parent_run is None:
         raise InputError("registering needs an MLflow run. Use `diffats register RECIPE.toml` or the flow.")
-    wanted = wanted | {"diffats.code_version": code_version()}
-    about = f"Diffusion model on aligned tensor primitives of {work.recipe.name}."
-    return tracker.register(model.directory, work.recipe.name, parent_run, tags=wanted, summary=about)
+    return tracker.register(model.directory, work.recipe.name, parent_run, wanted)
+
+
+def describe(
+    work: Workspace,
+    tracker: Tracker,
+    model: bundle.Bundle,
+    metrics: dict[str, Any],
+    version: str,
+    decision: Decision,
+) -> None:
+    """Say on the tracker's pages what this version is, why it is champion or not, and who is champion now."""
+    from diffats.stages import descriptions, report
+
+    name, metric = work.recipe.name, work.recipe.deciding_metric
+    content, data = report.numbers(work, model, metrics, None), str(model.provenance["primitives_snapshot"])
+    made = tracker.made_by(name, version)
+    text = descriptions.model_description(content, model, data, made, decision.verdict)
+    release = code_version()
+    tracker.describe_version(name, version, text, descriptions.model_tags(content, data, decision.verdict, release))
+    numbers = {"candidate": decision.candidate, "champion": decision.best}
+    known = {f"{kind}/{metric}": value for kind, value in numbers.items() if value is not None}
+    tracker.tell_champion(name, version, known)
 
 
 def code_version() -> str:
@@ -137,33 +159,44 @@ def outcome(work: Workspace, tracker: Tracker, version: str, verdict: str, ident
     }
 
 
-def tags(work: Workspace, model: bundle.Bundle, metrics: dict[str, Any], identity: str) -> dict[str, str]:
-    """What links a model version to its data, anchors and recipe, and tells it from any other."""
-    decisive = work.recipe.deciding_metric
-    return model_tags(work, model) | {
-        "diffats.recipe_fingerprint": train.recipe_fingerprint(work),
-        "diffats.evaluation": identity,
-        f"diffats.metric.{decisive}": str(metrics[decisive]["value"]),
+def digests(work: Workspace, model: bundle.Bundle, identity: str) -> dict[str, str]:
+    """What links a model version to its data, anchors, recipe and evaluation, and tells it from any other."""
+    return model_digests(work, model) | {
+        "recipe_fingerprint": train.recipe_fingerprint(work),
+        "evaluation": identity,
     }
 
 
-def model_tags(work: Workspace, model: bundle.Bundle) -> dict[str, str]:
-    """The part of the tags that does not depend on how samples are drawn."""
+def model_digests(work: Workspace, model: bundle.Bundle) -> dict[str, str]:
+    """The part of them that does not depend on how samples are drawn."""
     provenance = model.provenance
     recipe = {section: options for section, options in work.portable.items() if section != "generate"}
     return {
-        "diffats.data_version": str(provenance["primitives_snapshot"]),
-        "diffats.data_digest": str(provenance["primitives_digest"]),
-        "diffats.anchor": str(provenance["anchor_fingerprint"])[:16],
-        "diffats.weights": train.weights_digest(model.directory),
-        _MODEL_TAG: json_digest(recipe),
+        "data_version": str(provenance["primitives_snapshot"]),
+        "data_digest": str(provenance["primitives_digest"]),
+        "anchor": str(provenance["anchor_fingerprint"])[:16],
+        "weights": train.weights_digest(model.directory),
+        _MODEL: json_digest(recipe),
     }
 
 
-def decide(
-    work: Workspace, tracker: Tracker, model: bundle.Bundle, metrics: dict[str, Any], version: str
-) -> tuple[str, bool]:
-    """Whether the candidate becomes champion, and why, in a sentence.
+@dataclass(frozen=True)
+class Decision:
+    """Whether a version becomes champion, why in a sentence, and what it and the present champion reached."""
+
+    verdict: str
+    champion: bool
+    candidate: float | None = None
+    other: float | None = None  # the champion's, on the same test samples
+
+    @property
+    def best(self) -> float | None:
+        """What the champion reaches after the decision."""
+        return self.candidate if self.champion else self.other
+
+
+def decide(work: Workspace, tracker: Tracker, model: bundle.Bundle, metrics: dict[str, Any], version: str) -> Decision:
+    """Whether the candidate becomes champion, and why.
 
     A first model must beat the references that its metric has: the Gaussian, or for forecasts the training mean and
     persistence. Later ones must not be worse than the champion, which is evaluated now, on the current test split with
@@ -171,21 +204,25 @@ def decide(
     """
     name, recipe = work.recipe.deciding_metric, work.recipe
     row = metrics[name]
+    new = evaluation.distance_from_ideal(row)
+    assert new is not None  # check_metric
     current = tracker.alias(recipe.name, "champion")
     if current is None:
-        return first_verdict(evaluation.deciding_rows(metrics, name))
+        return Decision(*first_verdict(evaluation.deciding_rows(metrics, name)), new)
     if current == version:
-        return "champion: the alias had been moved before an interruption", True
+        return Decision("champion: the alias had been moved before an interruption", True, new)
     champion = bundle.load(tracker.download(f"models:/{recipe.name}@champion"), device=recipe.compute.device)
     difference = incomparable(champion, model)
     if difference is not None:
-        return f"not champion: it cannot be compared with the champion, which has other {difference}", False
-    old, new = current_metric(work, champion, name, candidate=model), evaluation.distance_from_ideal(row)
-    assert new is not None  # check_metric
+        verdict = f"not champion: it cannot be compared with the champion, which has other {difference}"
+        return Decision(verdict, False, new)
+    old = current_metric(work, champion, name, candidate=model)
     if old is None:
-        return f"champion: {evaluation.within(row['label'])} {new:.4g}; the champion's is not finite", True
+        verdict = f"champion: {evaluation.within(row['label'])} {new:.4g}; the champion's is not finite"
+        return Decision(verdict, True, new)
+    good = new <= old
     reason = f"{evaluation.within(row['label'])} {new:.4g} against the champion's {old:.4g} on the current test split"
-    return (f"champion: {reason}", True) if new <= old else (f"not champion: {reason}", False)
+    return Decision(f"{'' if good else 'not '}champion: {reason}", good, new, old)
 
 
 def first_verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -151,7 +152,6 @@ def gather(
     unit = str(template[next(iter(template.data_vars))].attrs.get("units", "")).removeprefix("1")
     normalised = train.require_normalisation(work)
     history = train.history(work, train.model_fingerprint(work, *normalised))
-    drifted = drift.measure(work, primitives, normalised[1])
     drawn = pictures.data_pictures(work, tucker, primitives, anchor)
     drawn |= pictures.model_pictures(work, fields, unit)
     drawn |= pictures.drawn({"training": plots.training_curves(history), "scorecard": plots.scorecard(metrics)})
@@ -159,16 +159,25 @@ def gather(
     of_samples, captions = galleries.sample_pictures(work, fields, generated, anchor, primitives_searched=searched)
     drawn |= of_samples
     drawn |= pictures.deviations_picture(model, fields)
-    drawn |= pictures.drift_picture(drifted)
+    drawn |= pictures.drift_picture(drift.measure(work, primitives, normalised[1]))
+    shown = captions | pictures.distribution_captions(fields)
+    return replace(numbers(work, model, metrics, record), pictures=drawn, captions=shown)
+
+
+def numbers(
+    work: Workspace, model: bundle.Bundle, metrics: Mapping[str, Any], record: Mapping[str, Any] | None
+) -> ReportContent:
+    """The same without pictures."""
+    tucker = select_anchor.require_tucker(work)
+    anchor = align.require_anchor(work, tucker)
+    primitives = work.require(align.primitives_version(work), "primitives", "align")
+    generated = evaluate.require_samples(work, model)
+    normalised = train.require_normalisation(work)
+    history = train.history(work, train.model_fingerprint(work, *normalised))
+    drifted = drift.measure(work, primitives, normalised[1])
     settings = work.recipe.generate
-    return ReportContent(
-        name=work.recipe.name,
-        created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        recipe=toml(given(work.recipe)),
-        command=f"python -m flows.end_to_end {work.recipe.name}.toml",
-        data=data_facts(work, tucker, template),
-        compression=compression_facts(work, tucker),
-        errors=error_facts(tucker),
+    return replace(
+        of_data(work, tucker),
         alignment={
             "strategy": anchor.attrs["strategy"],
             "sample": anchor_samples(anchor.attrs["chosen"]),
@@ -192,9 +201,20 @@ def gather(
         model={"root": work.recipe.location} | {key: record[key] for key in register.PUBLIC} if record else {},
         provenance=provenance(work, model, {"tucker": tucker, "anchor": anchor, "primitives": primitives}, generated),
         seconds=work.seconds(),
-        pictures=drawn,
-        captions=captions | pictures.distribution_captions(fields),
         cautions=[*doubts(record), *sides.cautions(work.samples)],
+    )
+
+
+def of_data(work: Workspace, tucker: Version) -> ReportContent:
+    """What is known before a model is trained: the data, what compression keeps of them, and the recipe."""
+    return ReportContent(
+        name=work.recipe.name,
+        created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        recipe=toml(given(work.recipe)),
+        command=f"python -m flows.end_to_end {work.recipe.name}.toml",
+        data=data_facts(work, tucker, work.samples.template()),
+        compression=compression_facts(work, tucker),
+        errors=error_facts(tucker),
     )
 
 

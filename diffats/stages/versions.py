@@ -263,18 +263,23 @@ def _require_store(work: Workspace, what: str) -> None:
 def _models(work: Workspace) -> Reason:
     """Whether a model was made from a version: primitives with its digest, or the statistics that go with them."""
     digests = {**dict.fromkeys(_registered(work), "a registered model"), **dict.fromkeys(_bundles(work), "a model")}
+
+    def reason(entry: Entry) -> str | None:
+        """Why primitives stay; the registry tells the first digits of their digests."""
+        return next((told for known, told in digests.items() if entry["digest"].startswith(known)), None)
+
     why, sources = {}, {}
     listed = [(store, entry) for store in work.repositories() for entry in store.versions()]
     for store, entry in listed:
-        if entry["group"] == "primitives" and entry["digest"] in digests:
-            why[_place(entry)] = digests[entry["digest"]]
-            sources[Version(store, "primitives", entry["snapshot"])] = digests[entry["digest"]]
+        if entry["group"] == "primitives" and (told := reason(entry)) is not None:
+            why[_place(entry)] = told
+            sources[Version(store, "primitives", entry["snapshot"])] = told
     for store, entry in listed:
         if entry["group"] == "normalisation":
             coordinates = Version(store, "normalisation", entry["snapshot"]).attrs.get("coordinates", {})
-            for primitives, reason in sources.items():
+            for primitives, told in sources.items():
                 if fit_normalisation.fingerprint_with(coordinates, primitives) == entry["fingerprint"]:
-                    why[_place(entry)] = reason
+                    why[_place(entry)] = told
     return lambda entry: f"{why[_place(entry)]} was made from it" if _place(entry) in why else None
 
 
