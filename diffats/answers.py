@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from diffats import sources
+from diffats.attributes import json_attrs
 
 
 def as_json(fields: xr.Dataset) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def as_json(fields: xr.Dataset) -> dict[str, Any]:
     described = {str(name): _variable(str(name), each) for name, each in fields.variables.items()}
     return {
         "dims": {str(dim): size for dim, size in fields.sizes.items()},
-        "attrs": sources.json_attrs(fields.attrs),
+        "attrs": json_attrs(fields.attrs),
         "coords": {name: each for name, each in described.items() if name in fields.coords},
         "data_vars": {name: each for name, each in described.items() if name in fields.data_vars},
     }
@@ -44,7 +44,7 @@ def _variable(name: str, variable: xr.Variable) -> dict[str, Any]:
     if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
         values = values.astype(object)
         values[~finite] = None  # JSON has no NaN
-    return {"dims": list(map(str, plain.dims)), "attrs": sources.json_attrs(plain.attrs), "data": values.tolist()}
+    return {"dims": list(map(str, plain.dims)), "attrs": json_attrs(plain.attrs), "data": values.tolist()}
 
 
 def as_arrays(fields: xr.Dataset) -> dict[str, npt.NDArray[Any]]:

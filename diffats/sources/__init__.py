@@ -9,7 +9,7 @@ people where they do; ``reading`` fetches them; ``conditions`` and ``templates``
 from diffats.sources.clock import counted, counted_times
 from diffats.sources.parts import DIGEST_BYTES, sample_digests
 from diffats.sources.samples import Samples, look, open_samples
-from diffats.sources.templates import decoded_dataset, json_attrs, template_from_json, template_to_json
+from diffats.sources.templates import decoded_dataset, template_from_json, template_to_json
 
 __all__ = [
     "DIGEST_BYTES",
@@ -17,7 +17,6 @@ __all__ = [
     "counted",
     "counted_times",
     "decoded_dataset",
-    "json_attrs",
     "look",
     "open_samples",
     "sample_digests",
