@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -385,7 +386,7 @@ class Bundle:
     @cached_property
     def denoiser(self) -> Any:
         """The trained network, on its device."""
-        require("sampling from a model", "train")
+        require("sampling from a model", "serve")
         from diffats.generation import load_denoiser
 
         weights = self.directory / WEIGHTS
@@ -508,6 +509,7 @@ class Bundle:
         sampler: str | None = None,
         impose: bool | None = None,
         max_extrapolation: float | None = None,
+        max_seconds: float | None = None,
     ) -> xr.Dataset:
         """Generate fields.
 
@@ -533,6 +535,8 @@ class Bundle:
             How far a condition may lie outside of its range in training, in widths of this range: 0 refuses whatever is
             outside. As in the recipe where left out, and where that says nothing there is only a warning. A field's
             place in the range is its root-mean-square deviation from the training mean.
+        max_seconds
+            Gives up after so many, before the next call of the network; never where left out.
 
         Returns
         -------
@@ -543,7 +547,10 @@ class Bundle:
         ------
         InputError
             Where a number or a condition cannot be used; the message says what was expected.
+        TimeLimitError
+            Where ``max_seconds`` have passed.
         """
+        deadline = None if max_seconds is None else time.monotonic() + max_seconds
         _check_request(n, seed, steps, guidance)
         if max_extrapolation is not None and not (_is_real(max_extrapolation) and max_extrapolation >= 0):
             raise InputError(
@@ -551,7 +558,9 @@ class Bundle:
             )
         raw = self.condition_rows(n, seed, conditions)
         self.check_range(self.conditions.places(raw), max_extrapolation)
-        streams = self.generate(np.arange(n), seed, raw, steps=steps, guidance=guidance, sampler=sampler)
+        streams = self.generate(
+            np.arange(n), seed, raw, steps=steps, guidance=guidance, sampler=sampler, deadline=deadline
+        )
         imposed = self.to_impose(raw, impose)
         fields = sources.decoded_dataset(self.fields(streams, raw, imposed), self.template)
         fields.attrs |= {} if imposed is None else {"initial_slice": self.imposing_described}
@@ -567,9 +576,10 @@ class Bundle:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        deadline: float | None = None,
     ) -> dict[str, Array]:
         """Generated streams ``{name: (k, *shape)}`` of samples ``indices`` under raw conditions, one row each."""
-        require("sampling from a model", "train")
+        require("sampling from a model", "serve")
         from diffats.diffusion import Diffusion
         from diffats.generation import generate
 
@@ -592,6 +602,7 @@ class Bundle:
             guidance=guidance,
             batch=settings.batch,
             device=self.device,
+            deadline=deadline,
         )
         return {k: np.asarray(v) for k, v in self.normalisation.undo(self.layout.unflatten(z)).items()}
 

@@ -90,6 +90,10 @@ class SimulationError(DiffatsError):
     """A solver gave numbers that are not finite."""
 
 
+class TimeLimitError(DiffatsError, TimeoutError):
+    """Samples took longer than whoever asked for them gave."""
+
+
 class TrainingDivergedError(DiffatsError):
     """The training loss is NaN or infinite."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from diffats import config
 from diffats.diffusion import Diffusion, Network, random_source
-from diffats.errors import InputError, IntegrityError, StoreNotFoundError
+from diffats.errors import InputError, IntegrityError, StoreNotFoundError, TimeLimitError
 from diffats.models import Denoiser, resolve_device
 from diffats.primitives import ConditionLayout, Layout, Normalisation
 
@@ -82,6 +83,7 @@ def generate(
     guidance: float = 1.0,
     batch: int = 64,
     device: str = "auto",
+    deadline: float | None = None,
 ) -> np.ndarray:
     """Draw samples ``(k, D)``, float32: flat normalised primitives for ``layout.unflatten``.
 
@@ -110,11 +112,15 @@ def generate(
         Samples in one network call.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    deadline
+        When to give up, by ``time.monotonic``; it is looked at before each network call.
 
     Raises
     ------
     InputError
         Where the sampler, the steps, the seed or the conditions cannot be used.
+    TimeLimitError
+        Where the deadline passes.
     """
     target = resolve_device(device)
     chosen = np.asarray(indices, dtype=np.int64)
@@ -127,6 +133,7 @@ def generate(
     for start in range(0, len(chosen), size):
         part = slice(start, start + size)
         predict = _predictor(model, {name: x[part].to(target) for name, x in given.items()}, guidance)
+        predict = _until(predict, deadline, f"{start} of {len(chosen)} samples were done")
         sources = [random_source(seed, _SAMPLES, int(i)) for i in chosen[part]]
         z[part] = _sample(predict, diffusion, sources, layout.numbers, steps, sampler, target).cpu().numpy()
     return z
@@ -153,6 +160,21 @@ def _predictor(model: Network, cond: Mapping[str, Tensor], guidance: float) -> C
         return without + guidance * (with_cond - without)
 
     return predict
+
+
+def _until(
+    predict: Callable[[Tensor, Tensor], Tensor], deadline: float | None, done: str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network that gives up at a deadline."""
+    if deadline is None:
+        return predict
+
+    def in_time(z: Tensor, t: Tensor) -> Tensor:
+        if time.monotonic() > deadline:
+            raise TimeLimitError(f"the time limit has passed when {done}. Ask for fewer samples or steps.")
+        return predict(z, t)
+
+    return in_time
 
 
 @torch.no_grad()

@@ -77,5 +77,4 @@ MESSAGES = {
     # Warnings, as regular expressions of their beginnings
     "arrays of tensors": Message("numpy", "__array__ implementation doesn't accept a copy", _PLAIN_WARNING),
     "type hints": Message("mlflow", ".*Any type hint is inferred as AnyType", _PLAIN_WARNING),
-    "input example": Message("mlflow", ".*An input example was not provided", _PLAIN_WARNING),
 }

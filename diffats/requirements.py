@@ -11,6 +11,7 @@ from diffats.errors import MissingPackageError
 
 #: By extra: the modules that its packages provide, beside those that every installation has.
 MODULES = {
+    "serve": ("torch", "diffusers"),
     "train": ("torch", "accelerate", "diffusers", "ot", "sklearn"),
     "track": ("mlflow", "sqlalchemy"),
     "flows": ("prefect", "fastapi", "uvicorn", "httpx"),

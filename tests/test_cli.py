@@ -326,6 +326,22 @@ def test_export_opens_as_a_tree(made: Made, tmp_path: Path) -> None:
     assert f"{place} exists. Export to another place, or remove it." in ended(run("export", made[0], place), 2).stderr
 
 
+def test_export_makes_a_netcdf_file_of_the_same(made: Made, tmp_path: Path) -> None:
+    place, tree_place = tmp_path / "out.nc", tmp_path / "out.zarr"
+    assert "engine='h5netcdf'" in ended(run("export", made[0], place, "--format", "netcdf"), 0).stdout
+    ended(run("export", made[0], tree_place), 0)
+    with (
+        xr.open_datatree(place, engine="h5netcdf") as file,
+        xr.open_datatree(tree_place, engine="zarr") as tree,
+    ):
+        assert set(file.groups) == set(tree.groups)
+        for group in ("primitives", "generated/samples"):
+            xr.testing.assert_equal(file[group].to_dataset().load(), tree[group].to_dataset().load())
+        assert file["generated/samples"].attrs["recipe"]
+    assert f"{place} exists." in ended(run("export", made[0], place, "--format", "netcdf"), 2).stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.nc", "out.zarr"]
+
+
 def test_verify_finds_a_changed_byte(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, waves(40))
     ended(run("decompose", recipe), 0)

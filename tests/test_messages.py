@@ -25,7 +25,6 @@ from repositories import RELEASE, empty_repository, head_file, made_by_other_rel
 
 from diffats.icechunk_releases import kind_of
 from diffats.messages import KINDS_OF_ICECHUNK_1, MESSAGES
-from diffats.registry.models import MODEL_CODE, SIGNATURE
 from diffats.store.location import quiet_icechunk, storage_for
 
 quiet_icechunk()
@@ -270,10 +269,3 @@ def test_mlflow_warns_of_its_own_type_hints() -> None:
         check=False,
     )
     assert MESSAGES["type hints"].is_in(done.stderr.strip().splitlines()[-1])
-
-
-def test_mlflow_wants_an_input_example(tmp_path: Path) -> None:
-    from mlflow.pyfunc import save_model
-
-    with pytest.warns(UserWarning, match=MESSAGES["input example"].pattern):
-        save_model(tmp_path / "model", python_model=str(MODEL_CODE), signature=SIGNATURE, pip_requirements=["numpy"])

@@ -25,12 +25,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from diffats import bundle, registry
+from diffats.answers import as_arrays
 from diffats.config import Recipe, parse_recipe, portable
 from diffats.errors import InputError, StoreNotFoundError
 from diffats.models import Denoiser
 from diffats.primitives import ConditionLayout, FieldScaling, Layout, Normalisation
 from diffats.registry import RECIPE_TAG, STAGE_TAG, StoreDataset, StoreSource, Tracker, TrackingError, notes, runs
-from diffats.registry.pyfunc import as_arrays, requested
+from diffats.registry.pyfunc import requested
 from diffats.sources import template_to_json
 from diffats.store import Store
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +13,16 @@ from diffats.cli.terminal import progress_bar
 from diffats.config import load_recipe
 from diffats.errors import StoreNotFoundError
 from diffats.progress import waiting
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    zarr = "zarr"
+    netcdf = "netcdf"
+
+
+_ENGINES = {Format.zarr: "zarr", Format.netcdf: "h5netcdf"}
 
 
 @app.command()
@@ -44,11 +56,12 @@ def verify(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = Fals
 @app.command()
 def export(
     recipe: RecipeFile,
-    destination: Annotated[str, typer.Argument(metavar="DEST.zarr", help="a directory that does not exist yet")],
+    destination: Annotated[str, typer.Argument(metavar="DEST.zarr", help="a place where nothing is yet")],
     overrides: Overrides = None,
     as_json: Json = False,
+    form: Annotated[Format, typer.Option("--format", help="a plain Zarr tree, or one NetCDF-4 file")] = Format.zarr,
 ) -> None:
-    """Write every group, and the samples, as one plain Zarr tree."""
+    """Write every group, and the samples, as one plain Zarr tree or NetCDF file."""
     given = load_recipe(recipe, overrides or [])
     with progress_bar("export"):
         with waiting("loading libraries"):
@@ -60,10 +73,17 @@ def export(
             raise StoreNotFoundError(
                 f"{work.root}: there is nothing to export. Run `diffats decompose {recipe}` first."
             )
-        for store in stores:
-            with waiting(f"copying {store.location}"):
-                store.export(destination, under="generated" if store.location == work.samples_location else "")
+        under = {"generated" if store.location == work.samples_location else "": store for store in stores}
+        if form is Format.netcdf:
+            from diffats.store.netcdf import export_netcdf
+
+            with waiting(f"writing {destination}"):
+                export_netcdf(under, Path(destination))
+        else:
+            for group, store in under.items():
+                with waiting(f"copying {store.location}"):
+                    store.export(destination, under=group)
     if as_json:
         print_json({"destination": destination})
     else:
-        typer.echo(f"{destination}: open it with xarray.open_datatree({destination!r}, engine='zarr').")
+        typer.echo(f"{destination}: open it with xarray.open_datatree({destination!r}, engine={_ENGINES[form]!r}).")

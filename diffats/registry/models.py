@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import mlflow.artifacts
@@ -18,21 +18,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
+from diffats.bundle import Bundle, load, public_name
 from diffats.digests import file_digest
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
-from diffats.messages import MESSAGES
 from diffats.registry import identity
 from diffats.registry.connection import absolute, asking, database_of
+from diffats.registry.pyfunc import LIMITS
 
 logger = logging.getLogger("diffats.registry")
 
 MLFLOW_META = "registered_model_meta"  # written by MLflow where it downloads a model
 MODEL_CODE = Path(__file__).with_name("pyfunc.py")
 PINNED = ("diffats", "torch", "numpy", "xarray", "safetensors", "diffusers", "mlflow")
-MAX_COUNT, MAX_BYTES = (
-    1024,
-    2**31,
-)  # samples a call, and bytes of theirs; a caller may raise them when loading the model
+# Says what settings there are. It has no inputs: MLflow would make a table of all that is given, and refuse a count.
 SIGNATURE = ModelSignature(
     params=ParamSchema(
         [
@@ -41,7 +39,7 @@ SIGNATURE = ModelSignature(
             ParamSpec("guidance", DataType.double, None),
             ParamSpec("impose", DataType.boolean, None),
             ParamSpec("max_extrapolation", DataType.double, None),
-            ParamSpec("output", DataType.string, "xarray"),
+            ParamSpec("output", DataType.string, None),
         ]
     )
 )
@@ -51,19 +49,27 @@ def save_pyfunc(
     bundle: Path, destination: Path, *, metadata: Mapping[str, str] | None = None, description: Model | None = None
 ) -> None:
     """Write a bundle as an MLflow model: our code file, the bundle's files, pinned requirements, no pickle."""
-    with warnings.catch_warnings():
-        # An input example would be run through the model's checks; the signature says all there is.
-        warnings.filterwarnings("ignore", message=MESSAGES["input example"].pattern, category=UserWarning)
-        mlflow.pyfunc.save_model(
-            destination,
-            python_model=str(MODEL_CODE),
-            artifacts={"bundle": str(bundle)},
-            signature=SIGNATURE,
-            pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in PINNED],
-            model_config={"max_count": MAX_COUNT, "max_bytes": MAX_BYTES},
-            metadata=dict(metadata or {}),
-            mlflow_model=description,
-        )
+    mlflow.pyfunc.save_model(
+        destination,
+        python_model=str(MODEL_CODE),
+        artifacts={"bundle": str(bundle)},
+        signature=SIGNATURE,
+        input_example=(example(load(bundle, device="cpu")), {"seed": 0}),
+        pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in PINNED],
+        model_config=dict(LIMITS),
+        metadata=dict(metadata or {}),
+        mlflow_model=description,
+    )
+
+
+def example(model: Bundle) -> dict[str, list[Any]]:
+    """A request that works: two samples of the first training sample's label and scalars."""
+    columns: dict[str, list[Any]] = {"count": [2]}
+    if model.conditions.n_labels:
+        columns["label"] = [model.label_names[int(model.examples["label"][0])]]
+    scalars = [name for name in model.examples if name.startswith("scalar_")]
+    columns |= {public_name(name): [float(model.examples[name][0])] for name in scalars}
+    return columns
 
 
 def download(uri: str, tracking_uri: str = "", destination: Path | None = None) -> Path:

@@ -440,11 +440,15 @@ class Store(Repository):
         InputError
             Where something is in the way.
         """
-        current = [entry for entry in self.versions() if entry["complete"] and not entry["withdrawn"]]
-        newest = {entry["group"]: entry["snapshot"] for entry in current}
+        newest = self.current()
         sources = {group: self.repo.readonly_session(snapshot_id=snapshot) for group, snapshot in newest.items()}
         attrs = {key: value for key, value in root_attrs(self.head()).items() if key != HISTORY}
         export_groups(sources, Path(destination), under, attrs)
+
+    def current(self) -> dict[str, str]:
+        """The snapshot of the newest complete version of each group."""
+        entries = [entry for entry in self.versions() if entry["complete"] and not entry["withdrawn"]]
+        return {str(entry["group"]): str(entry["snapshot"]) for entry in entries}
 
     def _begun(self, group: str, fingerprint: str) -> Version | None:
         head = self._at_head(group)
