@@ -11,6 +11,7 @@ from diffats.errors import MissingPackageError
 
 #: By extra: the modules that its packages provide, beside those that every installation has.
 MODULES = {
+    "serve": ("torch", "diffusers"),
     "train": ("torch", "accelerate", "diffusers", "ot", "sklearn"),
     "track": ("mlflow", "sqlalchemy"),
     "flows": ("prefect", "fastapi", "uvicorn", "httpx"),
@@ -37,7 +38,7 @@ def require(purpose: str, *extras: str) -> None:
     purpose
         What needs them, as the message's first words.
     extras
-        Of ``pyproject.toml``: "train", "track", "flows", "simulate".
+        Of ``pyproject.toml``: "serve", "train", "track", "flows", "simulate".
 
     Raises
     ------

@@ -22,6 +22,7 @@ from diffats.bundle import file_digest
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.messages import MESSAGES
 from diffats.registry.connection import absolute, asking, database_of
+from diffats.registry.moving import located
 
 logger = logging.getLogger("diffats.registry")
 
@@ -137,6 +138,9 @@ def fetch(client: MlflowClient, tracking: str, uri: str, destination: Path | Non
             raise
         known = ", ".join(model.name for model in client.search_registered_models(max_results=20)) or "none"
         raise StoreNotFoundError(f"{uri}: not registered at {tracking}. Models there: {known}.") from error
+    database = database_of(tracking)
+    if database is not None:
+        source = located(source, database, uri)
     local = mlflow.artifacts.download_artifacts(
         artifact_uri=source,
         dst_path=None if destination is None else str(destination),
