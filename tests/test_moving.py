@@ -15,6 +15,7 @@ from diffats import registry
 from diffats.config import Recipe, parse_recipe
 from diffats.errors import InputError, StoreNotFoundError
 from diffats.registry import Tracker, TrackingError, connection
+from diffats.stages import register as register_stage
 
 DATA = {"source": "a.nc", "modes": ["y", "x"], "sample_dim": "t"}
 
@@ -184,3 +185,12 @@ def test_another_user_reads_a_moved_root_and_cannot_write() -> None:
     finally:
         os.seteuid(0)
         shutil.rmtree(shared)
+
+
+def test_a_decision_is_known_again_where_the_root_was_moved() -> None:
+    before = {"key": ["e", "sqlite:////old/root/mlflow.db", "3"], "verdict": "champion"}
+    here = "sqlite:////new/root/mlflow.db"
+    assert register_stage._same_decision(before, "e", here, "3")
+    assert not register_stage._same_decision(before, "e", here, "4")
+    assert not register_stage._same_decision(before, "other", here, "3")
+    assert not register_stage._same_decision(before, "e", "http://127.0.0.1:5000", "3")

@@ -1,6 +1,7 @@
 """A database of runs that was moved or copied: where the files of its runs and models are now.
 
-MLflow's SQLite database holds absolute paths; files of runs and models lie beside it, in ``mlartifacts``, and go with it.
+MLflow's SQLite database holds absolute paths. The files of runs and models lie beside it, in ``mlartifacts``, and go
+with it.
 """
 
 from __future__ import annotations
