@@ -19,7 +19,7 @@ FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 PYTHON = $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-pages chromium test-newest test-lowest test-install bench quality quality-small soak gpu-check pictures mlflow-ui prefect-ui clean
+.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-pages test-team chromium test-newest test-lowest test-install bench quality quality-small soak gpu-check pictures mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -40,7 +40,7 @@ demo: $(STAMP)  ## run the main job on real data; run it again to see what is th
 	@$(BIN)/python -m flows.end_to_end $(RECIPE) $(ARGS)
 
 test: lint types  ## fast tests, doctests, linters and types
-	$(BIN)/python -m pytest -m "not slow and not faults"
+	$(BIN)/python -m pytest -m "not slow and not faults and not team"
 
 lint: $(STAMP)  ## ruff and the layers (import-linter)
 	$(BIN)/ruff check .
@@ -69,6 +69,14 @@ chromium: $(STAMP)
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get install --yes --no-install-recommends chromium; } || { \
 		echo "Chromium is missing. Install it, for example: sudo apt-get install chromium" >&2; exit 2; }
 
+# Debian's package has the server below /usr/lib/postgresql. What `make setup` does not install goes into .venv.
+test-team: $(STAMP)  ## start a team's servers on loopback: two clients at once, restarts, a third client, passwords
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get install --yes --no-install-recommends postgresql; } || { \
+		echo "PostgreSQL is missing. Install it, for example: sudo apt-get install postgresql" >&2; exit 2; }
+	@$(BIN)/python requirements/install.py team
+	$(BIN)/python -m pytest -m team
+
 # The record of a run that passed becomes docs/reliability.md. DIFFATS_FAULTS_SEED sets the random moments.
 test-faults: $(STAMP)  ## kill processes, fill disks, lose servers; twenty minutes, writes docs/reliability.md
 	@mkdir -p $(dir $(FAULTS))
@@ -84,7 +92,7 @@ test-lowest: DEPRECATED := -W default::DeprecationWarning -W default::FutureWarn
 test-newest test-lowest: test-%:
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python requirements/install.py $(RESOLUTION)
-	.venv-$*/bin/python -m pytest -m "not slow and not faults" $(DEPRECATED)
+	.venv-$*/bin/python -m pytest -m "not slow and not faults and not team" $(DEPRECATED)
 
 # Tests what is committed, as a newcomer gets it: neither this .venv nor files that were never added can help. Each command
 # may take three times as long as the README says: machines differ.

@@ -105,6 +105,7 @@ def save(
             save_file({name: np.array(value, order="C") for name, value in arrays.items()}, partial / ARRAYS)
         except SafetensorError as error:  # a full disk, for one
             raise OSError(f"{partial / ARRAYS} cannot be written ({error})") from error
+        shutil.copymode(partial / WEIGHTS, partial / ARRAYS)  # safetensors closes its files to everybody else
         description = {
             "format": format_of(recipe, conditions.to_dict()),
             "release": importlib.metadata.version("diffats"),

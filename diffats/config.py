@@ -533,7 +533,9 @@ class Report(Section):
 class Tracking(Section):
     """Where MLflow keeps runs and models."""
 
-    uri: str = Field("", description="MLflow tracking URI; empty: an SQLite file under root")
+    uri: str = Field(
+        "", description="MLflow tracking URI; empty: runs/mlflow.db, or mlflow.db under a root that is given"
+    )
 
     @field_validator("uri")
     @classmethod

@@ -9,8 +9,8 @@ Torch is a step of its own: a CPU build from a directory that pip was told of (P
 ``TORCH=cpu`` has uv ask PyTorch's index for one, and otherwise the package index decides, which has the CUDA build for
 Linux.
 
-One argument does something else: ``quality`` adds what that extra needs; ``highest`` or ``lowest-direct`` resolves to
-the newest or the oldest releases that pyproject.toml allows, for tests of its ranges.
+One argument does something else: ``quality`` or ``team`` adds what that extra needs; ``highest`` or ``lowest-direct``
+resolves to the newest or the oldest releases that pyproject.toml allows, for tests of its ranges.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ PIP_TO_UV = {
     "trusted-host": "UV_INSECURE_HOST",
 }
 RESOLUTIONS = ("highest", "lowest-direct")
+EXTRAS = ("quality", "team")  # which have a file of their own, of what they need beside lock.txt
 NO_GPU = """\
 No NVIDIA GPU is seen here, and the package index has torch's CUDA build for Linux, 3 GB.
 For the small build stop here (Ctrl-C), and run: make setup TORCH=cpu"""
@@ -69,8 +70,8 @@ def refusal(wanted: str, what: str, uv: str | None) -> str | None:
     """Why this cannot be done; None where it can."""
     if wanted not in ("", "cpu"):
         return f'TORCH is "{wanted}". Leave it out, or use TORCH=cpu.'
-    if what not in ("locked", "quality", *RESOLUTIONS):
-        return f'There is no "{what}" to install. Leave it out, or use quality, {" or ".join(RESOLUTIONS)}.'
+    if what not in ("locked", *EXTRAS, *RESOLUTIONS):
+        return f'There is no "{what}" to install. Leave it out, or use {", ".join(EXTRAS)}, {" or ".join(RESOLUTIONS)}.'
     if uv is None and what in RESOLUTIONS:
         return "Without uv only the locked packages can be installed."
     if uv is None and wanted:
@@ -86,8 +87,8 @@ def steps(what: str, uv: str | None, torch: list[str]) -> list[list[str]]:
     install = with_uv(uv) if uv else with_pip()
     if what in RESOLUTIONS:
         return [[*install, "--resolution", what, *torch, "--editable", f"{HERE.parent}[dev]"]]
-    if what == "quality":
-        return [[*install, "--no-deps", "--requirement", str(HERE / "quality.txt")]]
+    if what in EXTRAS:
+        return [[*install, "--no-deps", "--requirement", str(HERE / f"{what}.txt")]]
     return [
         [*install, "--no-deps", "--requirement", str(HERE / "lock.txt")],
         [*install, "--constraint", str(HERE / "torch.txt"), *torch, "torch"],

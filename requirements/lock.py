@@ -1,9 +1,9 @@
 """Renew the lock: ``make lock``, which is ``python -m requirements.lock``.
 
 Writes ``lock.txt``, with hashes, and ``torch.txt``: torch and what only torch needs, without hashes, since its builds
-for one release (CPU, CUDA) are different files that need different packages. ``quality.txt`` is what the extra of that
-name needs beside them. All hold for every supported Python, for
-Linux on x86-64 and arm64, and for macOS.
+for one release (CPU, CUDA) are different files that need different packages. ``quality.txt`` and ``team.txt`` are what
+the extras of these names need beside them. All hold for every supported Python, for Linux on x86-64 and arm64, and for
+macOS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from requirements.install import find_uv, uv_settings
+from requirements.install import EXTRAS, find_uv, uv_settings
 
 HERE = Path(__file__).resolve().parent
 OLDEST = "3.11"
@@ -33,12 +33,14 @@ def main() -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(pins))
         file.flush()
-        with_quality = resolve(["--constraint", file.name], "dev", "quality")
-    check_wheels([pin_of(entry) for entry in with_quality])
+        more = {extra: resolve(["--constraint", file.name], "dev", extra) for extra in EXTRAS}
+    for found in more.values():
+        check_wheels([pin_of(entry) for entry in found])
     torch, locked = only_for("torch", entries), {name_of(entry) for entry in entries}
     write("lock", [entry for entry in entries if name_of(entry) not in torch])
     write("torch", [pin_of(entry) for entry in entries if name_of(entry) in torch])
-    write("quality", [entry for entry in with_quality if name_of(entry) not in locked])
+    for extra, found in more.items():
+        write(extra, [entry for entry in found if name_of(entry) not in locked])
 
 
 def write(name: str, entries: list[str]) -> None:

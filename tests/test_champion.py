@@ -302,9 +302,20 @@ def test_a_tracked_run_from_data_to_alias(recipe: Recipe) -> None:
     model = results["register"].facts["model"]
     assert model["version"] == "1"
     assert diffats.load(registry.download(model["uri"], uri)).sample(2, steps=1).sizes["sample"] == 2
-    again = stages.run("register", recipe, parent_run=stages.start_tracking(recipe)[0])
-    assert again.skipped
-    assert again.facts["model"]["version"] == "1"
+    tracker = registry.Tracker.for_recipe(recipe)
+    runs = {run.info.run_id for run in tracker.client.search_runs([tracker.experiment_id])}
+    copy = changed(recipe, root=f"{recipe.root}-copy")
+    for each in (recipe, copy):  # that changes nothing
+        if each is copy:
+            shutil.copytree(recipe.root, copy.root)
+        parent, _ = stages.start_tracking(each)
+        again = stages.run("register", each, parent_run=parent)
+        stages.finish_tracking(each, parent)
+        assert again.skipped
+        assert again.facts["model"]["version"] == "1"
+        tracker = registry.Tracker.for_recipe(each)
+        assert {run.info.run_id for run in tracker.client.search_runs([tracker.experiment_id])} == runs
+        assert len(tracker.client.search_model_versions(f"name = '{each.name}'")) == 1
     made = stages.summary(recipe, results.values())
     assert made["model"]["uri"] == model["uri"]
     assert "MLflow:" in stages.describe(recipe, results.values())

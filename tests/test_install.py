@@ -93,8 +93,10 @@ def test_only_torch_is_not_taken_as_it_is_locked(uv: str | None) -> None:
     assert "--no-deps" in own
     assert torch[torch.index("--constraint") + 1].endswith("torch.txt")
     assert torch[-1] == "torch"
-    (quality,) = install.steps("quality", uv, [])
-    assert "--no-deps" in quality
+    for extra in install.EXTRAS:
+        (step,) = install.steps(extra, uv, [])
+        assert "--no-deps" in step
+        assert step[-1].endswith(f"{extra}.txt")
 
 
 @pytest.mark.parametrize(

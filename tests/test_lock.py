@@ -18,7 +18,7 @@ from packaging.version import Version
 
 HERE = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LOCKED = ("lock.txt", "torch.txt", "quality.txt")
+LOCKED = ("lock.txt", "torch.txt", "quality.txt", "team.txt")
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PLATFORMS = [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")]
 
@@ -64,7 +64,12 @@ def test_the_lock_is_within_the_ranges(python: str, platform: tuple[str, str]) -
         "os_name": "posix",
     }
     locked = pins(environment)
-    for requirement in [*map(Requirement, PROJECT["dependencies"]), *wanted("dev"), *wanted("quality")]:
+    for requirement in [
+        *map(Requirement, PROJECT["dependencies"]),
+        *wanted("dev"),
+        *wanted("quality"),
+        *wanted("team"),
+    ]:
         if requirement.marker is None or requirement.marker.evaluate(environment):
             version = locked.get(canonicalize_name(requirement.name))
             assert version is not None, f"{requirement} is not locked for Python {python} on {system}: make lock"

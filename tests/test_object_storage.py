@@ -157,6 +157,17 @@ def test_run_again_finds_everything_done(remote: Recipe) -> None:
     assert all(result.skipped for result in run(remote, MODEL).values())
 
 
+def test_a_renamed_bucket_holds_what_it_held(s3: Any, remote: Recipe) -> None:
+    s3.create_bucket(Bucket="renamed")
+    for key in keys(s3, "remote/"):
+        s3.copy_object(Bucket="renamed", Key=key, CopySource={"Bucket": "bucket", "Key": key})
+    before = keys(s3)
+    there = changed(remote, store="s3://renamed/remote")
+    assert all(result.skipped for result in run(there, MODEL).values())
+    assert content(there) == content(remote)
+    assert keys(s3) == before
+
+
 class Interrupted(Exception):
     """Power failure, as far as a test can have one in its own process."""
 

@@ -129,7 +129,7 @@ def test_database_and_artifacts_lie_under_the_root(tracker: Tracker, root: Path)
 def test_a_database_that_was_begun_and_not_finished_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db.partial").write_bytes(b"half")
     Tracker(f"sqlite:///{tmp_path}/mlflow.db", "begun").start("begun")
-    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["mlflow.db"]
 
 
 def test_global_state_stays_untouched_and_nothing_is_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

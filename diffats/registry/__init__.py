@@ -24,10 +24,12 @@ from diffats.registry.connection import TrackingError, ui_command
 from diffats.registry.datasets import StoreDataset, StoreSource
 from diffats.registry.models import data_digests, download
 from diffats.registry.runs import StageRun, soon
-from diffats.registry.tracker import RECIPE_TAG, STAGE_TAG, Tracker, tracking_uri
+from diffats.registry.tracker import RECIPE_TAG, STAGE_TAG, Tracker, keeps_its_own, tracking_uri
 
 # Otherwise each new database is announced, and each error that is raised is printed too, with its traceback.
 logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
+# And each registration tells that it validates its example.
+logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
 
 __all__ = [
     "RECIPE_TAG",
@@ -39,6 +41,7 @@ __all__ = [
     "TrackingError",
     "data_digests",
     "download",
+    "keeps_its_own",
     "soon",
     "tracking_uri",
     "ui_command",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _initialize_tables
 from sqlalchemy import create_engine
@@ -105,6 +106,12 @@ def make_database(database: Path) -> None:
     if database.exists():
         return
     database.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(database.with_name(f".{database.name}.lock")):  # recipes that share it may start at once
+        if not database.exists():
+            _make_tables(database)
+
+
+def _make_tables(database: Path) -> None:
     partial = database.with_name(f"{database.name}.partial")
     for file in (partial, partial.with_name(f"{partial.name}-journal")):
         file.unlink(missing_ok=True)

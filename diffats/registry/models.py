@@ -23,6 +23,7 @@ from diffats.digests import file_digest
 from diffats.errors import InputError, IntegrityError, StoreNotFoundError
 from diffats.registry import identity
 from diffats.registry.connection import absolute, asking, database_of
+from diffats.registry.moving import located
 from diffats.registry.pyfunc import LIMITS
 
 logger = logging.getLogger("diffats.registry")
@@ -143,6 +144,9 @@ def fetch(client: MlflowClient, tracking: str, uri: str, destination: Path | Non
             raise
         known = ", ".join(model.name for model in client.search_registered_models(max_results=20)) or "none"
         raise StoreNotFoundError(f"{uri}: not registered at {tracking}. Models there: {known}.") from error
+    database = database_of(tracking)
+    if database is not None:
+        source = located(source, database, uri)
     local = mlflow.artifacts.download_artifacts(
         artifact_uri=source,
         dst_path=None if destination is None else str(destination),

@@ -21,6 +21,7 @@ from diffats.registry import champions, identity
 from diffats.registry.connection import absolute, asking, database_of, make_database, ui_command
 from diffats.registry.datasets import StoreSource
 from diffats.registry.models import fetch, file_digests, save_pyfunc
+from diffats.registry.moving import artifacts_beside, follow
 from diffats.registry.notes import owned, signed
 from diffats.registry.places import address, run_path, version_path
 from diffats.registry.runs import (
@@ -40,10 +41,14 @@ RECIPE_TAG = "diffats.recipe_fingerprint"
 STAGE_TAG = "diffats.stage"
 PARENT_TAG = "mlflow.parentRunId"
 VERSIONS_TAG = "mlflow.modelVersions"
+DATABASE = "mlflow.db"
 
 
 def tracking_uri(recipe: Recipe) -> str:
-    """MLflow's tracking URI of a recipe: an SQLite file under its root where ``tracking.uri`` is empty.
+    """MLflow's tracking URI of a recipe: an SQLite file where ``tracking.uri`` is empty.
+
+    Recipes that do not say where their root is, and so lie beside each other in ``runs``, share ``runs/mlflow.db``. A
+    root that the recipe names, or that has a database of its own already, has its own.
 
     Raises
     ------
@@ -54,7 +59,24 @@ def tracking_uri(recipe: Recipe) -> str:
         return recipe.tracking.uri
     if "://" in recipe.location:
         raise InputError(f'root "{recipe.location}" is a URL and holds no run database. Set tracking.uri.')
-    return f"sqlite:///{Path(recipe.location).absolute() / 'mlflow.db'}"
+    own, shared = _databases(recipe)
+    return f"sqlite:///{own if recipe.root or own.is_file() else shared}"
+
+
+def keeps_its_own(recipe: Recipe) -> str:
+    """What to say of a root from before recipes shared a database; empty for all others."""
+    own, shared = _databases(recipe)
+    if recipe.tracking.uri or recipe.root or not own.is_file():
+        return ""
+    return (
+        f"runs and models of this root are in {own}, as before; recipes without one share {shared} "
+        "(tracking.uri says otherwise)"
+    )
+
+
+def _databases(recipe: Recipe) -> tuple[Path, Path]:
+    root = Path(recipe.location).absolute()
+    return root / DATABASE, root.parent / DATABASE
 
 
 class Tracker:
@@ -90,16 +112,18 @@ class Tracker:
         self.experiment = experiment
         database = database_of(self.uri)
         if database is not None:
-            artifacts = artifacts or str(database.parent / "mlartifacts")
+            artifacts = artifacts or str(artifacts_beside(database))
         with asking(self.uri, f'open experiment "{experiment}"'):
             if database is not None:
                 make_database(database)
             self.client = MlflowClient(self.uri, self.uri)
             self.experiment_id = _open_experiment(self.client, experiment, artifacts)
+            if database is not None:
+                follow(database)
 
     @classmethod
     def for_recipe(cls, recipe: Recipe) -> Self:
-        """The tracker that a recipe names: an SQLite file under its root where ``tracking.uri`` is empty.
+        """The tracker that a recipe names, see :func:`tracking_uri`.
 
         Raises
         ------

@@ -351,10 +351,13 @@ def start_tracking(recipe: Recipe, *, latest: bool = False) -> tuple[str, str]:
     LockedError
         Where another process is writing to the root.
     """
+    from diffats import registry
     from diffats.stages.train import recipe_fingerprint
 
     work = Workspace(recipe)
     with writer_lock(work.root):
+        if own := registry.keeps_its_own(recipe):
+            log.info("%s", own)
         tracker = _tracker(recipe)
         # On a shared server, a run of the same recipe may be another root's, on which this root's lock says nothing.
         tags = {"diffats.root": _place(work.root)} if recipe.tracking.uri else {}

@@ -66,7 +66,7 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
         if recorded is not None and identity not in recorded.get("sampled", []):
             write_record(path, recorded | {"sampled": [*recorded.get("sampled", []), identity]})
         return result(told, started, skipped=True)
-    if version is not None and recorded is not None and recorded["key"] == [identity, redact(tracker.uri), version]:
+    if version is not None and recorded is not None and _same_decision(recorded, identity, tracker.uri, version):
         return result(outcome(work, tracker, version, recorded["verdict"], identity), started, skipped=True)
     if version is None:
         version = register(work, tracker, model, parent_run, wanted)
@@ -78,7 +78,7 @@ def run(work: Workspace, hooks: Hooks, parent_run: str | None) -> StageResult:
     verdict = decision.verdict
     log.info("%s", verdict)
     describe(work, tracker, model, metrics, version, decision)
-    write_record(path, {"key": [identity, redact(tracker.uri), version], "verdict": verdict})
+    write_record(path, {"key": [identity, _where(tracker.uri), version], "verdict": verdict})
     return result(outcome(work, tracker, version, verdict, identity), started)
 
 
@@ -136,6 +136,17 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record if "key" in record else None
+
+
+def _where(uri: str) -> str:
+    """A tracker as records name it: an SQLite file by its name alone, since roots move with theirs."""
+    return f"sqlite:///{Path(uri).name}" if uri.startswith("sqlite:") else redact(uri)
+
+
+def _same_decision(record: dict[str, Any], identity: str, uri: str, version: str) -> bool:
+    """Whether a record, maybe of an earlier release, which had absolute paths, is of this version of this tracker."""
+    judged, where, number = record["key"]
+    return bool([judged, _where(where), number] == [identity, _where(uri), version])
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
