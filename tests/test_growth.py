@@ -166,6 +166,17 @@ def test_a_file_that_was_written_anew_is_read_again_and_nothing_else(
     assert primitives(recipe).digest == aligned.digest
 
 
+def test_a_file_that_is_gone_is_named_before_its_samples(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "u_*.nc")
+    for number in range(3):
+        dataset(10 * number, 10 * number + 10).to_netcdf(tmp_path / f"u_{number}.nc")
+    run(recipe, ["decompose"])
+    (tmp_path / "u_1.nc").unlink()
+    told = r'file u_1.nc is gone, which held points 10 to 19 along "run"\. data.grows .*; \.\.\. \(`diffats verify'
+    with pytest.raises(SourceChangedError, match=told):
+        run(recipe, ["decompose"])
+
+
 # --- interrupted --------------------------------------------------------------------------------------------------
 
 

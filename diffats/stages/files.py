@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ Array = npt.NDArray[Any]
 
 _SHOWN = 20  # lines about samples
 _RESTORE = "Bring the source back, or run the stages again: a source that has changed is encoded anew."
+_RESTORE_GROWN = "Bring the source back, or encode all of it anew: `diffats decompose RECIPE.toml --restart`."
 
 
 def problems(work: Workspace, *, progress: Progress | None = None) -> list[str]:
@@ -104,7 +104,8 @@ def _source(work: Workspace, progress: Progress) -> Iterator[str]:
     except SourceError as error:
         yield str(error)
         return
-    yield from (f"{where}: {text}. {_RESTORE}" for text in found)
+    fix = _RESTORE_GROWN if work.recipe.data.grows else _RESTORE
+    yield from (f"{where}: {text}.{'' if i else f' {fix}'}" for i, text in enumerate(found))
 
 
 def _differences(work: Workspace, encoded: _Encoded, progress: Progress) -> Iterator[str]:
@@ -112,23 +113,12 @@ def _differences(work: Workspace, encoded: _Encoded, progress: Progress) -> Iter
         if encoded.version.attrs.get("source") != work.source_digest:
             yield "its files, their sizes or times, or its metadata have changed since it was encoded"
         return
-    yield from _lost_files(work, encoded.version.attrs.get("files", []))
+    yield from growth.lost_files(work, encoded.version)
     n = work.samples.n
     if n < encoded.n or (n > encoded.n and not work.recipe.data.grows):
         yield f"it has {n} samples, and {encoded.n} were encoded"
     yield from (f"its samples were encoded {text}" for text in growth.kind_differences(work, encoded.version))
     yield from _samples(work, encoded, encoded.digests, progress)
-
-
-def _lost_files(work: Workspace, recorded: list[tuple[str, int]]) -> Iterator[str]:
-    """Files of a glob that are gone."""
-    dim, start = work.samples.growing_dim, 0
-    there = Counter(name for name, _ in files_along(work.samples.dataset, dim))
-    for name, length in recorded:
-        there[name] -= 1
-        if there[name] < 0:
-            yield f'file {name} is gone, which held points {start} to {start + length - 1} along "{dim}"'
-        start += length
 
 
 def _samples(work: Workspace, encoded: _Encoded, before: Array, progress: Progress) -> Iterator[str]:

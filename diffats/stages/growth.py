@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,7 +34,7 @@ log = logging.getLogger("diffats.growth")
 
 DIGEST, STAMP = "source_digest", "source_stamp"
 _DESCRIBING = ("sample", "split")  # coordinates of ours, which say nothing of where a sample comes from
-_SHOWN = 10
+_SHOWN = 3
 _FILES = 1000  # whose names a version keeps; more would make every commit longer
 
 
@@ -116,7 +117,7 @@ def check_appended(work: Workspace, previous: Version, template: xr.Dataset, clu
     SourceChangedError
         Which lists the samples, and says what to do.
     """
-    _check_places(work, previous.dataset(), template)
+    _check_places(work, previous, template)
     bounds = shard_bounds(previous.record.n, previous.record.shard)
     same = (previous.dataset(indexes=False)[STAMP].values == work.samples.stamps(bounds)).all(axis=1)
     doubtful = [bound for bound, unchanged in zip(bounds, same, strict=True) if not unchanged]
@@ -130,7 +131,7 @@ def check_appended(work: Workspace, previous: Version, template: xr.Dataset, clu
             place = place_of(template, int(start + i), places_of(template))
             changed.append(f"{place}: digest {known[i].tobytes().hex()[:8]}, now {found[i].tobytes().hex()[:8]}")
     if changed:
-        raise _changed(work, "with other values than now", changed)
+        raise _changed(work, "with other values than now", changed, previous)
     count = sum(stop - start for start, stop in doubtful)
     log.info("%s was written anew where %d known samples are; they are the same", work.recipe.data.source, count)
 
@@ -175,8 +176,9 @@ def _kind(array: xr.DataArray) -> str:
     return f"{array.dtype} ({sizes}) in {array.attrs.get('units', 'no unit')}"
 
 
-def _check_places(work: Workspace, old: xr.Dataset, new: xr.Dataset) -> None:
+def _check_places(work: Workspace, previous: Version, new: xr.Dataset) -> None:
     """Refuse a source in which known samples are gone, moved or on the other side of the split."""
+    old = previous.dataset()
     names = [str(name) for name, coord in old.coords.items() if coord.dims[:1] == ("sample",)]
     missing = [name for name in names if name not in new.coords]
     if missing:
@@ -188,7 +190,19 @@ def _check_places(work: Workspace, old: xr.Dataset, new: xr.Dataset) -> None:
         differs = _differ(old[name].values[:both], new[name].values[:both])
         moved[:both] |= differs.reshape(both, -1).any(axis=1)
     if moved.any():
-        raise _changed(work, "that are gone or elsewhere", _moves(old, new, np.flatnonzero(moved).tolist()))
+        moves = _moves(old, new, np.flatnonzero(moved).tolist())
+        raise _changed(work, "that are gone or elsewhere", moves, previous)
+
+
+def lost_files(work: Workspace, previous: Version) -> Iterator[str]:
+    """Files of a glob that were encoded and are gone."""
+    dim, start = work.samples.growing_dim, 0
+    there = Counter(name for name, _ in files_along(work.samples.dataset, dim))
+    for name, length in previous.attrs.get("files", []):
+        there[name] -= 1
+        if there[name] < 0:
+            yield f'file {name} is gone, which held points {start} to {start + length - 1} along "{dim}"'
+        start += length
 
 
 def moved_coordinates(old: xr.Dataset, new: xr.Dataset) -> list[str]:
@@ -242,13 +256,19 @@ def _text(value: Any) -> str:
     return str(np.datetime_as_string(value, unit="auto") if isinstance(value, np.datetime64) else value)
 
 
-def _changed(work: Workspace, what: str, samples: Iterable[str] = ()) -> SourceChangedError:
+def _changed(
+    work: Workspace, what: str, samples: Iterable[str] = (), previous: Version | None = None
+) -> SourceChangedError:
+    """The error, with what became of files first, and of a few samples."""
     listed = list(samples)
+    gone = [] if previous is None else list(lost_files(work, previous))
+    files = f"{'; '.join(gone)}. " if gone else ""
     count = f"{len(listed)} " if listed else ""
-    shown = ": " + "; ".join(listed[:_SHOWN]) + ("; ..." if len(listed) > _SHOWN else "") if listed else ""
+    more = "; ... (`diffats verify RECIPE.toml` lists all)" if len(listed) > _SHOWN else ""
+    shown = f": {'; '.join(listed[:_SHOWN])}{more}" if listed else ""
     return SourceChangedError(
-        f"{work.recipe.data.source}: data.grows expects that known samples stay as they are and new ones come after "
-        f"them, but {count}known samples were encoded {what}{shown}. Mend the source, or run `diffats decompose "
+        f"{work.recipe.data.source}: {files}data.grows expects that known samples stay as they are and new ones come "
+        f"after them, but {count}known samples were encoded {what}{shown}. Mend the source, or run `diffats decompose "
         "RECIPE.toml --restart`: it encodes everything anew, with new anchors and statistics."
     )
 

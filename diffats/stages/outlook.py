@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from diffats.progress import duration
-from diffats.stages import align, fit_normalisation, pilot, plan, train
+from diffats.stages import align, fit_normalisation, growth, pilot, plan, train
 from diffats.stages.workspace import Workspace, find_store
 
 
@@ -28,6 +28,10 @@ def _encoding(work: Workspace) -> str:
         primitives = align.primitives_version(work)
         if primitives is not None and primitives.complete:
             return f"{n}, which are encoded already"
+        known = plan.known_samples(work)
+        if known is not None:
+            new = growth.new_samples(work, known)
+            return f"about {duration(plan.rough_seconds(work) * new / work.samples.n)} to encode {new:,} new of {n}"
     return f"about {duration(plan.rough_seconds(work))} to encode {n}"
 
 
