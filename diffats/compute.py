@@ -235,7 +235,9 @@ class Cluster:
             # One in-process worker with many threads. No limit: Dask would measure this whole process, not the worker.
             else {"n_workers": 1, "threads_per_worker": compute.workers, "memory_limit": None}
         )
-        with dask.config.set(_SETTINGS):
+        # What a site or a user has set for clusters (encryption, preloads, a folder for scratch) is not meant for this
+        # machine's threads and processes, and could stop them.
+        with dask.config.set(dask.config.merge(*dask.config.defaults)), dask.config.set(_SETTINGS):
             cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
                 **layout,
                 processes=compute.processes,
@@ -245,10 +247,10 @@ class Cluster:
                 scheduler_kwargs={"dashboard": False, "dashboard_address": _LOOPBACK},
                 silence_logs=logging.CRITICAL,
             )
-        self._resources.enter_context(cluster)
-        log.debug("local Dask cluster with %d workers at %s", compute.workers, cluster.scheduler_address)
-        client = distributed.Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]
-        return self._resources.enter_context(client)
+            self._resources.enter_context(cluster)
+            log.debug("local Dask cluster with %d workers at %s", compute.workers, cluster.scheduler_address)
+            client = distributed.Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]
+            return self._resources.enter_context(client)
 
     def _connect(self) -> Any:
         address = self.compute.scheduler
