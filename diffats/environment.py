@@ -125,7 +125,8 @@ def drop_proxies() -> Iterator[str]:
             httpx.HTTPTransport(proxy=url if "://" in url else f"http://{url}", verify=False).close()
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             del os.environ[name]
-            yield f"{name}={redact(url)} is no proxy that Prefect's client can use ({error}). It is not heeded"
+            reason = str(error).rstrip(".")
+            yield f"{name}={redact(url)} is no proxy that Prefect's client can use ({reason}). It is not heeded"
 
 
 def refuse_optimised() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
+import errno
 import functools
 import hashlib
 import json
@@ -146,6 +147,8 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
         try:
             return _load_checkpoint(path, step)
         except _DAMAGE as error:
+            if getattr(error, "errno", None) in _IN_THE_WAY:
+                raise
             logger.warning("%s is damaged (%s): trying the one before.", path, error)
     return None
 
@@ -164,7 +167,7 @@ def damaged_checkpoints(directory: Path) -> list[str]:
         try:
             _load_checkpoint(path, step)
         except _DAMAGE as error:
-            found.append(f"{path} is damaged ({error}). Training that goes on uses the one before; remove this one.")
+            found.append(f"{path} is damaged ({error}). Training that goes on uses the one before.")
     return found
 
 
@@ -179,6 +182,8 @@ def _checkpoints(directory: Path) -> list[tuple[int, Path]]:  # newest first
 
 # What a lost, cut or changed file of a checkpoint raises.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
+# What keeps this process from a file that may be all right: nothing is then taken for damaged, and removed.
+_IN_THE_WAY = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ESTALE)
 
 
 def _load_checkpoint(path: Path, step: int) -> Checkpoint:
