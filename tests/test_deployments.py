@@ -152,22 +152,23 @@ def test_prefect_takes_what_the_units_set(unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("states", "kills", "count"),
+    ("states", "killed", "count"),
     [
-        (["COMPLETED"] * 4, 0, 0),
-        (["COMPLETED", "CRASHED", "COMPLETED", "COMPLETED"], 1, 0),
-        (["COMPLETED", "CRASHED", "CRASHED", "COMPLETED"], 1, 1),
-        (["COMPLETED", "RUNNING", "COMPLETED", "COMPLETED"], 1, 1),
-        (["COMPLETED"] * 2, 0, 1),
+        (["COMPLETED"] * 4, set(), 0),
+        (["COMPLETED", "CRASHED", "COMPLETED", "COMPLETED"], {"1"}, 0),
+        (["COMPLETED", "CRASHED", "CRASHED", "COMPLETED"], {"1"}, 1),
+        (["COMPLETED", "RUNNING", "COMPLETED", "COMPLETED"], {"1"}, 0),
+        (["COMPLETED", "RUNNING", "COMPLETED", "COMPLETED"], set(), 1),
+        (["COMPLETED"] * 2, set(), 1),
     ],
 )
 def test_a_soak_finds_runs_that_are_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: list[str], kills: int, count: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: list[str], killed: set[str], count: int
 ) -> None:
     soak = soak_schedule.Soak(tmp_path, 6 * 60)
     found = [{"id": str(i), "name": "a", "state_type": state, "state_name": state} for i, state in enumerate(states)]
     monkeypatch.setattr(soak, "runs", lambda: found)
-    soak.planned, soak.kills = {run["id"]: run for run in found}, kills
+    soak.planned, soak.dead = {run["id"]: run for run in found}, killed
     assert len(soak.lost_runs()) == count
 
 
