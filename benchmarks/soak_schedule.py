@@ -44,6 +44,7 @@ EVERY = 60  # seconds
 LOOK_EVERY = 5.0  # seconds
 LOCKED = 20.0  # seconds that the database is locked
 SAMPLES = 64
+_PAGE = 200  # flow runs in one answer
 #: When what fails, as shares of the time.
 FAILURES = (
     (0.08, "restart the server"),
@@ -217,12 +218,12 @@ class Soak:
 
     def runs(self, *states: str) -> list[dict[str, Any]]:
         """The flow runs, or those in states of these types or names."""
-        body = {"sort": "EXPECTED_START_TIME_ASC", "limit": 200}
+        body = {"sort": "EXPECTED_START_TIME_ASC", "limit": _PAGE}
         found: list[dict[str, Any]] = []
         while True:
             page = self.api.post("/flow_runs/filter", json=body | {"offset": len(found)}).raise_for_status().json()
             found += page
-            if len(page) < body["limit"]:
+            if len(page) < _PAGE:
                 break
         return [run for run in found if not states or {run["state_type"], run["state_name"].upper()} & set(states)]
 
