@@ -19,7 +19,12 @@ FAULTS := $(CURDIR)/.pytest_cache/faults.jsonl
 PYTHON = $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-pages test-team chromium test-newest test-lowest test-install bench quality quality-small soak gpu-check pictures mlflow-ui prefect-ui clean
+# Nothing is reported to anybody, by whatever is started here.
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help setup lock demo test lint types format test-slow test-faults test-browser test-pages test-team chromium test-newest test-lowest test-install bench quality quality-small soak soak-stages gpu-check pictures mlflow-ui prefect-ui clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -119,7 +124,10 @@ quality: $(STAMP)  ## measure generated samples against other methods: hours, re
 quality-small:  ## one task of it from beginning to end, under 40 minutes
 	$(MAKE) quality ARGS="--tasks reaction_diffusion_1d --seeds 0"
 
-soak: $(STAMP)  ## preprocess, train and generate in a loop on growing data: memory, files, threads, disk stay flat (options: MINUTES=5)
+soak: $(STAMP)  ## an hour of a schedule while server, worker and database fail: no run lost, memory and files flat (options: ARGS="--minutes 6")
+	$(BIN)/python -m benchmarks.soak_schedule $(ARGS)
+
+soak-stages: $(STAMP)  ## preprocess, train and generate in a loop on growing data: memory, files, threads, disk stay flat (options: MINUTES=5)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 gpu-check: $(STAMP)  ## what only a GPU can tell: equality with the CPU, speed, exact resume; under 8 minutes on one

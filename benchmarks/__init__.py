@@ -1,5 +1,5 @@
 """What encoding and training cost, beside what others need and what the machine allows: ``make bench``."""
 
-from diffats import openmp
+from diffats import environment
 
-openmp.set_waiting()  # as the commands do, before torch is imported
+environment.prepare()  # as the commands do, before torch is imported

@@ -235,16 +235,19 @@ class Cluster:
             # One in-process worker with many threads. No limit: Dask would measure this whole process, not the worker.
             else {"n_workers": 1, "threads_per_worker": compute.workers, "memory_limit": None}
         )
-        with dask.config.set(_SETTINGS):
-            cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
-                **layout,
-                processes=compute.processes,
-                host="127.0.0.1" if compute.processes else None,
-                # Dask always opens a web server; without an address, one that other machines reach.
-                worker_dashboard_address=_LOOPBACK,
-                scheduler_kwargs={"dashboard": False, "dashboard_address": _LOOPBACK},
-                silence_logs=logging.CRITICAL,
-            )
+        # What a site or a user has set for clusters (encryption, preloads, a folder for scratch) is not meant for this
+        # machine's threads and processes, and could stop them, also while they run.
+        self._resources.enter_context(dask.config.set(dask.config.merge(*dask.config.defaults)))
+        self._resources.enter_context(dask.config.set(_SETTINGS))
+        cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
+            **layout,
+            processes=compute.processes,
+            host="127.0.0.1" if compute.processes else None,
+            # Dask always opens a web server; without an address, one that other machines reach.
+            worker_dashboard_address=_LOOPBACK,
+            scheduler_kwargs={"dashboard": False, "dashboard_address": _LOOPBACK},
+            silence_logs=logging.CRITICAL,
+        )
         self._resources.enter_context(cluster)
         log.debug("local Dask cluster with %d workers at %s", compute.workers, cluster.scheduler_address)
         client = distributed.Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]

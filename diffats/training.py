@@ -9,12 +9,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
+import errno
 import functools
 import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import signal
 import threading
@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diffats import calibration, config
+from diffats import calibration, config, processes
 from diffats.diffusion import Diffusion, Draw, element_weights, random_source
 from diffats.digests import file_digest, is_signed, signed
 from diffats.disk import replace_file, replace_folder, replace_text
@@ -147,6 +147,8 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
         try:
             return _load_checkpoint(path, step)
         except _DAMAGE as error:
+            if getattr(error, "errno", None) in _IN_THE_WAY:
+                raise
             logger.warning("%s is damaged (%s): trying the one before.", path, error)
     return None
 
@@ -165,7 +167,7 @@ def damaged_checkpoints(directory: Path) -> list[str]:
         try:
             _load_checkpoint(path, step)
         except _DAMAGE as error:
-            found.append(f"{path} is damaged ({error}). Training that goes on uses the one before; remove this one.")
+            found.append(f"{path} is damaged ({error}). Training that goes on uses the one before.")
     return found
 
 
@@ -180,6 +182,8 @@ def _checkpoints(directory: Path) -> list[tuple[int, Path]]:  # newest first
 
 # What a lost, cut or changed file of a checkpoint raises.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
+# What keeps this process from a file that may be all right: nothing is then taken for damaged, and removed.
+_IN_THE_WAY = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ESTALE)
 
 
 def _load_checkpoint(path: Path, step: int) -> Checkpoint:
@@ -374,10 +378,15 @@ class _Training:
         # Accelerate's device is that of the whole process; alone, the recipe decides. Without an accelerator it does
         # not see that a launcher started several processes, unless it is told to use the CPU.
         wanted = resolve_device(device)
-        launched = int(os.environ.get("WORLD_SIZE") or 1) > 1
+        launched = processes.count() > 1
+        if launched:
+            logger.info("train: %s", processes.meeting())
         waiting = InitProcessGroupKwargs(timeout=_CALIBRATING)
         self.accelerator = Accelerator(
-            device_placement=False, cpu=launched and wanted.type == "cpu", kwargs_handlers=[waiting]
+            device_placement=False,
+            cpu=launched and wanted.type == "cpu",
+            mixed_precision="no",  # the recipe has its own
+            kwargs_handlers=[waiting],
         )
         alone = self.accelerator.num_processes == 1
         if not alone:
@@ -399,11 +408,11 @@ class _Training:
         self._start_window()
 
     def _check_batch(self) -> None:
-        processes = self.accelerator.num_processes
-        if self.train.batch % processes:
+        number = self.accelerator.num_processes
+        if self.train.batch % number:
             raise InputError(
-                f"train.batch {self.train.batch} is no multiple of the {processes} processes. "
-                f"Use {processes * max(1, self.train.batch // processes)}."
+                f"train.batch {self.train.batch} is no multiple of the {number} processes. "
+                f"Use {number * max(1, self.train.batch // number)}."
             )
 
     def _build(self) -> None:

@@ -12,6 +12,7 @@ from typing import NoReturn
 import httpx
 from prefect import Flow
 
+from diffats import environment, processes
 from diffats.cli import interrupt_behind, interrupted_code, interruption, leave, progress_bar, terminated_as_interrupted
 from diffats.cli.terminal import LogLines
 from diffats.config import load_recipe
@@ -35,12 +36,16 @@ def main(flow: Flow[..., Outcome], arguments: Sequence[str] | None = None) -> in
     show_log()
     try:
         with terminated_as_interrupted():
+            tell_environment()
             load_recipe(given.recipe, given.overrides)  # tells a mistake now, not after the server has started
             prepare(flow)
             outcome = flow(given.recipe, given.overrides)
-    except (DiffatsError, OSError) as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        return error.exit_code if isinstance(error, DiffatsError) else 1
+    except (DiffatsError, OSError, ValueError) as error:
+        known = environment.explain(error) or error
+        if not isinstance(known, DiffatsError | OSError):
+            raise
+        print(f"error: {redact(str(known))}", file=sys.stderr)
+        return known.exit_code if isinstance(known, DiffatsError) else 1
     except (KeyboardInterrupt, RuntimeError, ImportError, httpx.HTTPError) as error:
         stop, cause = interrupt_behind(error), behind(error)
         if stop is not None:
@@ -57,6 +62,14 @@ def main(flow: Flow[..., Outcome], arguments: Sequence[str] | None = None) -> in
         return 1
     print(json.dumps(outcome.summary, default=str) if given.json else outcome.description)
     return 3 if outcome.failed else 0
+
+
+def tell_environment() -> None:
+    """Say which settings of this machine are not heeded, and refuse those under which nothing works."""
+    for note in (*environment.prepare(), *environment.drop_proxies()):
+        log.warning(note)
+    environment.refuse_optimised()
+    processes.count()
 
 
 def end(flow: Flow[..., Outcome]) -> NoReturn:

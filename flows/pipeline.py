@@ -81,8 +81,8 @@ def run_stages(recipe: str, overrides: Sequence[str], steps: Sequence[Task[..., 
 
     if processes.count() > 1:
         raise InputError(
-            "a flow runs in one process. Launch `diffats train RECIPE.toml` in several, then run the flow in one: "
-            "it finds the model there."
+            "a flow runs in one process, and WORLD_SIZE says that several run this. Launch `diffats train RECIPE.toml` "
+            "in several, then run the flow in one: it finds the model there. Nobody launched several? Unset WORLD_SIZE."
         )
     if log.getEffectiveLevel() > logging.INFO:
         logging.getLogger("diffats").setLevel(logging.INFO)  # else Prefect's log shows only warnings

@@ -12,6 +12,7 @@ import tempfile
 import distributed  # noqa: F401  (sets its logger up)
 
 import flows
+from diffats import environment
 
 # pytest gives its handlers to loggers that do not propagate, and Dask silences the handlers of its own.
 for logger in [
@@ -22,7 +23,7 @@ for logger in [
 # A shell's background jobs ignore Ctrl-C, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Set before any test module imports what reads it.
-os.environ.update(flows.SETTINGS)
+os.environ.update(environment.SETTINGS | flows.SETTINGS)
 os.environ["MPLBACKEND"] = "Agg"
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"  # tests share cores, and threads of one operation would wait for each other

@@ -18,6 +18,8 @@ import pytest
 import yaml
 from tiny_recipe import write_recipe
 
+from benchmarks import soak_schedule
+
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "deployments" / "prefect.yaml"
 PREFECT = Path(sys.executable).with_name("prefect")
@@ -128,3 +130,50 @@ def wait_until(reached: Callable[[], object], log: Path, limit: float = 300) -> 
     while not reached():
         assert time.monotonic() < end, log.read_text(encoding="utf-8")
         time.sleep(0.5)
+
+
+@pytest.mark.parametrize("unit", ["server", "worker"])
+def test_prefect_takes_what_the_units_set(unit: str) -> None:
+    """One that it cannot read would keep it from starting."""
+    settings = soak_schedule.unit_settings(unit)
+    code = (
+        "from prefect.settings import get_current_settings\n"
+        "server = get_current_settings().server\n"
+        "vacuum = server.services.db_vacuum\n"
+        "print(server.events.retention_period.days, vacuum.retention_period.days, *sorted(vacuum.enabled_vacuum_types))"
+    )
+    surroundings = os.environ | settings
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[:2] == ["7", "90"]
+    assert "events" in done.stdout
+    assert ("flow_runs" in done.stdout) == (unit == "server")
+    assert settings["DO_NOT_TRACK"] == "true"
+    assert {"127.0.0.1", "localhost"} <= set(settings["NO_PROXY"].split(","))
+
+
+@pytest.mark.parametrize(
+    ("states", "killed", "count"),
+    [
+        (["COMPLETED"] * 4, set(), 0),
+        (["COMPLETED", "CRASHED", "COMPLETED", "COMPLETED"], {"1"}, 0),
+        (["COMPLETED", "CRASHED", "CRASHED", "COMPLETED"], {"1"}, 1),
+        (["COMPLETED", "RUNNING", "COMPLETED", "COMPLETED"], {"1"}, 0),
+        (["COMPLETED", "RUNNING", "COMPLETED", "COMPLETED"], set(), 1),
+        (["COMPLETED"] * 2, set(), 1),
+    ],
+)
+def test_a_soak_finds_runs_that_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: list[str], killed: set[str], count: int
+) -> None:
+    soak = soak_schedule.Soak(tmp_path, 6 * 60)
+    found = [{"id": str(i), "name": "a", "state_type": state, "state_name": state} for i, state in enumerate(states)]
+    monkeypatch.setattr(soak, "runs", lambda: found)
+    soak.planned, soak.dead = {run["id"]: run for run in found}, killed
+    assert len(soak.lost_runs()) == count
+
+
+def test_a_soak_finds_what_grows(tmp_path: Path) -> None:
+    soak = soak_schedule.Soak(tmp_path, 100)
+    soak.looks = [soak_schedule.Look(at, memory=500.0 + 3 * at, files=40.0) for at in range(100)]
+    (wrong,) = soak.grown()
+    assert wrong.startswith("memory grew by 117.0")

@@ -945,4 +945,4 @@ def test_a_damaged_bundle_is_not_overlooked(made: Path, tmp_path: Path) -> None:
     (damaged,) = (recipe.parent / "root" / "bundles").glob("*/bundle.json")
     damaged.write_text("{")
     message = ended(run("prune", recipe, "--keep", "1", *RANK_2), 1).stderr
-    assert f"{damaged}: damaged, so which data the model was made from is not known" in message
+    assert f"{damaged}: cannot be read, so which data the model was made from is not known" in message

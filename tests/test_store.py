@@ -467,7 +467,7 @@ def test_verify_finds_a_lost_snapshot(wide):
     for path in files_of(wide, "snapshots"):
         path.unlink()
     (problem,) = wide.verify()
-    assert "a snapshot or manifest is damaged or lost" in str(problem)
+    assert "a snapshot or manifest cannot be read" in str(problem)
 
 
 def test_verify_looks_at_what_was_written_with_the_template(tmp_path):

@@ -5,7 +5,7 @@ Heavy libraries are imported inside the verbs, so that help is instant.
 
 from __future__ import annotations
 
-from diffats import openmp
+from diffats import environment
 
 # Each module adds its verbs to the application; `diffats.cli.application.GROUPS` has their order.
 from diffats.cli import planning, proposing, recipes, runs, stages, stores, versions
@@ -32,7 +32,7 @@ __all__ = [
     "versions",
 ]
 
-openmp.set_waiting()
+environment.prepare()
 
 
 def main(arguments: list[str] | None = None) -> None:

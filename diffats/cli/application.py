@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from diffats import environment
 from diffats.cli import installed
 from diffats.cli.ending import interrupt_behind, interrupted_code, interruption, terminated_as_interrupted
 from diffats.cli.terminal import say, shown_log
 from diffats.errors import DiffatsError, redact
+
+log = logging.getLogger(__name__)
 
 #: The verbs in the order in which one needs them, as the help lists them.
 GROUPS = {
@@ -48,14 +52,20 @@ class Verbs(TyperGroup):
         """Run a verb."""
         try:
             with shown_log(), terminated_as_interrupted():
+                for note in environment.prepare():
+                    log.warning(note)
+                environment.refuse_optimised()
                 return super().invoke(ctx)
-        except DiffatsError as error:
-            say(f"error: {error}")
-            raise typer.Exit(error.exit_code) from error
         except BrokenPipeError:
             raise  # `diffats ... | head`: nothing is wrong
-        except OSError as error:
-            say(f"error: {redact(str(error))}. What was committed stays; run the same command to continue.")
+        except (DiffatsError, OSError, ValueError) as error:
+            known = environment.explain(error) or error
+            if isinstance(known, DiffatsError):
+                say(f"error: {known}")
+                raise typer.Exit(known.exit_code) from error
+            if not isinstance(known, OSError):
+                raise
+            say(f"error: {redact(str(known))}. What was committed stays; run the same command to continue.")
             raise typer.Exit(1) from error
         except (KeyboardInterrupt, RuntimeError, ImportError) as error:
             stop = interrupt_behind(error)

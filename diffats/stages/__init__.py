@@ -72,6 +72,8 @@ _DOES = {
     "report": "drawing pictures and writing the page",
 }
 _NOTE_EVERY = 30.0  # seconds
+# Telemetry is off in what a user is told to start, too.
+_NO_REPORTS = "DO_NOT_TRACK=true PREFECT_SERVER_ANALYTICS_ENABLED=false"
 log = logging.getLogger("diffats.stages")  # one line for each finished stage
 
 
@@ -452,7 +454,7 @@ def describe(recipe: Recipe, results: Iterable[StageResult]) -> str:
         program = f"import diffats; print(diffats.load('{recipe.location}').sample(8))"
         lines.append(f'Use it:      {installed("python")} -c "{program}"')
         lines.append(f"MLflow:      {registry.ui_command(made['tracking_uri'])}")
-        lines.append(f"Prefect:     {installed('prefect')} server start --host 127.0.0.1")
+        lines.append(f"Prefect:     {_NO_REPORTS} {installed('prefect')} server start --host 127.0.0.1")
     return "\n".join(lines)
 
 

@@ -290,8 +290,8 @@ def _bundles(work: Workspace) -> Iterable[str]:
             yield str(json.loads(path.read_text(encoding="utf-8"))["provenance"]["primitives_digest"])
         except (OSError, ValueError, KeyError) as error:
             raise IntegrityError(
-                f"{path}: damaged, so which data the model was made from is not known ({error}). Copy the bundle's "
-                "directory again, or remove it."
+                f"{path}: cannot be read, so which data the model was made from is not known ({error}). Copy the "
+                "bundle's directory again, or move it to another place."
             ) from error
 
 

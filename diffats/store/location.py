@@ -31,10 +31,10 @@ _FAILURES = (icechunk.IcechunkError, ConnectionError)
 _SETTINGS = "config.yaml"  # of format 1; in format 2 they are part of the head
 _MAKING_SECONDS = 2  # in which a new repository gets its head, which one that has lost it does not
 _FIXES = {
-    HEADS[1]: 'Bring it back: it holds {"snapshot": "ID"}, the id of the newest commit. Without a copy, remove the '
-    "store and run the stages again.",
+    HEADS[1]: 'Bring it back: it holds {"snapshot": "ID"}, the id of the newest commit. Without a copy, move the '
+    "store aside and run the stages again.",
     HEADS[2]: "Bring it back: overwritten/ holds it as it was before each of the last changes, the newest first by "
-    "name. Then run diffats verify. Without a copy, remove the store and run the stages again.",
+    "name. Then run diffats verify. Without a copy, move the store aside and run the stages again.",
     _SETTINGS: "Remove it: it holds settings, and nothing of the data.",
 }
 

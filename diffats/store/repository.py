@@ -66,7 +66,7 @@ class Repository:
 
     @contextlib.contextmanager
     def readable(self, what: str = "a snapshot or manifest") -> Iterator[None]:
-        """Say what to do where the repository's own files are damaged.
+        """Say what to do where the repository's own files cannot be read: whether they are damaged, nothing tells.
 
         Raises
         ------
@@ -77,8 +77,8 @@ class Repository:
             yield
         except METADATA_DAMAGE as error:
             raise IntegrityError(
-                f"store {self.location}: {what} is damaged or lost ({reason(error)}). Bring the file back, or remove "
-                "the store and run the stages again."
+                f"store {self.location}: {what} cannot be read ({reason(error)}). Where a file is damaged or lost, "
+                "bring it back. Without a copy, move the store aside (do not remove it), and run the stages again."
             ) from error
 
     @contextlib.contextmanager

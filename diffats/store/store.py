@@ -500,7 +500,7 @@ class Store(Repository):
         except METADATA_DAMAGE as error:
             raise IntegrityError(
                 f"store {self.location}: snapshots/{snapshot} of version {tag} is damaged or lost ({reason(error)}). "
-                f"Bring it back, or give this version up: remove refs/tag.{tag}."
+                f"Bring it back, or go on without this version: move refs/tag.{tag} to another place."
             ) from error
 
     def _untagged(self, tagged: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -78,7 +78,7 @@ class Version:
         if self.record.attributes not in ("", schema.attributes_digest(self.attrs)):
             raise IntegrityError(
                 f"{where}: the attributes in snapshots/{snapshot} are not what was written. Bring the file back, or "
-                "remove the store and run the stages again."
+                "move the store aside and run the stages again."
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
