@@ -440,7 +440,7 @@ def test_chunks_of_an_icechunk_repository_that_lie_elsewhere(tmp_path: Path) -> 
     session.store.set_virtual_ref("u/c/0/0", f"{place}secret", offset=0, length=96)
     session.commit("u")
     samples = open_samples(Data(source=str(tmp_path / "repository"), modes=["x"], sample_dim="sample"))
-    with pytest.raises((SourceError, icechunk.IcechunkError), match="authorize"):
+    with pytest.raises((SourceError, icechunk.IcechunkError), match="virtual chunk"):
         samples.read([0])
 
 
@@ -612,7 +612,11 @@ def test_the_artifact_of_hostile_text() -> None:
     result = stages.StageResult("train", "", "", HOSTILE, summary=HOSTILE)
     made = {"store": HOSTILE, "report": HOSTILE, "version": HOSTILE, "model": {"uri": HOSTILE, "version": 1}}
     told = "\n".join(
-        [stage_table([result]), metric_table({HOSTILE: {"value": 1, "label": HOSTILE}}), *links(made, "0")]
+        [
+            stage_table([result]),
+            metric_table({HOSTILE: {"value": 1, "label": HOSTILE}}),
+            *links(made, {"run": HOSTILE}, changed=True),
+        ]
     )
     outside_code = "".join(told.split("`")[::2]).replace("\\[", "")
     assert "<" not in outside_code

@@ -6,6 +6,8 @@ import bz2
 import gzip
 import lzma
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -260,3 +262,14 @@ def test_grib_at_a_url_is_refused() -> None:
     fsspec.filesystem("memory").pipe("/grib/a.grib", b"GRIB" + bytes(60))
     with pytest.raises(SourceError, match=r"is GRIB, which is read from a disk only\. Copy it to this machine"):
         open_samples(data(Path("x")).model_copy(update={"source": "memory://grib/a.grib"}))
+
+
+def test_eccodes_does_not_change_the_sqlite_of_python() -> None:
+    pytest.importorskip("eccodes")
+    code = "import diffats.sources, eccodes, sqlite3; print(sqlite3.sqlite_version)"
+    alone = "import sqlite3; print(sqlite3.sqlite_version)"
+    versions = [
+        subprocess.run([sys.executable, "-c", each], capture_output=True, text=True, check=True).stdout
+        for each in (code, alone)
+    ]
+    assert versions[0] == versions[1]

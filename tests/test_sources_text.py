@@ -108,7 +108,7 @@ def test_files_of_one_unit_in_two_encodings_are_joined(tmp_path: Path, caplog: p
         hdf5(tmp_path / f"{name}.nc", lambda file, raw=raw: file["u"].attrs.create("units", np.bytes_(raw)))
     samples = open_samples(data(tmp_path / "?.nc", concat_dim="run"))
     assert (samples.n, samples.template()["u"].attrs["units"]) == (36, "°C")
-    assert len(caplog.messages) == 1
+    assert len([text for text in caplog.messages if "UTF-8" in text]) == 1
 
 
 def test_text_that_is_valid_is_not_spoken_of_and_the_source_is_as_it_was(
@@ -173,7 +173,7 @@ def test_text_of_fixed_width_is_not_padded(tmp_path: Path, caplog: pytest.LogCap
     root.create_array("u", data=U).attrs.update({"_ARRAY_DIMENSIONS": list(DIMS), "units": "K\0\0"})
     samples = open_samples(data(tmp_path / "a.zarr"))
     assert samples.template()["u"].attrs["units"] == "K"
-    assert not caplog.messages
+    assert not [text for text in caplog.messages if "UTF-8" in text]
     written(generated(samples), tmp_path)
 
 

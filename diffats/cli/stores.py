@@ -61,7 +61,7 @@ def export(
     as_json: Json = False,
     form: Annotated[Format, typer.Option("--format", help="a plain Zarr tree, or one NetCDF-4 file")] = Format.zarr,
 ) -> None:
-    """Write every group, and the samples, as one plain Zarr tree or NetCDF file."""
+    """Write all groups, and the samples, as plain Zarr or NetCDF."""
     given = load_recipe(recipe, overrides or [])
     with progress_bar("export"):
         with waiting("loading libraries"):

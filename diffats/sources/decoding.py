@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import warnings
@@ -19,6 +20,10 @@ from diffats.errors import SourceError
 from diffats.sources import missing
 from diffats.sources.safety import zarr_members
 from diffats.sources.unreadable import reason, unreadable
+
+# ecCodes brings an old SQLite, whose functions would serve Python's sqlite3, and MLflow, where it is loaded first.
+with contextlib.suppress(ImportError):
+    import sqlite3  # noqa: F401
 
 logger = logging.getLogger("diffats.sources")
 _SCALAR = re.compile("dimension '(.+)' already exists as a scalar variable")  # as xarray says it
