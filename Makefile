@@ -44,8 +44,8 @@ demo: $(STAMP)  ## run the main job on real data; run it again to see what is th
 	@echo "The demo takes about $(DEMO_ALONE_MINUTES) minutes on two cores; run again, it says what is there" >&2
 	@$(BIN)/python -m flows.end_to_end $(RECIPE) $(ARGS)
 
-test: lint types  ## fast tests, doctests, linters and types
-	$(BIN)/python -m pytest -m "not slow and not faults and not team"
+test: lint types  ## fast tests, doctests, linters and types, on up to four cores
+	$(BIN)/python -m pytest -m "not slow and not faults and not team" -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)  ## ruff and the layers (import-linter)
 	$(BIN)/ruff check .
