@@ -149,6 +149,10 @@ class Split(Section):
     block: dict[str, Count] = Field(
         default_factory=dict, description="block length by windowed dim; twice the window where left out"
     )
+    gap: dict[str, Count] = Field(
+        default_factory=dict,
+        description="by block: points by windowed dim that lie between training windows and held-out blocks at least",
+    )
     coordinate: str | None = Field(None, description="by coordinate: its name; a share of its values is held out")
     values: list[float | str] = Field(default_factory=list, description="by coordinate: the values to hold out")
     group: str | None = Field(
@@ -312,9 +316,24 @@ class Data(Section):
             raise ValueError("version names an earlier version of a source that grows. Set data.grows, or remove it.")
         if self.split.by == "block" and not self.windows.size:
             raise ValueError('by = "block" holds out blocks of windowed dims. Set data.windows.size, or by = "sample".')
+        self._check_gap()
         if self.split.group is not None and self.sample_dim is None:
             raise ValueError("split.group keeps entries of data.sample_dim together, and there is none. Remove it.")
         return self
+
+    def _check_gap(self) -> None:
+        if not any(self.split.gap.values()):
+            return
+        if self.split.by != "block":
+            raise ValueError('split.gap keeps training windows away from held-out blocks. Set split.by = "block".')
+        if self.grows:
+            raise ValueError(
+                "split.gap would drop known training samples where a later block is held out. Remove it, or data.grows."
+            )
+        for dim in self.split.gap:
+            if dim not in self.windows.size:
+                windowed = ", ".join(self.windows.size)
+                raise ValueError(f'split.gap names "{dim}", along which no windows are cut ({windowed}).')
 
     def _check_by(self, key: str, option: By) -> None:
         modes = ", ".join(self.modes)
@@ -1023,8 +1042,12 @@ _LATER: tuple[tuple[str, str, Any], ...] = (
 
 def names_later(tree: Mapping[str, Any]) -> bool:
     """Whether a portable recipe names an option that earlier releases do not know."""
-    grouped = tree.get("data", {}).get("split", {}).get("group") is not None
-    return grouped or any(key in tree.get(section, {}) for section, key, _ in _LATER)
+    split = tree.get("data", {}).get("split", {})
+    return (
+        split.get("group") is not None
+        or bool(split.get("gap"))
+        or any(key in tree.get(section, {}) for section, key, _ in _LATER)
+    )
 
 
 def prepares_fields(tree: Mapping[str, Any]) -> bool:
@@ -1045,8 +1068,9 @@ def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
         part = out.get(section, {})
         if key in part and part[key] == value:
             out[section] = {} if section == "normalise" else _without(part, key)
-    if "group" in (split := out.get("data", {}).get("split", {})) and split["group"] is None:
-        out["data"] = {**out["data"], "split": _without(split, "group")}
+    for key in ("group", "gap"):
+        if key in (split := out.get("data", {}).get("split", {})) and not split[key]:
+            out["data"] = {**out["data"], "split": _without(split, key)}
     return {section: part for section, part in out.items() if section != "normalise" or part}
 
 

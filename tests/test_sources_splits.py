@@ -36,9 +36,15 @@ axis = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 12), st.in
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(axis, min_size=1, max_size=2), st.sampled_from([None, 2]), st.floats(0.05, 0.5), st.integers(0, 99))
-def test_blocks_never_leave_overlap(
-    axes: list[tuple[int, int, int, int]], positions: int | None, share: float, seed: int
+@given(
+    st.lists(axis, min_size=1, max_size=2),
+    st.sampled_from([None, 2]),
+    st.floats(0.05, 0.5),
+    st.integers(0, 99),
+    st.integers(0, 5),
+)
+def test_blocks_never_leave_overlap_and_keep_their_gap(
+    axes: list[tuple[int, int, int, int]], positions: int | None, share: float, seed: int, gap: int
 ) -> None:
     dims = ["y", "x"][: len(axes)]
     size = {d: a[0] for d, a in zip(dims, axes, strict=True)}
@@ -47,8 +53,9 @@ def test_blocks_never_leave_overlap(
     length = {d: a[3] for d, a in zip(dims, axes, strict=True)}
     grid = Grid(positions, length, size, stride)
     cuts = grid.cuts()
+    split = Split(test=share, by="block", block=block, gap={"y": gap} if gap else {})
     try:
-        keep, is_test = by_block(cuts, grid, Split(test=share, by="block", block=block), seed)
+        keep, is_test = by_block(cuts, grid, split, seed)
     except SourceError:
         assume(False)
     covered = {side: np.zeros(tuple(length.values()), dtype=bool) for side in (True, False)}
@@ -56,10 +63,16 @@ def test_blocks_never_leave_overlap(
         where = tuple(slice(int(cuts.starts[d][i]), int(cuts.starts[d][i]) + size[d]) for d in dims)
         covered[bool(is_test[i])][where] = True
     assert not (covered[True] & covered[False]).any()
+    for shift in range(-gap, gap + 1):  # the rows that lie within the gap of a test window
+        near = np.zeros_like(covered[True])
+        rows = np.flatnonzero(covered[True].any(axis=tuple(range(1, covered[True].ndim)))) + shift
+        near[rows[(rows >= 0) & (rows < len(near))]] = True
+        if len(axes) == 1:
+            assert not (near & covered[False]).any()
     assert covered[True].any()
     assert covered[False].any()
     assert not (is_test & ~keep).any()
-    again = by_block(cuts, grid, Split(test=share, by="block", block=block), seed)
+    again = by_block(cuts, grid, split, seed)
     np.testing.assert_array_equal(again[1], is_test)
 
 

@@ -203,6 +203,8 @@ def _put_beside(draft: Draft, beside: Beside, fields: Fields, sampling: Sampling
     split = beside.split or sampling.split
     note = beside.notes.get("split") or sampling.notes.get("split", "")
     if not {"by", "coordinate", "values"}.intersection(draft.get("data.split") or {}):
+        if draft.get("data.grows") and "gap" in split:  # a later block would take known samples away
+            split, note = {key: value for key, value in split.items() if key != "gap"}, note.partition(", and one")[0]
         for key, value in split.items():
             draft.put(f"data.split.{key}", value)
         draft.note("data.split", note)

@@ -219,6 +219,9 @@ def _with_split(made: Sampling, sizes: Mapping[str, int], dataset: xr.Dataset) -
         shown, where = " x ".join(map(str, blocks.values())), " and ".join(blocks)
         why = f"whole blocks of {shown} points along {where} are held out; no window is in both parts"
         split: dict[str, Any] = {"by": "block", "test": _MOST_TEST, "block": blocks}
+        if len(made.size) == 1:  # a series, whose neighbouring windows are alike
+            split["gap"] = dict(made.size)
+            why += ", and one window on either side of a block is left out"
     elif made.size:
         split = {"test": _share_of_runs(entries)}
         why = f"whole entries of {made.sample_dim} are held out, each with all its windows"

@@ -6,6 +6,7 @@ coordinate's value in order of appearance), or from a boundary that stays: a sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def _count(n: int, share: float) -> int:
 
 
 def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int, *, grows: bool = False) -> tuple[Mask, Mask]:
-    """A seeded choice of blocks; windows that touch both sides are dropped.
+    """A seeded choice of blocks; windows that touch both sides, or are nearer than ``split.gap``, are dropped.
 
     The same blocks are held out in every entry of the dim of samples. In a source that grows every block counts, also a
     last one that is not full yet, and its share is of the blocks rather than of the windows.
@@ -99,14 +100,16 @@ def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int, *, grows: bool = F
         )
     low = block_numbers(cuts, grid, split, grows=grows)
     high = {d: np.minimum((start + grid.size[d] - 1) // blocks[d], counts[d] - 1) for d, start in cuts.starts.items()}
+    first, last = _with_gap(cuts, grid, split, blocks, counts)
     volume = np.prod([high[d] - low[d] + 1 for d in low], axis=0)
     order = np.random.default_rng([seed, 2]).permutation(total)
 
     def sides(chosen: int) -> tuple[Mask, Mask]:
         held = np.zeros(total, dtype=np.int64)
         held[np.flatnonzero(lasting_choice(total, split.test, [seed, 2])) if grows else order[:chosen]] = 1
-        inside = _box_sums(held.reshape(tuple(counts.values())), list(low.values()), list(high.values()))
-        return inside == 0, inside == volume
+        held = held.reshape(tuple(counts.values()))
+        inside = _box_sums(held, list(low.values()), list(high.values()))
+        return _box_sums(held, first, last) == 0, inside == volume
 
     train, test = sides(0 if grows else _blocks_needed(sides, total, split.test))
     if not test.any() or not train.any():
@@ -122,6 +125,19 @@ def by_block(cuts: Cuts, grid: Grid, split: Split, seed: int, *, grows: bool = F
             f"samples. Set a smaller data.split.block, or {_otherwise(grid)}."
         )
     return train | test, test
+
+
+def _with_gap(
+    cuts: Cuts, grid: Grid, split: Split, blocks: Mapping[str, int], counts: Mapping[str, int]
+) -> tuple[list[Ints], list[Ints]]:
+    """The first and the last block ``(n,)`` along each windowed dim that lies in a window, or nearer than the gap."""
+    first: list[Ints] = []
+    last: list[Ints] = []
+    for dim, start in cuts.starts.items():
+        gap, end = split.gap.get(dim, 0), grid.length[dim] - 1
+        for place, out in ((np.maximum(start - gap, 0), first), (start + grid.size[dim] - 1 + gap, last)):
+            out.append(np.minimum(np.minimum(place, end) // blocks[dim], counts[dim] - 1))
+    return first, last
 
 
 def _otherwise(grid: Grid) -> str:
