@@ -929,14 +929,14 @@ ROWS["Kinds of numbers"] = (
         "Python objects",
         "u as object, .npy",
         REFUSED,
-        "dtype object holds objects or records. Save an array of numbers.",
+        "dtype object holds objects or records. Leave it out of the file, or save an array of numbers.",
         saved_npy("O"),
     ),
     Row(
         "records",
         "structured dtype, .npy",
         REFUSED,
-        "holds objects or records. Save an array of numbers.",
+        "holds objects or records. Leave it out of the file, or save an array of numbers.",
         lambda directory: write(directory, lambda path: np.save(path, np.zeros((24, 6, 8), "f4,i2")), "tiny.npy"),
     ),
 )

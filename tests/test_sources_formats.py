@@ -19,6 +19,7 @@ import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from PIL import Image
 
 from diffats import requirements
@@ -273,3 +274,15 @@ def test_eccodes_does_not_change_the_sqlite_of_python() -> None:
         for each in (code, alone)
     ]
     assert versions[0] == versions[1]
+
+
+def test_a_zarr_array_is_told_to_be_no_group(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "root.zarr", shape=(24, 6, 8), chunks=(6, 6, 8), dtype="f4")
+    with pytest.raises(SourceError, match=r"is an array of Zarr, .* Give a group"):
+        open_samples(Data(source=str(tmp_path / "root.zarr"), modes=["y", "x"], sample_dim="run"))
+
+
+def test_an_object_array_among_others_is_named_with_the_fix(tmp_path: Path) -> None:
+    np.savez(tmp_path / "o.npz", u=U, config=np.array({"a": 1}, dtype=object))
+    with pytest.raises(SourceError, match=r"config: dtype object .* Leave it out of the file"):
+        open_samples(Data(source=str(tmp_path / "o.npz"), variables=["u"], modes=["y", "x"], sample_dim="run"))

@@ -529,3 +529,14 @@ def test_ensembles_are_drawn_for_every_group_before_any_has_two(tmp_path: Path) 
     assert sorted(flow[chosen[2]]) == [0, 1, 2]
     assert sorted(flow[chosen[4]]) == [0, 0, 1, 1, 2]
     assert chosen[2].tolist() == evaluate.case_indices(Workspace(recipe), 3).tolist()
+
+
+def test_a_variable_without_any_value_is_named(tmp_path: Path) -> None:
+    u = fields()
+    ds = xr.Dataset({"u": (("run", "y", "x"), u), "v": (("run", "y", "x"), np.full_like(u, np.nan))})
+    ds.to_zarr(tmp_path / "two.zarr", zarr_format=3, consolidated=False)
+    data = {"source": str(tmp_path / "two.zarr"), "variables": ["u", "v"], "modes": ["y", "x"], "sample_dim": "run"}
+    ranks = {"component": 2, "y": 3, "x": 3}
+    recipe = small_recipe(tmp_path / "root", data | {"missing": "mask"}, decompose={"ranks": ranks})
+    with pytest.raises(SourceError, match='every value of variable "v" is missing'):
+        run(recipe, ["decompose"])

@@ -228,5 +228,8 @@ def _header(file: IO[bytes], where: str) -> _Plain:
     if min(shape, default=0) < 0:
         raise SourceError(f"data.source {where}: shape {shape} is negative. The file is damaged.")
     if dtype.hasobject or dtype.names:
-        raise SourceError(f"data.source {where}: dtype {dtype} holds objects or records. Save an array of numbers.")
+        raise SourceError(
+            f"data.source {where}: dtype {dtype} holds objects or records. Leave it out of the file, or save an array "
+            "of numbers."
+        )
     return _Plain(file.tell(), shape, dtype, fortran)

@@ -361,7 +361,13 @@ def _open_zarr(path: str, data: Data) -> xr.Dataset:
     options: dict[str, Any] = {"storage_options": data.storage_options or None} if "://" in path else {}
 
     def opens(group: str | None) -> xr.Dataset:
-        root = zarr.open_group(path, mode="r", path=group or "", **options)
+        try:
+            root = zarr.open_group(path, mode="r", path=group or "", **options)
+        except zarr.errors.ContainsArrayError as error:
+            raise SourceError(
+                f'data.source "{path}" is an array of Zarr, whose dims have no names. Give a group that holds it, as '
+                "xarray's to_zarr writes one."
+            ) from error
         check_zarr(root, path)
         # consolidated is passed explicitly: otherwise a store without it is probed for, and warned about
         consolidated = root.metadata.consolidated_metadata is not None

@@ -243,11 +243,23 @@ def fitted_scaling(work: Workspace, moments: FieldMoments) -> tuple[FieldScaling
     """What ``data.center`` and ``data.scale`` ask for, and the training mean with masked points filled."""
     data, component = work.recipe.data, "component" in work.recipe.tensor_modes
     center, scale = work.recipe.axes_of(data.center), work.recipe.axes_of(data.scale)
+    if component:
+        _check_each(work, moments.raw.mean)
     scaling = FieldScaling.of_fields(moments, center, scale, component=component)
     by_variable = FieldScaling.fit(moments.raw, "variable", "variable", component=component)
     check_range(work, by_variable)
     mean = moments.raw.mean
     return scaling, np.where(np.isnan(mean), by_variable.mean, mean)
+
+
+def _check_each(work: Workspace, mean: Array) -> None:
+    """Refuse a variable without any value."""
+    for name, values in zip(work.samples.variables, mean, strict=True):
+        if np.isnan(values).all():
+            raise SourceError(
+                f'{work.recipe.data.source}: every value of variable "{name}" is missing in the training samples. '
+                "Remove it from data.variables, or mend the source."
+            )
 
 
 def check_range(work: Workspace, by_variable: FieldScaling) -> None:
